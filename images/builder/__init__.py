@@ -1,0 +1,1 @@
+"""Builds the example OCI images: Python 3.11's standard library and nothing else."""
