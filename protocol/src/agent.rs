@@ -1,0 +1,37 @@
+//! containerd's Task service, as the agent serves it, and the agent's own messages.
+//!
+//! The Task types are containerd's (`api/runtime/task/v3/shim.proto`), re-exported so that both ends
+//! share one version. Streams are named in `stdin`, `stdout` and `stderr` by their token in decimal
+//! ([`crate::stream::StreamHeader::token`]); empty means no stream (null device).
+
+pub use containerd_shim_protos as containerd;
+
+/// `type_url` of an [`Program`] in `CreateTaskRequest.options`.
+pub const PROGRAM_TYPE_URL: &str = "wasmvm.agent.v1.Program";
+
+/// Largest ttrpc message either end accepts, bytes; containerd's own limit.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+#[allow(
+    missing_docs,
+    nonstandard_style,
+    unused,
+    missing_debug_implementations,
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    reason = "generated from agent.proto"
+)]
+mod generated {
+    pub mod agent {
+        include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+    }
+    pub mod agent_ttrpc {
+        use super::agent;
+        include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+    }
+}
+
+pub use generated::agent::{CompileRequest, CompileResponse, ModuleKind, Program};
+pub use generated::agent_ttrpc::{Compiler, CompilerClient, create_compiler};

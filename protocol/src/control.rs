@@ -1,0 +1,349 @@
+//! The control socket between the shim and its VMM.
+//!
+//! A `SOCK_SEQPACKET` socket pair, inherited by the VMM as descriptor [`CONTROL_FD`]. One packet is
+//! one message in JSON; descriptors travel beside it (`SCM_RIGHTS`). The life of a VM:
+//!
+//! ```text
+//! shim                                            VMM
+//!  │ Boot {…} + kvm, kernel, initramfs              │
+//!  ├───────────────────────────────────────────────►│ pivot_root, /proc, user namespace
+//!  │                                       NeedMaps │
+//!  │◄───────────────────────────────────────────────┤
+//!  │ MapsWritten                                    │
+//!  ├───────────────────────────────────────────────►│ drops capabilities, builds the VM
+//!  │                                         Jailed │
+//!  │◄───────────────────────────────────────────────┤ vCPU runs
+//!  │ MapSlot + file (any time before its use)       │
+//!  ├───────────────────────────────────────────────►│
+//!  │                            SlotMapped, AgentReady
+//!  │◄───────────────────────────────────────────────┤
+//!  │ Connect {id, port} + one end of a socket pair  │
+//!  ├───────────────────────────────────────────────►│ vsock connection to the guest's port
+//!  │             Connected {id} or Refused {id, …}  │
+//!  │◄───────────────────────────────────────────────┤
+//!  │ end of file                                    │ ends itself at once
+//! ```
+//!
+//! When the guest ends by itself the VMM sends [`FromVmm::GuestEnded`] and exits with status 1.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// The descriptor number under which the VMM inherits its end.
+pub const CONTROL_FD: i32 = 3;
+/// Largest message, bytes.
+pub const CONTROL_BYTES_MAX: usize = 16 * 1024;
+/// Most descriptors beside one message.
+pub const CONTROL_FDS_MAX: usize = 4;
+/// Most bytes of the guest's console kept for [`FromVmm::GuestEnded`].
+pub const CONSOLE_TAIL_BYTES_MAX: usize = 4096;
+
+/// What the VM is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Runs a tenant's program; the working directory is its file tree, served by virtio-fs.
+    Task,
+    /// Compiles one module; the working directory is an empty directory, served to nobody.
+    Compiler,
+}
+
+/// How to build the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootConfig {
+    /// What the VM is for.
+    pub role: Role,
+    /// Guest RAM, MiB, a power of two: address space, touched on demand.
+    pub ram_mib: u32,
+    /// Back guest RAM by huge pages where the host offers them; off for small limits.
+    pub huge_pages: bool,
+    /// Forward the guest's early-printk console to standard error, line by line.
+    pub console: bool,
+}
+
+/// From the shim to the VMM. The comment names the descriptors that travel beside the message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToVmm {
+    /// First message. Descriptors: /dev/kvm, the kernel (ELF), the initramfs (cpio), both read-only.
+    Boot(BootConfig),
+    /// The user namespace's identity maps are written. No descriptor.
+    MapsWritten,
+    /// Map a file as the read-only slot ([`crate::slot`]). One descriptor, opened read-only.
+    MapSlot,
+    /// Connect a byte stream to a port of the guest. One descriptor: a stream socket.
+    Connect {
+        /// Chosen by the shim, not in use by another connection; named in the answer.
+        id: u32,
+        /// The guest's port.
+        port: u32,
+    },
+    /// Connect to a port of the guest and write what it sends into a file. One descriptor, writable;
+    /// bytes are appended at its current offset.
+    Sink {
+        /// As in [`ToVmm::Connect`].
+        id: u32,
+        /// The guest's port.
+        port: u32,
+        /// The connection is cut when the guest sends more.
+        bytes_max: u64,
+    },
+}
+
+/// From the VMM to the shim; never with descriptors. Untrusted as soon as the guest runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromVmm {
+    /// In its user namespace, waiting for the identity maps.
+    NeedMaps,
+    /// The jail is closed and the VM is built; the guest starts now.
+    Jailed,
+    /// The slot is mapped.
+    SlotMapped,
+    /// The guest listens on its ports.
+    AgentReady {
+        /// From the first vCPU entry, microseconds of the host's monotonic clock.
+        boot_us: u64,
+    },
+    /// The guest accepted the connection.
+    Connected {
+        /// From [`ToVmm::Connect`] or [`ToVmm::Sink`].
+        id: u32,
+    },
+    /// No connection came about.
+    Refused {
+        /// From [`ToVmm::Connect`] or [`ToVmm::Sink`].
+        id: u32,
+        /// One sentence.
+        reason: String,
+    },
+    /// The guest closed the sink's connection in order.
+    SinkDone {
+        /// From [`ToVmm::Sink`].
+        id: u32,
+        /// Written to the file.
+        bytes: u64,
+    },
+    /// The sink's connection was cut.
+    SinkFailed {
+        /// From [`ToVmm::Sink`].
+        id: u32,
+        /// One sentence.
+        reason: String,
+    },
+    /// Set-up failed before the guest ran; the VMM exits.
+    BootFailed {
+        /// The chain of errors in one sentence.
+        reason: String,
+    },
+    /// The guest runs no more; the VMM exits.
+    GuestEnded {
+        /// One sentence.
+        reason: String,
+        /// The last of its console, at most [`CONSOLE_TAIL_BYTES_MAX`] bytes.
+        console_tail: String,
+    },
+}
+
+/// Why a message was not sent or received.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The socket failed; `WouldBlock` on a non-blocking one means try later.
+    #[error("control socket")]
+    Socket(#[source] io::Error),
+    /// Longer than [`CONTROL_BYTES_MAX`].
+    #[error("control message of {0} bytes exceeds {CONTROL_BYTES_MAX}")]
+    TooLong(usize),
+    /// More descriptors than [`CONTROL_FDS_MAX`].
+    #[error("control message with {0} descriptors; at most {CONTROL_FDS_MAX} are allowed")]
+    TooManyFds(usize),
+    /// Cut off by the kernel: longer, or with more descriptors, than the receiver accepts.
+    #[error("control message arrived truncated")]
+    Truncated,
+    /// Not a message of this version.
+    #[error("control message cannot be read: {text}")]
+    Decode {
+        /// The start of the message.
+        text: String,
+        /// What the decoder says.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A value that cannot be encoded.
+    #[error("control message cannot be encoded")]
+    Encode(#[source] serde_json::Error),
+}
+
+impl ControlError {
+    /// Whether the call is to be repeated when the socket is ready.
+    #[must_use]
+    pub fn is_would_block(&self) -> bool {
+        matches!(self, Self::Socket(err) if err.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// A new control socket: the shim's end and the VMM's, both close-on-exec.
+///
+/// # Errors
+/// `socketpair(2)`'s.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let pair = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok(pair)
+}
+
+/// Sends one message with the descriptors that belong to it. Never raises `SIGPIPE`.
+///
+/// # Errors
+/// [`ControlError`]; `EPIPE` when the other end is gone.
+pub fn send<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), ControlError> {
+    let bytes = serde_json::to_vec(message).map_err(ControlError::Encode)?;
+    if bytes.len() > CONTROL_BYTES_MAX {
+        return Err(ControlError::TooLong(bytes.len()));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(CONTROL_FDS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(ControlError::TooManyFds(fds.len()));
+    }
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+    .map_err(|errno| ControlError::Socket(errno.into()))
+}
+
+/// Receives one message with its descriptors (close-on-exec); `None` at end of file.
+///
+/// # Errors
+/// [`ControlError`]; a message that is refused takes its descriptors with it.
+pub fn recv<T: DeserializeOwned>(
+    socket: impl AsFd,
+) -> Result<Option<(T, Vec<OwnedFd>)>, ControlError> {
+    let mut bytes = vec![0; CONTROL_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(CONTROL_FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .map_err(|errno| ControlError::Socket(errno.into()))?;
+    let fds = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if received
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
+        return Err(ControlError::Truncated);
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let text = bytes.get(..received.bytes).unwrap_or_default();
+    match serde_json::from_slice(text) {
+        Ok(message) => Ok(Some((message, fds))),
+        Err(source) => Err(ControlError::Decode {
+            text: String::from_utf8_lossy(text).chars().take(80).collect(),
+            source,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+
+    fn connect() -> ToVmm {
+        ToVmm::Connect {
+            id: 7,
+            port: crate::ports::STREAM_PORT,
+        }
+    }
+
+    #[test]
+    fn a_message_brings_its_descriptors() {
+        let (shim, vmm) = pair().unwrap();
+        let mut file = File::from(rustix_memfd());
+        file.write_all(b"inside").unwrap();
+        send(&shim, &connect(), &[file.as_fd()]).unwrap();
+        let (message, mut fds) = recv::<ToVmm>(&vmm).unwrap().unwrap();
+        assert_eq!(message, connect());
+        let mut other = File::from(fds.pop().unwrap());
+        other.rewind().unwrap();
+        let mut text = String::new();
+        other.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), fds.len()), ("inside", 0));
+    }
+
+    #[test]
+    fn the_end_of_the_peer_is_the_end_of_the_file() {
+        let (shim, vmm) = pair().unwrap();
+        drop(shim);
+        assert!(recv::<ToVmm>(&vmm).unwrap().is_none());
+        assert!(matches!(
+            send(&vmm, &FromVmm::NeedMaps, &[]),
+            Err(ControlError::Socket(_))
+        ));
+    }
+
+    #[test]
+    fn what_is_too_long_or_foreign_is_refused() {
+        let (shim, vmm) = pair().unwrap();
+        let reason = "x".repeat(CONTROL_BYTES_MAX);
+        let long = send(&vmm, &FromVmm::BootFailed { reason }, &[]);
+        assert!(matches!(long, Err(ControlError::TooLong(_))));
+        send(&vmm, &"what is this", &[]).unwrap();
+        let foreign = recv::<FromVmm>(&shim).unwrap_err().to_string();
+        assert!(foreign.contains("what is this"), "{foreign}");
+    }
+
+    #[test]
+    fn golden_messages() {
+        let boot = ToVmm::Boot(BootConfig {
+            role: Role::Task,
+            ram_mib: 256,
+            huge_pages: false,
+            console: true,
+        });
+        assert_eq!(
+            serde_json::to_string(&boot).unwrap(),
+            r#"{"boot":{"role":"task","ram_mib":256,"huge_pages":false,"console":true}}"#
+        );
+        assert_eq!(
+            serde_json::to_string(&connect()).unwrap(),
+            r#"{"connect":{"id":7,"port":1025}}"#
+        );
+    }
+
+    fn rustix_memfd() -> OwnedFd {
+        rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap()
+    }
+}

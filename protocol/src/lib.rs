@@ -1,0 +1,22 @@
+//! What the shim, the VMM and the guest agent say to each other.
+//!
+//! ```text
+//! containerd ──ttrpc──► shim ──control (SEQPACKET, JSON)──► VMM ──virtio-vsock──► agent
+//!                        └──────── ttrpc and byte streams, carried by the VMM ───────┘
+//! ```
+//!
+//! * [`control`]: the messages on the socket pair between the shim and its VMM, and the socket itself.
+//! * [`ports`]: the vsock ports of the guest.
+//! * [`stream`]: the header that opens every stdio stream.
+//! * [`slot`]: the read-only memory slot through which a module or an artifact reaches the guest.
+//! * [`agent`] (feature `agent`): containerd's Task service and the agent's own messages.
+//!
+//! The protocol belongs to neither end: no crate of ours stands below this one.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "agent")]
+pub mod agent;
+pub mod control;
+pub mod ports;
+pub mod slot;
+pub mod stream;

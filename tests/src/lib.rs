@@ -1,0 +1,1 @@
+//! End-to-end tests of wasmvm through a real containerd.

@@ -1,0 +1,9 @@
+//! One KVM microVM in one jailed process.
+//!
+//! Knows nothing of containers or Wasm: it is handed a kernel, an initramfs, a directory to serve and
+//! descriptors to carry streams, all over its control socket ([`wasmvm_protocol::control`]).
+//!
+//! Read in this order: [`jail`] closes the process, [`builder`] puts the machine together,
+//! [`vcpu`] runs it, [`virtio`] holds its two devices, [`control`] takes the shim's orders.
+
+pub mod virtio;

@@ -1,0 +1,118 @@
+//! The virtio devices of the machine and the seam to their transport.
+//!
+//! [`mmio`] is the transport (virtio 1.2 §4.2); [`vsock`] and [`fs`] are the devices. The transport
+//! collects what the driver sets up and hands all of it over once, at `DRIVER_OK`
+//! ([`VirtioDevice::activate`]). From then on the queues' configuration is frozen: a device owns its
+//! queues and works on its own thread, woken by the kick descriptors (ioeventfd), and raises its line
+//! by [`Interrupt`] (irqfd). A driver that resets an active device can't bring it back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// `InterruptStatus` bit: a queue has used buffers (virtio 1.2 §4.2.2).
+pub const INTERRUPT_USED_RING: u32 = 1;
+
+/// A device behind the mmio transport.
+pub trait VirtioDevice: Send {
+    /// Device id (virtio 1.2 §5): 19 vsock, 26 file system.
+    fn device_id(&self) -> u32;
+
+    /// Offered feature bits, `VIRTIO_F_VERSION_1` among them.
+    fn features(&self) -> u64;
+
+    /// Largest size of each queue; the length is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Reads the device's configuration space; bytes past its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Takes over the queues and starts working. Called once, with queues that were checked to lie in
+    /// guest memory.
+    ///
+    /// # Errors
+    /// [`ActivateError`]; the transport then sets `DEVICE_NEEDS_RESET`.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+}
+
+/// All that a device gets when the driver is ready.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest RAM.
+    pub memory: GuestMemoryMmap,
+    /// Feature bits the driver accepted, a subset of the offered ones.
+    pub features: u64,
+    /// In the order of [`VirtioDevice::queue_sizes`].
+    pub queues: Vec<ActiveQueue>,
+    /// Raises the device's line.
+    pub interrupt: Interrupt,
+}
+
+/// A queue in use.
+#[derive(Debug)]
+pub struct ActiveQueue {
+    /// Valid and ready.
+    pub queue: Queue,
+    /// Readable (non-blocking) when the driver has notified this queue.
+    pub kick: EventFd,
+}
+
+/// The device's interrupt line and its status register.
+#[derive(Clone, Debug)]
+pub struct Interrupt {
+    line: Arc<EventFd>,
+    status: Arc<AtomicU32>,
+}
+
+impl Interrupt {
+    /// `line` is registered with KVM as the irqfd of the device's GSI.
+    #[must_use]
+    pub fn new(line: EventFd) -> Self {
+        Self { line: Arc::new(line), status: Arc::new(AtomicU32::new(0)) }
+    }
+
+    /// Tells the driver that a queue has used buffers.
+    ///
+    /// # Errors
+    /// `write(2)`'s on the event descriptor.
+    pub fn used_ring(&self) -> std::io::Result<()> {
+        self.status.fetch_or(INTERRUPT_USED_RING, Ordering::SeqCst);
+        self.line.write(1)
+    }
+
+    /// The `InterruptStatus` register.
+    #[must_use]
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// The `InterruptACK` register: clears the given bits.
+    pub fn acknowledge(&self, bits: u32) {
+        self.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+}
+
+/// Why a device could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// Not as many queues as the device has.
+    #[error("virtio device {device_id} was activated with {queues} queues")]
+    Queues {
+        /// Virtio device id.
+        device_id: u32,
+        /// Number of queues handed over.
+        queues: usize,
+    },
+    /// Activated before, or cannot start its worker.
+    #[error("virtio device {device_id} cannot start its worker")]
+    Worker {
+        /// Virtio device id.
+        device_id: u32,
+        /// What the operating system says.
+        #[source]
+        source: std::io::Error,
+    },
+}
