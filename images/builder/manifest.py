@@ -6,8 +6,10 @@
                  `wat`), or package and member; component = true adds the adapter
     [[file]]     path, and from = a file beside the manifest, or text, or hex; mode
     [[directory]] path, mode      [[link]] path, target
+    optional = true             built only when named
     [[case]]     name; args (whole command line), env, user, stdin, stdout, stderr, status;
-                 *_file instead of stdin or stdout names a file beside the manifest
+                 stdin_file and stdout_file name a file beside the manifest instead,
+                 stdout_sha256 is the digest of what is long or binary
 """
 import tomllib
 from dataclasses import dataclass, field
@@ -58,6 +60,7 @@ class Case:
     stdin: bytes = None   # None: nothing is attached
     stdout: bytes = None  # None: not compared
     stderr: bytes = None
+    stdout_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Image:
     env: list = field(default_factory=list)
     cwd: str = "/"
     user: str = ""
+    optional: bool = False  # built only when named
 
     @property
     def reference(self):

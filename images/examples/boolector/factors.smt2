@@ -1,0 +1,8 @@
+(set-logic QF_BV)
+(declare-fun a () (_ BitVec 16))
+(declare-fun b () (_ BitVec 16))
+(assert (= (bvmul a b) (_ bv12091 16)))
+(assert (bvugt a (_ bv1 16)))
+(assert (bvugt b a))
+(assert (bvult b (_ bv256 16)))
+(check-sat)
