@@ -6,6 +6,8 @@
 //! queues and works on its own thread, woken by the kick descriptors (ioeventfd), and raises its line
 //! by [`Interrupt`] (irqfd). A driver that resets an active device can't bring it back.
 
+pub mod vsock;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -71,7 +73,10 @@ impl Interrupt {
     /// `line` is registered with KVM as the irqfd of the device's GSI.
     #[must_use]
     pub fn new(line: EventFd) -> Self {
-        Self { line: Arc::new(line), status: Arc::new(AtomicU32::new(0)) }
+        Self {
+            line: Arc::new(line),
+            status: Arc::new(AtomicU32::new(0)),
+        }
     }
 
     /// Tells the driver that a queue has used buffers.

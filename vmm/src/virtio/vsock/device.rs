@@ -1,0 +1,98 @@
+//! What the transport sees: features, configuration space and activation.
+
+use std::fmt;
+use std::io;
+use std::thread;
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+use super::handle::{Orders, VsockEvent, VsockEventFn, VsockHandle};
+use crate::virtio::{ActivateError, Activation, VirtioDevice};
+
+/// Sizes of the receive, transmit and event queues. Linux fills the whole receive queue with a page
+/// each, so its size is guest memory; a transmit queue costs nothing but its ring.
+pub const QUEUE_SIZES: [u16; 3] = [32, 64, 8];
+
+/// The device before and after its activation.
+pub struct VsockDevice {
+    guest_cid: u32,
+    /// Handed to the worker at activation.
+    idle: Option<(Orders, VsockEventFn)>,
+}
+
+impl VsockDevice {
+    /// A device for the guest with context id `guest_cid`, and the handle to its worker.
+    ///
+    /// # Errors
+    /// `eventfd(2)`'s.
+    pub fn new(guest_cid: u32, on_event: VsockEventFn) -> io::Result<(Self, VsockHandle)> {
+        let (handle, orders) = VsockHandle::new()?;
+        Ok((
+            Self {
+                guest_cid,
+                idle: Some((orders, on_event)),
+            },
+            handle,
+        ))
+    }
+}
+
+impl fmt::Debug for VsockDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VsockDevice")
+            .field("guest_cid", &self.guest_cid)
+            .field("active", &self.idle.is_none())
+            .finish()
+    }
+}
+
+impl VirtioDevice for VsockDevice {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn features(&self) -> u64 {
+        (1 << VIRTIO_F_VERSION_1) | (1 << VIRTIO_RING_F_EVENT_IDX)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    /// `struct virtio_vsock_config`: the guest's context id, 64 bits (virtio 1.2 §5.10.4).
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = u64::from(self.guest_cid).to_le_bytes();
+        data.fill(0);
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| config.get(at..))
+            .unwrap_or_default();
+        let len = rest.len().min(data.len());
+        data[..len].copy_from_slice(&rest[..len]);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let device_id = self.device_id();
+        if activation.queues.len() != QUEUE_SIZES.len() {
+            return Err(ActivateError::Queues {
+                device_id,
+                queues: activation.queues.len(),
+            });
+        }
+        let worker_error = |source| ActivateError::Worker { device_id, source };
+        let (orders, mut on_event) = self
+            .idle
+            .take()
+            .ok_or_else(|| worker_error(io::ErrorKind::AlreadyExists.into()))?;
+        thread::Builder::new()
+            .name("vsock".into())
+            .spawn(move || {
+                let _ = (orders, activation);
+                on_event(VsockEvent::Stopped(io::ErrorKind::Unsupported.into()));
+            })
+            .map(drop)
+            .map_err(worker_error)
+    }
+}

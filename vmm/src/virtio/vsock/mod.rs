@@ -1,0 +1,35 @@
+//! The socket device (virtio 1.2 §5.10), entirely in user space: hosts often have no vhost-vsock.
+//!
+//! All connections are byte streams and made by the host; a guest that dials is reset, which means
+//! something once: a request for [`wasmvm_protocol::ports::READY_PORT`] says that the guest listens.
+//!
+//! ```text
+//!   VsockHandle ──commands──► worker ◄──kicks, interrupts──► virtqueues
+//!                               │ one thread, one epoll
+//!   VsockEventFn ◄──events─── muxer ── table ── connection ◄──► host socket or sink file
+//! ```
+//!
+//! One file, one job: [`device`] is what the transport sees, [`handle`] what the rest of the VMM sees;
+//! `worker` moves packets between the queues and the `muxer`, which finds the `connection` a packet
+//! is for in the `table`; `packet` is the wire format, `chain` the descriptors that hold it, `credit`
+//! and `backlog` are the flow control.
+
+pub mod device;
+pub mod handle;
+
+pub use device::VsockDevice;
+pub use handle::{
+    CutReason, RefusedReason, VsockEvent, VsockEventFn, VsockHandle, VsockHandleError,
+};
+
+/// The host's context id (virtio 1.2 §5.10.4).
+pub const HOST_CID: u32 = 2;
+/// Most connections of one guest at a time, those that wait for the guest to be ready included.
+pub const CONNECTIONS_MAX: usize = 64;
+/// Most bytes of a connection held in the VMM, each way. Also what the guest is told it may send
+/// ahead.
+pub const BUFFER_BYTES_MAX: u32 = 64 * 1024;
+/// How long a guest that is ready may take to answer a connection request, milliseconds.
+pub const CONNECT_MS_MAX: u64 = 5_000;
+/// How long a guest may take to agree that a connection is over, milliseconds; it is reset then.
+pub const CLOSE_MS_MAX: u64 = 2_000;
