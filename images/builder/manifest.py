@@ -4,8 +4,8 @@
     args, env, cwd, user        the image's defaults, as `ctr run` takes them
     [[program]]  name, path, and how it is made: sources (of `c`, `c-freestanding` or
                  `wat`), or package and member; component = true adds the adapter
-    [[file]]     path, and from = a file beside the manifest, or text, or hex; mode
-    [[directory]] path, mode      [[link]] path, target
+    [[file]]     path, and from = a file beside the manifest, or text, or hex; mode, uid, gid
+    [[directory]] path, mode, uid, gid      [[link]] path, target
     optional = true             built only when named
     [[case]]     name; args (whole command line), env, user, stdin, stdout, stderr, status;
                  stdin_file and stdout_file name a file beside the manifest instead,
@@ -36,12 +36,16 @@ class File:
     path: str
     content: bytes
     mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
 
 
 @dataclass(frozen=True)
 class Directory:
     path: str
     mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,11 @@ import zipfile
 WHEEL_PYTHON = "3.14"
 
 
+def cache_folder():
+    """Where everything that was built or fetched is kept: ${WASMVM_CACHE:-~/.cache/wasmvm}."""
+    return pathlib.Path(os.environ.get("WASMVM_CACHE") or os.path.expanduser("~/.cache/wasmvm"))
+
+
 class PackageError(Exception):
     """A package could not be had, or is not the pinned one."""
 
