@@ -3,7 +3,8 @@
     summary = "one line"
     args, env, cwd, user        the image's defaults, as `ctr run` takes them
     [[program]]  name, path, and how it is made: sources (of `c`, `c-freestanding` or
-                 `wat`), or package and member; component = true adds the adapter
+                 `wat`), or package and member; component = true adds the adapter,
+                 wit the world of further imports
     [[file]]     path, and from = a file beside the manifest, or text, or hex; mode, uid, gid
     [[directory]] path, mode, uid, gid      [[link]] path, target
     optional = true             built only when named
@@ -26,7 +27,9 @@ class Program:
     path: str
     kind: str  # "c", "c-freestanding", "wat" or "package"
     sources: list = field(default_factory=list)
+    defines: list = field(default_factory=list)
     component: bool = False
+    wit: str = ""  # folder of the world with what the module imports beside preview 1
     package: str = ""
     member: str = ""
 

@@ -53,7 +53,7 @@ class Builder:
             out = Path(temporary) / "program.wasm"
             self.compile(program, folder, out)
             if program.component:
-                out = self.componentize(out)
+                out = self.componentize(program, folder, out)
             return out.read_bytes()
 
     def compile(self, program, folder, out):
@@ -61,18 +61,21 @@ class Builder:
         if program.kind == "wat":
             run([self.wasm_tools(out.parent), "parse", *program.sources, "-o", out], cwd=folder)
         elif program.kind == "c":
-            run([CLANG, *C_FLAGS, *program.sources, "-o", out], cwd=folder)
+            defines = [f"-D{each}" for each in program.defines]
+            run([CLANG, *C_FLAGS, *defines, *program.sources, "-o", out], cwd=folder)
         elif program.kind == "c-freestanding":
             run([CLANG, *FREESTANDING_FLAGS, *program.sources, "-o", out], cwd=folder)
         else:
             raise ProgramError(f"{program.name}: unknown kind {program.kind!r}")
 
-    def componentize(self, module):
+    def componentize(self, program, folder, module):
         adapter = module.parent / ADAPTER_MODULE
         version = self.packages.table[ADAPTER]["version"]
         adapter.write_bytes(self.packages.member(ADAPTER, f"{ADAPTER}-{version}/artefacts/{ADAPTER_MODULE}"))
         component = module.parent / "component.wasm"
         tool = self.wasm_tools(module.parent)
+        if program.wit:
+            run([tool, "component", "embed", folder / program.wit, module, "-o", module])
         run([tool, "component", "new", module, "--adapt", adapter, "-o", component])
         return component
 

@@ -20,6 +20,9 @@ static const struct command {
 	{ "args", "[ARG...]: print each on a line", 0, run_args },
 	{ "cat", "copy stdin to stdout", 0, run_cat },
 	{ "clock", "print the wall clock in seconds, and whether time passes", 0, run_clock },
+#ifdef PROBE_COMPONENT
+	{ "cwd", "print wasi:cli's initial-cwd, or 'none'", 0, run_cwd },
+#endif
 	{ "echo", "print 'ready', then 'got ' and each line of stdin at once", 0, run_echo },
 	{ "env", "print the environment", 0, run_env },
 	{ "err", "TEXT: print a line on stderr", 1, run_err },

@@ -61,4 +61,9 @@ int run_mv(char **arguments);
 int run_ln(char **arguments);
 int run_many(char **arguments);
 
+#ifdef PROBE_COMPONENT
+/* ../probe-component/cwd.c */
+int run_cwd(char **arguments);
+#endif
+
 #endif
