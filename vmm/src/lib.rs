@@ -6,4 +6,13 @@
 //! Read in this order: [`jail`] closes the process, [`builder`] puts the machine together,
 //! [`vcpu`] runs it, [`virtio`] holds its two devices, [`control`] takes the shim's orders.
 
+pub mod boot;
+pub mod builder;
+pub mod bus;
+pub mod console;
+pub mod cpuid;
+pub mod layout;
+pub mod memory;
+pub mod vcpu;
 pub mod virtio;
+pub mod vm;

@@ -1,0 +1,168 @@
+//! The machine: one straight recipe.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use kvm_ioctls::Cap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use wasmvm_protocol::control::BootConfig;
+
+use crate::boot::{self, BootError};
+use crate::bus::MmioBus;
+use crate::console::Console;
+use crate::cpuid;
+use crate::layout::{DEVICES_MAX, GSI_FIRST, mmio_address};
+use crate::memory::{self, MemoryError};
+use crate::vcpu::{GuestEnd, Vcpu, VcpuError, VcpuThread};
+use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::virtio::{Interrupt, VirtioDevice};
+use crate::vm::{SlotError, Vm, VmError, open_kvm};
+
+/// The descriptors a machine is made of.
+#[derive(Debug)]
+pub struct BootParts {
+    /// /dev/kvm.
+    pub kvm: OwnedFd,
+    /// Guest kernel: uncompressed ELF, opened read-only.
+    pub kernel: File,
+    /// Initramfs: cpio, opened read-only.
+    pub initramfs: File,
+}
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Guest RAM.
+    #[error("guest RAM cannot be set up")]
+    Memory(#[source] MemoryError),
+    /// Kernel, initramfs or the tables of the boot protocol.
+    #[error("the guest cannot be loaded")]
+    Boot(#[source] BootError),
+    /// KVM.
+    #[error("KVM refuses the machine")]
+    Vm(#[source] VmError),
+    /// More devices than interrupt lines.
+    #[error("{0} devices; at most {DEVICES_MAX} are possible")]
+    Devices(usize),
+    /// No event descriptor.
+    #[error("cannot create an event descriptor")]
+    Event(#[source] std::io::Error),
+}
+
+/// A machine, not yet running.
+#[derive(Debug)]
+pub struct Machine {
+    vm: Arc<Vm>,
+    vcpu: Option<Vcpu>,
+    console: Console,
+}
+
+/// Builds the machine; nothing runs yet.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn build(
+    config: &BootConfig,
+    parts: BootParts,
+    devices: Vec<Box<dyn VirtioDevice>>,
+) -> Result<Machine, BuildError> {
+    if devices.len() > DEVICES_MAX {
+        return Err(BuildError::Devices(devices.len()));
+    }
+    let kvm = open_kvm(parts.kvm).map_err(BuildError::Vm)?;
+
+    // RAM is filled before KVM sees it: files are mapped over parts of it.
+    let memory = memory::allocate(config.ram_mib, config.huge_pages).map_err(BuildError::Memory)?;
+    let entry = boot::load(
+        &memory,
+        &parts.kernel,
+        &parts.initramfs,
+        config,
+        devices.len(),
+    )
+    .map_err(BuildError::Boot)?;
+
+    // Interrupt controllers come with the VM, before the vCPU, which gets its local APIC by that.
+    let vm = Vm::new(kvm, memory).map_err(BuildError::Vm)?;
+    let transports = devices
+        .into_iter()
+        .enumerate()
+        .map(|(index, device)| connect(&vm, index, device))
+        .collect::<Result<Vec<_>, _>>()?;
+
+    // CPUID before any other state of the vCPU: KVM checks later settings against it.
+    let vcpu_fd = vm.create_vcpu().map_err(BuildError::Vm)?;
+    let deadline_timer = vm.kvm().check_extension(Cap::TscDeadlineTimer);
+    let cpuid = cpuid::guest_cpuid(vm.kvm(), deadline_timer).map_err(BuildError::Vm)?;
+    vcpu_fd
+        .set_cpuid2(&cpuid)
+        .map_err(|e| BuildError::Vm(VmError::of("KVM_SET_CPUID2")(e)))?;
+    entry.set_registers(&vcpu_fd).map_err(BuildError::Vm)?;
+
+    let console = Console::new(config.console);
+    let vm = Arc::new(vm);
+    let vcpu = Vcpu::new(
+        vcpu_fd,
+        Arc::clone(&vm),
+        MmioBus::new(transports),
+        console.clone(),
+    );
+    Ok(Machine {
+        vm,
+        vcpu: Some(vcpu),
+        console,
+    })
+}
+
+/// Puts a device on the bus: its kicks are ioeventfds, its line is an irqfd.
+fn connect(
+    vm: &Vm,
+    index: usize,
+    device: Box<dyn VirtioDevice>,
+) -> Result<MmioTransport, BuildError> {
+    let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(BuildError::Event);
+    let line = event()?;
+    let gsi = (GSI_FIRST..).nth(index).unwrap_or(GSI_FIRST);
+    vm.connect_line(&line, gsi).map_err(BuildError::Vm)?;
+    let mut kicks = Vec::new();
+    for (number, _) in (0u32..).zip(device.queue_sizes()) {
+        let kick = event()?;
+        vm.wake_on_write(&kick, mmio_address(index) + QUEUE_NOTIFY, number)
+            .map_err(BuildError::Vm)?;
+        kicks.push(kick);
+    }
+    Ok(MmioTransport::new(
+        device,
+        vm.memory().clone(),
+        kicks,
+        Interrupt::new(line),
+    ))
+}
+
+impl Machine {
+    /// Starts the guest; `on_end` is called once, on the vCPU's thread, when it runs no more.
+    ///
+    /// # Errors
+    /// [`VcpuError`]; [`VcpuError::Started`] the second time.
+    pub fn start(
+        &mut self,
+        on_end: impl FnOnce(GuestEnd) + Send + 'static,
+    ) -> Result<VcpuThread, VcpuError> {
+        self.vcpu.take().ok_or(VcpuError::Started)?.start(on_end)
+    }
+
+    /// Maps `file` as the read-only slot, while the guest runs or before.
+    ///
+    /// # Errors
+    /// [`SlotError`].
+    pub fn map_slot(&self, file: &File) -> Result<(), SlotError> {
+        self.vm.map_slot(file)
+    }
+
+    /// The last of what the guest's kernel printed.
+    #[must_use]
+    pub fn console_tail(&self) -> String {
+        self.console.tail()
+    }
+}

@@ -1,0 +1,208 @@
+//! Guest RAM: anonymous memory that costs what is touched, and files mapped into it.
+//!
+//! A file (kernel, initramfs) is mapped privately over a piece of RAM instead of being read: pages
+//! the guest only reads stay the page cache's, shared by all VMs; pages it writes become its own.
+
+use std::fs::File;
+use std::io;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::layout::{
+    MIB, PAGE_BYTES, RAM_HOLE_END, RAM_HOLE_START, RAM_MIB_MAX, RAM_MIB_MIN, page_ceil,
+};
+
+/// Why guest RAM could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Not a size this machine has.
+    #[error(
+        "guest RAM of {0} MiB; allowed are powers of two from {RAM_MIB_MIN} to {RAM_MIB_MAX} MiB"
+    )]
+    Size(u32),
+    /// No address space for it.
+    #[error("cannot map {ram_mib} MiB of guest RAM")]
+    Map {
+        /// What was asked for.
+        ram_mib: u32,
+        /// vm-memory's reason.
+        #[source]
+        source: vm_memory::mmap::FromRangesError,
+    },
+    /// `madvise(2)` failed.
+    #[error("cannot set the page size of guest RAM")]
+    Advise(#[source] io::Error),
+    /// A file does not fit where it should go.
+    #[error("{length:#x} bytes at {address:#x} are not page aligned or not in guest RAM")]
+    Place {
+        /// Guest-physical address.
+        address: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// `mmap(2)` of a file failed.
+    #[error("cannot map a file into guest RAM at {address:#x}")]
+    MapFile {
+        /// Guest-physical address.
+        address: u64,
+        /// `mmap(2)`'s reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Reserves guest RAM of `ram_mib`; nothing is touched. RAM beyond 3 GiB goes above 4 GiB.
+///
+/// # Errors
+/// [`MemoryError`].
+pub fn allocate(ram_mib: u32, huge_pages: bool) -> Result<GuestMemoryMmap, MemoryError> {
+    if !ram_mib.is_power_of_two() || !(RAM_MIB_MIN..=RAM_MIB_MAX).contains(&ram_mib) {
+        return Err(MemoryError::Size(ram_mib));
+    }
+    let memory = GuestMemoryMmap::from_ranges(&ranges(u64::from(ram_mib) * MIB))
+        .map_err(|source| MemoryError::Map { ram_mib, source })?;
+    for region in memory.iter() {
+        advise(region, huge_pages)?;
+    }
+    Ok(memory)
+}
+
+fn ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
+    let low = bytes.min(RAM_HOLE_START);
+    let mut ranges = vec![(GuestAddress(0), to_usize(low))];
+    if bytes > low {
+        ranges.push((GuestAddress(RAM_HOLE_END), to_usize(bytes - low)));
+    }
+    ranges
+}
+
+/// Sizes here are bounded by [`RAM_MIB_MAX`] and this crate is for 64-bit hosts only.
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// With transparent huge pages `always`, one touch of RAM would charge 2 MiB to a small task.
+fn advise(region: &vm_memory::GuestRegionMmap, huge_pages: bool) -> Result<(), MemoryError> {
+    let advice = if huge_pages {
+        Advice::LinuxHugepage
+    } else {
+        Advice::LinuxNoHugepage
+    };
+    // SAFETY: the range is exactly one mapping of ours, and the advice changes no content.
+    let advised =
+        unsafe { rustix::mm::madvise(region.as_ptr().cast(), to_usize(region.len()), advice) };
+    match advised {
+        // A host kernel without transparent huge pages knows neither advice.
+        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
+        Err(errno) => Err(MemoryError::Advise(errno.into())),
+    }
+}
+
+/// Bytes of RAM below the hole.
+#[must_use]
+pub fn low_ram_end(memory: &GuestMemoryMmap) -> u64 {
+    memory
+        .find_region(GuestAddress(0))
+        .map_or(0, GuestMemoryRegion::len)
+}
+
+/// Maps `length` bytes of `file` from `offset` over guest RAM at `address`, privately. Both must be
+/// page aligned. What the last page holds beyond `length` is the file's next bytes, or zeros.
+///
+/// # Errors
+/// [`MemoryError::Place`], [`MemoryError::MapFile`].
+pub fn map_file(
+    memory: &GuestMemoryMmap,
+    address: u64,
+    file: &File,
+    offset: u64,
+    length: u64,
+) -> Result<(), MemoryError> {
+    let place = MemoryError::Place { address, length };
+    let Some(span) = page_ceil(length).filter(|span| *span > 0) else {
+        return Err(place);
+    };
+    if !address.is_multiple_of(PAGE_BYTES) || !offset.is_multiple_of(PAGE_BYTES) {
+        return Err(place);
+    }
+    let Ok(host) = memory.get_slice(GuestAddress(address), to_usize(span)) else {
+        return Err(place);
+    };
+    // SAFETY: `get_slice` proved that the whole span belongs to one region of guest RAM, a private
+    // mapping of ours that Rust sees only through volatile accesses; it is replaced by another of
+    // the same size, and `GuestMemoryMmap` unmaps both with the region.
+    let mapped = unsafe {
+        rustix::mm::mmap(
+            host.ptr_guard_mut().as_ptr().cast(),
+            to_usize(span),
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+            file,
+            offset,
+        )
+    };
+    mapped.map(drop).map_err(|errno| MemoryError::MapFile {
+        address,
+        source: errno.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::GIB;
+    use std::io::Write;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn ram_leaves_the_hole_free() {
+        let memory = allocate(8192, false).unwrap();
+        assert_eq!(low_ram_end(&memory), RAM_HOLE_START);
+        assert!(!memory.address_in_range(GuestAddress(RAM_HOLE_START)));
+        assert_eq!(memory.last_addr(), GuestAddress(9 * GIB - 1));
+    }
+
+    #[test]
+    fn odd_sizes_are_refused() {
+        for ram_mib in [0, 16, 100, 32768] {
+            assert!(
+                matches!(allocate(ram_mib, false), Err(MemoryError::Size(_))),
+                "{ram_mib}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_is_mapped_privately() {
+        let memory = allocate(32, false).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 5000]).unwrap();
+        map_file(&memory, 0x10_0000, &file, 0, 5000).unwrap();
+        let byte: u8 = memory.read_obj(GuestAddress(0x10_0000 + 4999)).unwrap();
+        let beyond: u8 = memory.read_obj(GuestAddress(0x10_0000 + 5000)).unwrap();
+        assert_eq!((byte, beyond), (7, 0));
+        memory.write_obj(9u8, GuestAddress(0x10_0000)).unwrap();
+        let mut on_disk = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut on_disk, 0).unwrap();
+        assert_eq!(on_disk, [7]);
+    }
+
+    #[test]
+    fn a_file_outside_ram_is_refused() {
+        let memory = allocate(32, false).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for (address, length) in [
+            (0x10, 10),
+            (0x1fff_f000, 0x2000),
+            (0x1000, 0),
+            (0, u64::MAX),
+        ] {
+            let refused = map_file(&memory, address, &file, 0, length);
+            assert!(
+                matches!(refused, Err(MemoryError::Place { .. })),
+                "{address:#x}"
+            );
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The vCPU: its thread, its run loop and why it ends.
+//!
+//! ```text
+//! start ──► KVM_RUN ──exit──► I/O port, MMIO ──► KVM_RUN …
+//!              │ signal (stop)         │ nothing there
+//!              ▼                       ▼
+//!           Stopped              another GuestEnd
+//! ```
+//!
+//! Stopping from outside: a flag, then a signal to the thread. The signal's handler sets
+//! `kvm_run.immediate_exit`, so that it is not lost when it arrives just before `KVM_RUN`.
+
+use std::cell::Cell;
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::bus::{MmioBus, NoDevice};
+use crate::console::{Console, PORT_FIRST, PORT_LAST};
+use crate::vm::Vm;
+
+/// Why the guest runs no more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GuestEnd {
+    /// Panic, reboot or power off: all end in a triple fault (`reboot=t panic=-1`).
+    #[error("the guest shut down or its kernel panicked")]
+    Shutdown,
+    /// [`VcpuThread::stop`].
+    #[error("the guest was stopped by its VMM")]
+    Stopped,
+    /// A write into the read-only slot.
+    #[error("the guest wrote to the read-only slot at {address:#x}")]
+    SlotWrite {
+        /// Guest-physical.
+        address: u64,
+    },
+    /// An access where neither memory nor a device is.
+    #[error("the guest {access} guest-physical address {address:#x}, where nothing is")]
+    Nowhere {
+        /// `read` or `wrote`.
+        access: &'static str,
+        /// Guest-physical.
+        address: u64,
+    },
+    /// KVM could not emulate an instruction (Linux `kvm.h`, `KVM_INTERNAL_ERROR_*`).
+    #[error("KVM cannot go on: internal error, suberror {suberror}, at rip {rip:#x}")]
+    InternalError {
+        /// 1 emulation, 2 simultaneous exception, 3 event delivery, 4 unexpected exit.
+        suberror: u32,
+        /// Guest-virtual, as far as KVM tells.
+        rip: u64,
+    },
+    /// The processor refused the guest's state.
+    #[error("the processor did not enter the guest: hardware reason {reason:#x}")]
+    FailEntry {
+        /// Vendor specific.
+        reason: u64,
+    },
+    /// `KVM_RUN` failed; `EFAULT` means memory behind a slot is gone.
+    #[error("KVM_RUN failed with errno {errno}")]
+    Run {
+        /// From `errno.h`.
+        errno: i32,
+    },
+    /// An exit this machine has no use for.
+    #[error("unexpected exit of the vCPU: {exit}")]
+    Unexpected {
+        /// KVM's name for it.
+        exit: String,
+    },
+}
+
+/// Why the vCPU's thread did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// There is one guest in a machine's life.
+    #[error("the machine was started before")]
+    Started,
+    /// The stop signal could not be taken.
+    #[error("cannot install the vCPU's stop signal")]
+    Signal(#[source] vmm_sys_util::errno::Error),
+    /// No thread.
+    #[error("cannot start the vCPU's thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A vCPU ready to run, with all that its exits lead to.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+    // Keeps the memory mapped for as long as the guest can run: behind `fd`, dropped later.
+    _vm: Arc<Vm>,
+    bus: MmioBus,
+    console: Console,
+}
+
+/// The running vCPU.
+#[derive(Debug)]
+pub struct VcpuThread {
+    handle: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+    started: Instant,
+}
+
+impl Vcpu {
+    /// `fd` has its registers and CPUID set.
+    #[must_use]
+    pub fn new(fd: VcpuFd, vm: Arc<Vm>, bus: MmioBus, console: Console) -> Self {
+        Self {
+            fd,
+            _vm: vm,
+            bus,
+            console,
+        }
+    }
+
+    /// Runs the guest in a thread of its own; `on_end` is called there, once, when it is over.
+    ///
+    /// # Errors
+    /// [`VcpuError`].
+    pub fn start(
+        self,
+        on_end: impl FnOnce(GuestEnd) + Send + 'static,
+    ) -> Result<VcpuThread, VcpuError> {
+        register_signal_handler(stop_signal(), on_stop_signal).map_err(VcpuError::Signal)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stop_here = Arc::clone(&stop);
+        let started = Instant::now();
+        let handle = thread::Builder::new()
+            .name("vcpu".into())
+            .spawn(move || on_end(self.run(&stop_here)))
+            .map_err(VcpuError::Thread)?;
+        Ok(VcpuThread {
+            handle,
+            stop,
+            started,
+        })
+    }
+
+    fn run(mut self, stop: &AtomicBool) -> GuestEnd {
+        let _in_reach = ImmediateExit::of(&mut self.fd);
+        loop {
+            if stop.load(Ordering::SeqCst) {
+                return GuestEnd::Stopped;
+            }
+            match self.fd.run() {
+                Ok(exit) => {
+                    if let Some(exit) = handle_exit(exit, &mut self.bus, &self.console) {
+                        return self.describe(exit);
+                    }
+                }
+                Err(errno) if errno.errno() == libc::EINTR => self.fd.set_kvm_immediate_exit(0),
+                Err(errno) if errno.errno() == libc::EAGAIN => {}
+                Err(errno) => {
+                    return GuestEnd::Run {
+                        errno: errno.errno(),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Adds what only `kvm_run` and the registers tell.
+    fn describe(&mut self, end: GuestEnd) -> GuestEnd {
+        let GuestEnd::InternalError { .. } = end else {
+            return end;
+        };
+        let run = self.fd.get_kvm_run();
+        // SAFETY: the exit reason said which member of the union KVM filled in; all of it is
+        // plain numbers.
+        let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+        let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
+        GuestEnd::InternalError { suberror, rip }
+    }
+}
+
+/// Serves one exit; `Some` when it is the guest's end.
+fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, console: &Console) -> Option<GuestEnd> {
+    match exit {
+        VcpuExit::IoOut(port, data) => {
+            if let (PORT_FIRST..=PORT_LAST, Some(byte)) = (port, data.first()) {
+                console.port_write(port, *byte);
+            }
+            None
+        }
+        VcpuExit::IoIn(port, data) => {
+            data.fill(0xff);
+            if let (PORT_FIRST..=PORT_LAST, Some(byte)) = (port, data.first_mut()) {
+                *byte = console.port_read(port);
+            }
+            None
+        }
+        VcpuExit::MmioRead(address, data) => match bus.read(address, data) {
+            Ok(()) => None,
+            // Beyond the slot's file, or before it is mapped: all ones, as on an empty bus.
+            Err(NoDevice::Slot) => {
+                data.fill(0xff);
+                None
+            }
+            Err(NoDevice::Nowhere) => Some(GuestEnd::Nowhere {
+                access: "read",
+                address,
+            }),
+        },
+        VcpuExit::MmioWrite(address, data) => match bus.write(address, data) {
+            Ok(()) => None,
+            Err(NoDevice::Slot) => Some(GuestEnd::SlotWrite { address }),
+            Err(NoDevice::Nowhere) => Some(GuestEnd::Nowhere {
+                access: "wrote",
+                address,
+            }),
+        },
+        VcpuExit::Shutdown => Some(GuestEnd::Shutdown),
+        VcpuExit::InternalError => Some(GuestEnd::InternalError {
+            suberror: 0,
+            rip: 0,
+        }),
+        VcpuExit::FailEntry(reason, _cpu) => Some(GuestEnd::FailEntry { reason }),
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen => None,
+        other => Some(GuestEnd::Unexpected {
+            exit: format!("{other:?}"),
+        }),
+    }
+}
+
+impl VcpuThread {
+    /// When the guest was started.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Ends the guest wherever it is and waits for its thread, `on_end` included.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // SAFETY: the thread is not joined yet, so its id is valid, ended or not.
+        let _ended = unsafe { libc::pthread_kill(self.handle.as_pthread_t(), stop_signal()) };
+        self.join();
+    }
+
+    /// Waits until the guest has ended by itself.
+    pub fn join(self) {
+        // A panic of the thread was reported by the panic hook; nothing is left to do here.
+        let _panicked = self.handle.join();
+    }
+}
+
+fn stop_signal() -> libc::c_int {
+    SIGRTMIN()
+}
+
+thread_local! {
+    /// `kvm_run.immediate_exit` of the vCPU that this thread runs. Constant initialiser and no
+    /// destructor: a signal handler may read it.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// Keeps [`IMMEDIATE_EXIT`] set while the vCPU is alive.
+struct ImmediateExit;
+
+impl ImmediateExit {
+    fn of(fd: &mut VcpuFd) -> Self {
+        IMMEDIATE_EXIT.set(&raw mut fd.get_kvm_run().immediate_exit);
+        Self
+    }
+}
+
+impl Drop for ImmediateExit {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(std::ptr::null_mut());
+    }
+}
+
+extern "C" fn on_stop_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: non-null only between `ImmediateExit::of` and its drop, both on this thread while
+        // the vCPU, and so its mapping of `kvm_run`, is alive.
+        unsafe { flag.write_volatile(1) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wasmvm_protocol::slot::SLOT_ADDRESS;
+
+    fn end_of(exit: VcpuExit<'_>) -> Option<GuestEnd> {
+        handle_exit(exit, &mut MmioBus::default(), &Console::new(false))
+    }
+
+    #[test]
+    fn a_write_to_the_slot_ends_the_guest() {
+        let end = end_of(VcpuExit::MmioWrite(SLOT_ADDRESS + 8, &[0; 8])).unwrap();
+        assert_eq!(
+            end,
+            GuestEnd::SlotWrite {
+                address: SLOT_ADDRESS + 8
+            }
+        );
+        assert!(end.to_string().contains("0x800000008"), "{end}");
+    }
+
+    #[test]
+    fn an_empty_slot_reads_as_ones() {
+        let mut data = [0; 8];
+        assert_eq!(end_of(VcpuExit::MmioRead(SLOT_ADDRESS, &mut data)), None);
+        assert_eq!(data, [0xff; 8]);
+    }
+
+    #[test]
+    fn ports_without_a_device_read_as_ones_and_swallow_writes() {
+        let mut data = [0; 2];
+        assert_eq!(end_of(VcpuExit::IoIn(0x70, &mut data)), None);
+        assert_eq!(data, [0xff; 2]);
+        assert_eq!(end_of(VcpuExit::IoOut(0x80, &[])), None);
+    }
+
+    #[test]
+    fn what_nobody_expects_ends_the_guest_with_its_name() {
+        assert_eq!(end_of(VcpuExit::Shutdown), Some(GuestEnd::Shutdown));
+        assert!(end_of(VcpuExit::Hlt).unwrap().to_string().contains("Hlt"));
+        let read = end_of(VcpuExit::MmioRead(0xdead_0000, &mut [0; 1])).unwrap();
+        assert!(read.to_string().contains("0xdead0000"), "{read}");
+    }
+}

@@ -1,0 +1,269 @@
+//! The KVM VM: memory slots, interrupt controllers, event descriptors.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use kvm_bindings::{KVM_API_VERSION, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+use wasmvm_protocol::slot::{SLOT_ADDRESS, SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES};
+
+use crate::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, page_ceil};
+
+/// KVM's number for the read-only slot; RAM has the numbers below.
+const SLOT_NUMBER: u32 = 8;
+
+/// Why KVM refused.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// A KVM from another planet.
+    #[error("KVM API version {0}; {KVM_API_VERSION} is needed")]
+    ApiVersion(i32),
+    /// An ioctl failed.
+    #[error("{call} failed")]
+    Kvm {
+        /// The ioctl.
+        call: &'static str,
+        /// Its errno.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+}
+
+impl VmError {
+    /// For `map_err` behind an ioctl.
+    pub fn of(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |source| Self::Kvm { call, source }
+    }
+}
+
+/// Why a file could not become the read-only slot.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// There is one slot, and it is taken.
+    #[error("the read-only slot is mapped already")]
+    Taken,
+    /// The descriptor could also be written through.
+    #[error("the slot's file is not opened read-only (status flags {0:#o})")]
+    Writable(i32),
+    /// Not a regular file (mode), or empty, or too long.
+    #[error(
+        "the slot's file has mode {mode:o} and {bytes} bytes; wanted is a regular file of 1 to {SLOT_BYTES_MAX} bytes"
+    )]
+    File {
+        /// `st_mode`.
+        mode: u32,
+        /// `st_size`.
+        bytes: i64,
+    },
+    /// A system call failed.
+    #[error("{call} of the slot's file failed")]
+    Os {
+        /// The system call.
+        call: &'static str,
+        /// Its errno.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM refused it.
+    #[error("KVM does not map the slot")]
+    Kvm(#[source] VmError),
+}
+
+/// Longest file of the slot: header page and content.
+pub const SLOT_BYTES_MAX: u64 = SLOT_HEADER_BYTES as u64 + SLOT_CONTENT_BYTES_MAX;
+
+/// One KVM VM with its memory.
+#[derive(Debug)]
+pub struct Vm {
+    // Dropped before the memory that it maps.
+    fd: VmFd,
+    kvm: Kvm,
+    memory: GuestMemoryMmap,
+    slot: Mutex<Option<SlotMapping>>,
+}
+
+/// The host's view of the slot, read-only.
+#[derive(Debug)]
+struct SlotMapping {
+    address: *mut std::ffi::c_void,
+    bytes: usize,
+}
+
+// SAFETY: the address is only a number to `munmap(2)`; nothing in this process reads through it.
+unsafe impl Send for SlotMapping {}
+
+impl Drop for SlotMapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, of this address and length; KVM's slot of it is gone with the
+        // VM, whose descriptor is dropped first, or was never made.
+        let _unmapped = unsafe { rustix::mm::munmap(self.address, self.bytes) };
+    }
+}
+
+/// Takes over a descriptor of /dev/kvm and checks the API version.
+///
+/// # Errors
+/// [`VmError::ApiVersion`], also for what is not /dev/kvm at all (-1).
+pub fn open_kvm(fd: OwnedFd) -> Result<Kvm, VmError> {
+    // SAFETY: an open descriptor that we own passes to the new owner.
+    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+    match kvm.get_api_version() {
+        version if version.unsigned_abs() == KVM_API_VERSION => Ok(kvm),
+        version => Err(VmError::ApiVersion(version)),
+    }
+}
+
+impl Vm {
+    /// A VM with in-kernel interrupt controllers and `memory`, without a PIT.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn new(kvm: Kvm, memory: GuestMemoryMmap) -> Result<Self, VmError> {
+        let fd = kvm.create_vm().map_err(VmError::of("KVM_CREATE_VM"))?;
+        // kvm_intel needs both for guests in real mode; before the first vCPU.
+        fd.set_identity_map_address(KVM_IDENTITY_MAP_ADDRESS)
+            .map_err(VmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(KVM_TSS_ADDRESS)
+            .map_err(VmError::of("KVM_SET_TSS_ADDR"))?;
+        // Before the first vCPU, which then gets a local APIC.
+        fd.create_irq_chip()
+            .map_err(VmError::of("KVM_CREATE_IRQCHIP"))?;
+        let vm = Self {
+            fd,
+            kvm,
+            memory,
+            slot: Mutex::new(None),
+        };
+        for (number, region) in (0..).zip(vm.memory.iter()) {
+            vm.map_region(kvm_userspace_memory_region {
+                slot: number,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            })?;
+        }
+        Ok(vm)
+    }
+
+    fn map_region(&self, region: kvm_userspace_memory_region) -> Result<(), VmError> {
+        // SAFETY: every region given here is a mapping that `self` owns and that outlives the VM's
+        // descriptor; the guest is the only one to read or write it but for volatile accesses.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(VmError::of("KVM_SET_USER_MEMORY_REGION"))
+    }
+
+    /// The host's KVM.
+    #[must_use]
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// Guest RAM.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Creates the VM's only vCPU.
+    ///
+    /// # Errors
+    /// [`VmError::Kvm`].
+    pub fn create_vcpu(&self) -> Result<VcpuFd, VmError> {
+        self.fd
+            .create_vcpu(0)
+            .map_err(VmError::of("KVM_CREATE_VCPU"))
+    }
+
+    /// Makes a write of the 32-bit `value` to guest-physical `address` wake `event` without an exit.
+    ///
+    /// # Errors
+    /// [`VmError::Kvm`].
+    pub fn wake_on_write(&self, event: &EventFd, address: u64, value: u32) -> Result<(), VmError> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(VmError::of("KVM_IOEVENTFD"))
+    }
+
+    /// Makes `event` pulse the interrupt line `gsi`.
+    ///
+    /// # Errors
+    /// [`VmError::Kvm`].
+    pub fn connect_line(&self, event: &EventFd, gsi: u32) -> Result<(), VmError> {
+        self.fd
+            .register_irqfd(event, gsi)
+            .map_err(VmError::of("KVM_IRQFD"))
+    }
+
+    /// Maps `file` as the read-only slot. Two locks keep it unwritten: the host's mapping is of a
+    /// descriptor that cannot write, and the slot is `KVM_MEM_READONLY`.
+    ///
+    /// # Errors
+    /// [`SlotError`]; the slot then stays free, unless it was taken.
+    pub fn map_slot(&self, file: &File) -> Result<(), SlotError> {
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_some() {
+            return Err(SlotError::Taken);
+        }
+        let mapping = SlotMapping::of(file)?;
+        self.map_region(kvm_userspace_memory_region {
+            slot: SLOT_NUMBER,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: SLOT_ADDRESS,
+            memory_size: mapping.bytes as u64,
+            userspace_addr: mapping.address as u64,
+        })
+        .map_err(SlotError::Kvm)?;
+        *slot = Some(mapping);
+        Ok(())
+    }
+}
+
+impl SlotMapping {
+    fn of(file: &File) -> Result<Self, SlotError> {
+        let os = |call| {
+            move |errno: rustix::io::Errno| SlotError::Os {
+                call,
+                source: errno.into(),
+            }
+        };
+        let flags = rustix::fs::fcntl_getfl(file).map_err(os("fcntl"))?;
+        if flags & rustix::fs::OFlags::ACCMODE != rustix::fs::OFlags::RDONLY {
+            return Err(SlotError::Writable(flags.bits().cast_signed()));
+        }
+        let stat = rustix::fs::fstat(file).map_err(os("fstat"))?;
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        let refused = SlotError::File {
+            mode: stat.st_mode,
+            bytes: stat.st_size,
+        };
+        let bytes = match u64::try_from(stat.st_size) {
+            Ok(bytes @ 1..=SLOT_BYTES_MAX) if kind.is_file() => page_ceil(bytes),
+            _ => None,
+        };
+        let Some(bytes) = bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {
+            return Err(refused);
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing; nobody in
+        // this process reads through it.
+        let address = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                file,
+                0,
+            )
+        };
+        Ok(Self {
+            address: address.map_err(os("mmap"))?,
+            bytes,
+        })
+    }
+}
