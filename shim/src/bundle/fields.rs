@@ -1,0 +1,277 @@
+//! Every field of the OCI runtime specification (1.2, and 1.3 where containerd already sends it), and
+//! what becomes of it.
+//!
+//! A path names one field: `[]` stands for every element of a list. A field below a named one shares
+//! its fate. A value that says nothing (`null`, `false`, an empty string, list or object) is never
+//! refused. Fields not in the table are unknown: the specification says they must be ignored.
+
+use serde_json::Value;
+
+use super::BundleError;
+
+/// Longest value quoted in an error, characters.
+const QUOTED_CHARS_MAX: usize = 80;
+
+/// What becomes of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Taken over into the `TaskSpec`.
+    Honoured,
+    /// Accepted without effect, because it means nothing to a Wasm program in its own VM.
+    Ignored,
+    /// An error, unless the value says nothing; for this reason.
+    Refused(&'static str),
+}
+
+use Fate::{Honoured, Ignored, Refused};
+
+const NO_TERMINAL: &str = "terminals are not supported yet; run without -t";
+const NO_HOOKS: &str = "hooks are not supported yet";
+const NO_USERNS: &str = "the VM itself separates users; id mappings are not supported";
+const OTHER_PLATFORM: &str = "wasmvm runs WebAssembly on Linux hosts only";
+
+/// The table. One line a field, in the order of the specification's own documents.
+const FIELDS: &[(&str, Fate)] = &[
+    // config.md
+    ("ociVersion", Honoured),
+    ("root.path", Honoured),
+    ("root.readonly", Honoured),
+    ("mounts[].destination", Honoured),
+    ("mounts[].type", Honoured),
+    ("mounts[].source", Honoured),
+    ("mounts[].options", Honoured),
+    ("mounts[].uidMappings", Refused(NO_USERNS)),
+    ("mounts[].gidMappings", Refused(NO_USERNS)),
+    ("process.terminal", Refused(NO_TERMINAL)),
+    ("process.consoleSize", Ignored),
+    ("process.cwd", Honoured),
+    ("process.env", Honoured),
+    ("process.args", Honoured),
+    ("process.commandLine", Refused(OTHER_PLATFORM)),
+    // A Wasm program has only what WASI gives it: no rlimit, capability or label reaches further.
+    ("process.rlimits", Ignored),
+    ("process.apparmorProfile", Ignored),
+    ("process.capabilities", Ignored),
+    ("process.noNewPrivileges", Ignored),
+    ("process.oomScoreAdj", Honoured),
+    ("process.scheduler", Ignored),
+    ("process.selinuxLabel", Ignored),
+    ("process.ioPriority", Ignored),
+    ("process.execCPUAffinity", Ignored),
+    ("process.user.uid", Honoured),
+    ("process.user.gid", Honoured),
+    ("process.user.umask", Ignored),
+    ("process.user.additionalGids", Honoured),
+    ("process.user.username", Ignored),
+    ("hostname", Honoured),
+    ("domainname", Ignored),
+    ("hooks.prestart", Refused(NO_HOOKS)),
+    ("hooks.createRuntime", Refused(NO_HOOKS)),
+    ("hooks.createContainer", Refused(NO_HOOKS)),
+    ("hooks.startContainer", Refused(NO_HOOKS)),
+    ("hooks.poststart", Refused(NO_HOOKS)),
+    ("hooks.poststop", Refused(NO_HOOKS)),
+    ("annotations", Honoured),
+    // config-linux.md
+    ("linux.namespaces[].type", Honoured),
+    ("linux.namespaces[].path", Honoured),
+    ("linux.uidMappings", Refused(NO_USERNS)),
+    ("linux.gidMappings", Refused(NO_USERNS)),
+    (
+        "linux.timeOffsets",
+        Refused("the guest's clocks cannot be shifted"),
+    ),
+    // The guest sees no host device; its own /dev has null, zero, full, random and urandom.
+    ("linux.devices", Ignored),
+    (
+        "linux.netDevices",
+        Refused("the guest has no network devices"),
+    ),
+    ("linux.cgroupsPath", Honoured),
+    ("linux.resources.memory.limit", Honoured),
+    ("linux.resources.memory.reservation", Ignored),
+    ("linux.resources.memory.swap", Honoured),
+    ("linux.resources.memory.kernel", Ignored),
+    ("linux.resources.memory.kernelTCP", Ignored),
+    ("linux.resources.memory.swappiness", Ignored),
+    ("linux.resources.memory.disableOOMKiller", Ignored),
+    ("linux.resources.memory.useHierarchy", Ignored),
+    ("linux.resources.memory.checkBeforeUpdate", Ignored),
+    ("linux.resources.devices", Ignored),
+    ("linux.resources.cpu.shares", Honoured),
+    ("linux.resources.cpu.quota", Honoured),
+    ("linux.resources.cpu.period", Honoured),
+    ("linux.resources.cpu.cpus", Honoured),
+    ("linux.resources.cpu.mems", Honoured),
+    ("linux.resources.cpu.burst", Ignored),
+    ("linux.resources.cpu.realtimeRuntime", Ignored),
+    ("linux.resources.cpu.realtimePeriod", Ignored),
+    ("linux.resources.cpu.idle", Ignored),
+    ("linux.resources.pids.limit", Honoured),
+    ("linux.resources.blockIO", Ignored),
+    ("linux.resources.hugepageLimits", Ignored),
+    ("linux.resources.network", Ignored),
+    ("linux.resources.rdma", Ignored),
+    ("linux.resources.unified", Honoured),
+    ("linux.intelRdt", Ignored),
+    ("linux.memoryPolicy", Ignored),
+    // The guest has no IP stack, and its kernel is its own.
+    ("linux.sysctl", Ignored),
+    ("linux.seccomp", Ignored),
+    // The tree's mounts are private always: a mount made later on the host never enters it.
+    ("linux.rootfsPropagation", Ignored),
+    // Both lists name files of proc and sysfs, which never enter the tree.
+    ("linux.maskedPaths", Ignored),
+    ("linux.readonlyPaths", Ignored),
+    ("linux.mountLabel", Ignored),
+    ("linux.personality", Ignored),
+    // Other platforms and the VM of the specification's own kind.
+    ("solaris", Refused(OTHER_PLATFORM)),
+    ("windows", Refused(OTHER_PLATFORM)),
+    ("zos", Refused(OTHER_PLATFORM)),
+    (
+        "vm",
+        Refused("the VM is wasmvm's own and not configured by the spec"),
+    ),
+];
+
+/// A field that has no effect, and its path in the document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unused {
+    /// As in `linux.resources.cpu.idle` or `mounts[3].foo`.
+    pub path: String,
+    /// In the table, as ignored; otherwise unknown.
+    pub known: bool,
+}
+
+/// Checks every field against the table, and takes out those that have no effect.
+///
+/// # Errors
+/// [`BundleError::Refused`] for the first refused field that says something.
+pub(super) fn sift(document: &mut Value) -> Result<Vec<Unused>, BundleError> {
+    let mut unused = Vec::new();
+    sift_below(document, "", "", &mut unused)?;
+    Ok(unused)
+}
+
+/// `pattern` is the path as the table writes it, `path` as the reader wants it.
+fn sift_below(
+    value: &mut Value,
+    pattern: &str,
+    path: &str,
+    unused: &mut Vec<Unused>,
+) -> Result<(), BundleError> {
+    match value {
+        Value::Object(members) => {
+            let mut dropped = Vec::new();
+            for (name, member) in members.iter_mut() {
+                let pattern = join(pattern, name);
+                let path = join(path, name);
+                if !sift_one(member, &pattern, &path, unused)? {
+                    dropped.push(name.clone());
+                }
+            }
+            members.retain(|name, _| !dropped.contains(name));
+            Ok(())
+        }
+        Value::Array(elements) => {
+            let pattern = format!("{pattern}[]");
+            elements
+                .iter_mut()
+                .enumerate()
+                .try_for_each(|(i, element)| {
+                    sift_below(element, &pattern, &format!("{path}[{i}]"), unused)
+                })
+        }
+        // Neither object nor list where one is due: the typed parser says so.
+        _ => Ok(()),
+    }
+}
+
+/// Whether the field stays in the document.
+fn sift_one(
+    value: &mut Value,
+    pattern: &str,
+    path: &str,
+    unused: &mut Vec<Unused>,
+) -> Result<bool, BundleError> {
+    match fate(pattern) {
+        Some(Honoured) => Ok(true),
+        Some(Ignored) => {
+            if !says_nothing(value) {
+                unused.push(Unused {
+                    path: path.to_owned(),
+                    known: true,
+                });
+            }
+            Ok(false)
+        }
+        Some(Refused(reason)) if says_nothing(value) => {
+            tracing::trace!(field = path, reason, "empty, so not refused");
+            Ok(false)
+        }
+        Some(Refused(reason)) => Err(refused(path, &quoted(value), reason)),
+        None if is_parent(pattern) => {
+            sift_below(value, pattern, path, unused)?;
+            Ok(true)
+        }
+        None => {
+            unused.push(Unused {
+                path: path.to_owned(),
+                known: false,
+            });
+            Ok(false)
+        }
+    }
+}
+
+fn fate(pattern: &str) -> Option<Fate> {
+    FIELDS
+        .iter()
+        .find(|(name, _)| *name == pattern)
+        .map(|(_, fate)| *fate)
+}
+
+/// Whether the table has fields below this one.
+fn is_parent(pattern: &str) -> bool {
+    FIELDS.iter().any(|(name, _)| {
+        name.strip_prefix(pattern)
+            .is_some_and(|rest| rest.starts_with(['.', '[']))
+    })
+}
+
+fn join(parent: &str, name: &str) -> String {
+    if parent.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{parent}.{name}")
+    }
+}
+
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) | Value::Number(_) => false,
+        Value::String(text) => text.is_empty(),
+        Value::Array(elements) => elements.is_empty(),
+        Value::Object(members) => members.values().all(says_nothing),
+    }
+}
+
+/// The error for a field at `path` with `value`, already quoted.
+pub(super) fn refused(path: &str, value: &str, reason: &str) -> BundleError {
+    BundleError::Refused {
+        field: path.to_owned(),
+        value: value.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// The value in JSON, shortened.
+pub(super) fn quoted(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(QUOTED_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

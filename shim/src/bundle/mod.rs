@@ -1,0 +1,21 @@
+//! The bundle: containerd's `config.json`, read once into a typed [`TaskSpec`].
+//!
+//! ```text
+//! config.json ──► fields: honoured, ignored, refused ──► oci-spec's types ──► TaskSpec
+//! ```
+//!
+//! What becomes of every field of the OCI runtime specification stands in one table, [`fields`].
+//! Fields that are not honoured never reach the parser: an unknown capability or seccomp action in a
+//! section that means nothing to Wasm cannot fail a task.
+
+mod error;
+mod fields;
+mod load;
+mod memory;
+mod mounts;
+mod resources;
+mod spec;
+
+pub use error::BundleError;
+pub use memory::{MEMORY_BYTES_MIN, ram_mib, wasm_memory_bytes_max};
+pub use spec::{CpuLimits, MountSource, Network, TaskSpec, TmpfsOptions, TreeMount, User};

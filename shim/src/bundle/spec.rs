@@ -1,0 +1,117 @@
+//! What one task is: the typed form of its bundle.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Everything of the bundle that matters here, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskSpec {
+    /// The program and its arguments; never empty, without zero bytes.
+    pub args: Vec<String>,
+    /// `KEY=value`, without zero bytes.
+    pub env: Vec<String>,
+    /// Working directory; absolute.
+    pub cwd: PathBuf,
+    /// Who the program runs as.
+    pub user: User,
+    /// Host name; empty when the spec has none.
+    pub hostname: String,
+    /// The memory limit, bytes: exactly what `memory.max` becomes. At least
+    /// [`super::MEMORY_BYTES_MIN`].
+    pub memory_bytes_max: Option<u64>,
+    /// Memory and swap together, bytes, as OCI counts; at least `memory_bytes_max`.
+    pub memory_swap_bytes_max: Option<u64>,
+    /// CPU time and processors.
+    pub cpu: CpuLimits,
+    /// Most processes and threads of the VMM.
+    pub pids_max: Option<u64>,
+    /// Further files of the cgroup to write (`linux.resources.unified`), by name.
+    pub cgroup_files: BTreeMap<String, String>,
+    /// `linux.cgroupsPath` as given; none means the default.
+    pub cgroup_path: Option<String>,
+    /// How likely the host's OOM killer takes the VMM, -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+    /// Where the task's sockets would live.
+    pub network: Network,
+    /// What is mounted into the tree, in the spec's order.
+    pub mounts: Vec<TreeMount>,
+    /// The guest mounts its own device files over the tree's `/dev`.
+    pub guest_dev: bool,
+    /// The root directory on the host; absolute.
+    pub rootfs: PathBuf,
+    /// The tree's root is read-only; mounts decide for themselves.
+    pub rootfs_readonly: bool,
+    /// Annotations, as given.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// `process.user`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct User {
+    /// User id in the guest and towards the files.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub additional_gids: Vec<u32>,
+}
+
+/// `linux.resources.cpu`, as far as it is honoured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuLimits {
+    /// CPU time in one period, microseconds; none means no limit.
+    pub quota_us: Option<u64>,
+    /// The period, microseconds.
+    pub period_us: Option<u64>,
+    /// Weight in cgroup v1's scale, 2 to 262144.
+    pub shares: Option<u64>,
+    /// Processors to run on, as a list (`0-3,7`).
+    pub cpus: Option<String>,
+    /// Memory nodes to use, as a list.
+    pub mems: Option<String>,
+}
+
+/// The network namespace the VMM runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The spec has no network namespace: the host's is meant.
+    Host,
+    /// A new, empty one.
+    New,
+    /// The one at this path.
+    Path(PathBuf),
+}
+
+/// One mount of the spec that enters the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeMount {
+    /// Where, inside the tree; absolute, symlinks followed inside the tree.
+    pub destination: PathBuf,
+    /// What.
+    pub source: MountSource,
+    /// Whether nothing in it may be changed.
+    pub read_only: bool,
+}
+
+/// What a [`TreeMount`] shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MountSource {
+    /// A file or directory of the host.
+    Bind {
+        /// Absolute, or relative to the bundle made absolute.
+        path: PathBuf,
+        /// With the mounts below it (`rbind`).
+        recursive: bool,
+    },
+    /// An empty tmpfs of the host.
+    Tmpfs(TmpfsOptions),
+}
+
+/// Options of a tmpfs, as its kernel driver takes them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TmpfsOptions {
+    /// `key=value` options for the file system itself (`size`, `mode`, `uid`, `gid`, `nr_inodes`).
+    pub parameters: Vec<(String, String)>,
+    /// `noexec`: programs in it cannot be started on the host's word; Wasm is only read.
+    pub no_exec: bool,
+}
