@@ -1,0 +1,125 @@
+//! Bind mounts: a copy of the host's mounts, taken through a descriptor and stripped of what must not
+//! enter.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use super::TreeError;
+use super::mountinfo::{self, Mount};
+use super::point::{self, PointKind};
+use crate::sys::mounts::{MountChange, change_mount};
+
+/// Most mounts dropped from one bind; a host has about twenty of such.
+const DROPPED_MAX: usize = 4096;
+
+/// Binds `source` on `destination` inside the tree and says whether it is a directory.
+pub(super) fn mount(
+    root: BorrowedFd<'_>,
+    source: &Path,
+    recursive: bool,
+    destination: &Path,
+    read_only: bool,
+) -> Result<bool, TreeError> {
+    let (copy, kind) = copy(source, recursive, destination)?;
+    let change = MountChange {
+        read_only,
+        harmless: true,
+        recursive,
+    };
+    let failed = |source| TreeError::Attach {
+        destination: destination.to_owned(),
+        source,
+    };
+    change_mount(&copy, change).map_err(failed)?;
+    let point = point::ensure(root, destination, kind)?;
+    attach(&copy, point.as_fd()).map_err(failed)?;
+    if recursive {
+        drop_kernels(&copy, destination)?;
+    }
+    Ok(kind == PointKind::Directory)
+}
+
+/// A detached copy of the mounts at `source`, which must lie on storage.
+pub(super) fn copy(
+    source: &Path,
+    recursive: bool,
+    destination: &Path,
+) -> Result<(OwnedFd, PointKind), TreeError> {
+    let failed = |err: io::Error| TreeError::Source {
+        destination: destination.to_owned(),
+        path: source.to_owned(),
+        source: err,
+    };
+    let file = rustix::fs::openat(CWD, source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| failed(errno.into()))?;
+    let id = mountinfo::mount_id(&file).map_err(failed)?;
+    let mounts = mountinfo::read()?;
+    let kind = mounts
+        .iter()
+        .find(|mount| mount.id == id)
+        .map(|mount| mount.kind.clone());
+    if let Some(kind) = kind.filter(|kind| mountinfo::is_kernels(kind)) {
+        let (destination, path) = (destination.to_owned(), source.to_owned());
+        return Err(TreeError::KernelFiles {
+            destination,
+            path,
+            kind,
+        });
+    }
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    let copy = rustix::mount::open_tree(&file, c"", flags).map_err(|errno| failed(errno.into()))?;
+    let kind = PointKind::of(copy.as_fd()).map_err(failed)?;
+    Ok((copy, kind))
+}
+
+/// Mounts a detached tree on a point.
+pub(super) fn attach(tree: &OwnedFd, point: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(tree, c"", point, c"", flags)?)
+}
+
+/// Unmounts what is an interface to the kernel below `top`. The paths are the kernel's own, so they
+/// hold no symlinks; whoever swaps one for a symlink meanwhile only keeps us from finishing.
+pub(super) fn drop_kernels(top: &OwnedFd, destination: &Path) -> Result<(), TreeError> {
+    for _ in 0..DROPPED_MAX {
+        let Some(found) = first_kernels(top)? else {
+            return Ok(());
+        };
+        tracing::debug!(?destination, path = ?found.point, kind = found.kind, "kept out of the tree");
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        rustix::mount::unmount(&found.point, flags).map_err(|errno| TreeError::Attach {
+            destination: destination.to_owned(),
+            source: errno.into(),
+        })?;
+    }
+    match first_kernels(top)? {
+        None => Ok(()),
+        Some(Mount { point, kind, .. }) => {
+            let destination = destination.to_owned();
+            Err(TreeError::KernelFiles {
+                destination,
+                path: point,
+                kind,
+            })
+        }
+    }
+}
+
+fn first_kernels(top: &OwnedFd) -> Result<Option<Mount>, TreeError> {
+    let id = mountinfo::mount_id(top).map_err(|source| TreeError::Host {
+        step: "read a mount's id",
+        source,
+    })?;
+    let mounts = mountinfo::read()?;
+    let found = mountinfo::below(&mounts, id)
+        .into_iter()
+        .find(|mount| mount.is_kernels());
+    Ok(found.cloned())
+}

@@ -1,0 +1,27 @@
+//! The file tree of a task: rootfs and mounts, put together in a mount namespace of its own.
+//!
+//! ```text
+//! thread of the task (CLONE_FS | CLONE_NEWNS)          what the host sees
+//!   every mount made private                            nothing
+//!   rootfs mounts      ──► spec.rootfs                  bundle/rootfs stays empty
+//!   /dev, binds, tmpfs ──► points inside, by openat2(RESOLVE_IN_ROOT)
+//!   read-only, and fchdir into it
+//! ```
+//!
+//! The namespace ends with its last process, the VMM; nothing is ever unmounted. All that enters is
+//! `nodev` and `nosuid`. File systems that are the kernel's own interfaces (proc, sysfs, cgroup, …)
+//! never enter: with the VMM's identity map, user 0 could write `/proc/sys/kernel/core_pattern` as an
+//! ordinary file.
+
+mod assemble;
+mod bind;
+mod error;
+mod mountinfo;
+mod options;
+mod point;
+mod rootfs;
+
+pub use assemble::{AssembledTree, assemble};
+pub use error::TreeError;
+pub(crate) use point::open_inside;
+pub use rootfs::RootfsMount;

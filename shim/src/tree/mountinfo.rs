@@ -1,0 +1,181 @@
+//! The calling thread's mounts, from `/proc/thread-self/mountinfo` (proc(5)).
+
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, StatxFlags};
+
+use super::TreeError;
+
+/// Longest list that is read, bytes: a node with ten thousand mounts has about two million.
+const MOUNTINFO_BYTES_MAX: u64 = 64 << 20;
+
+/// File systems that are interfaces to the kernel or to the host, not storage.
+const KERNEL_TYPES: [&str; 22] = [
+    "autofs",
+    "binder",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "functionfs",
+    "fusectl",
+    "mqueue",
+    "nfsd",
+    "nsfs",
+    "proc",
+    "pstore",
+    "resctrl",
+    "securityfs",
+    "selinuxfs",
+    "sysfs",
+];
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    pub id: u64,
+    pub parent: u64,
+    /// From the thread's root.
+    pub point: PathBuf,
+    pub kind: String,
+}
+
+impl Mount {
+    /// Whether its files are an interface to the host's kernel.
+    pub fn is_kernels(&self) -> bool {
+        is_kernels(&self.kind)
+    }
+}
+
+/// Whether a file system of this type is an interface to the kernel.
+pub(super) fn is_kernels(kind: &str) -> bool {
+    kind == "tracefs" || kind == "rpc_pipefs" || KERNEL_TYPES.contains(&kind)
+}
+
+/// Every mount of the calling thread's namespace.
+pub(super) fn read() -> Result<Vec<Mount>, TreeError> {
+    let mut text = Vec::new();
+    std::fs::File::open("/proc/thread-self/mountinfo")
+        .and_then(|file| file.take(MOUNTINFO_BYTES_MAX).read_to_end(&mut text))
+        .map_err(|source| TreeError::Host {
+            step: "list the mounts",
+            source,
+        })?;
+    text.split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            parse(line).ok_or_else(|| TreeError::Mountinfo {
+                line: String::from_utf8_lossy(line).into_owned(),
+            })
+        })
+        .collect()
+}
+
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
+fn parse(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let id = number(fields.next()?)?;
+    let parent = number(fields.next()?)?;
+    let point = unescape(fields.nth(2)?);
+    fields.find(|field| *field == b"-")?;
+    let kind = String::from_utf8_lossy(fields.next()?).into_owned();
+    Some(Mount {
+        id,
+        parent,
+        point,
+        kind,
+    })
+}
+
+fn number(field: &[u8]) -> Option<u64> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+/// Space, tab, newline and backslash stand as three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(octal.unwrap_or(*first));
+        rest = if octal.is_some() { &tail[3..] } else { tail };
+    }
+    OsString::from_vec(bytes).into()
+}
+
+/// The mount that a descriptor's file lies on.
+pub(super) fn mount_id(fd: impl AsFd) -> io::Result<u64> {
+    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        return Err(io::Error::other(
+            "the kernel gives no mount ids; Linux 5.12 or newer is needed",
+        ));
+    }
+    Ok(stat.stx_mnt_id)
+}
+
+/// The mounts below `top`, parents before children; not `top` itself.
+pub(super) fn below(mounts: &[Mount], top: u64) -> Vec<&Mount> {
+    let mut found: Vec<&Mount> = Vec::new();
+    let mut wanted = vec![top];
+    while let Some(parent) = wanted.pop() {
+        for mount in mounts
+            .iter()
+            .filter(|mount| mount.parent == parent && mount.id != parent)
+        {
+            wanted.push(mount.id);
+            found.push(mount);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_manual_is_understood() {
+        let line = br"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:2 - ext3 /dev/root rw";
+        let mount = parse(line).unwrap();
+        assert_eq!((mount.id, mount.parent), (36, 35));
+        assert_eq!(mount.point, PathBuf::from("/mnt 2"));
+        assert_eq!(mount.kind, "ext3");
+        assert_eq!(parse(b"36 35 98:0 / /x rw"), None);
+    }
+
+    #[test]
+    fn this_machines_mounts_are_understood() {
+        let mounts = read().unwrap();
+        let proc = mounts
+            .iter()
+            .find(|mount| mount.point == PathBuf::from("/proc"))
+            .unwrap();
+        assert_eq!(proc.kind, "proc");
+        assert!(proc.is_kernels());
+        let file = std::fs::File::open("/proc").unwrap();
+        assert!(
+            mounts
+                .iter()
+                .any(|m| m.id == mount_id(&file).unwrap() && m.kind == "proc")
+        );
+    }
+
+    #[test]
+    fn an_odd_escape_is_kept() {
+        assert_eq!(unescape(br"a\9b\"), PathBuf::from(r"a\9b\"));
+        assert_eq!(unescape(br"\134\012"), PathBuf::from("\\\n"));
+    }
+}

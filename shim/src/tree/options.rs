@@ -1,0 +1,101 @@
+//! containerd's mount options: flags of `mount(2)`, and the rest for the file system.
+
+use rustix::mount::MountFlags;
+
+/// Options of one mount, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MountOptions {
+    pub flags: MountFlags,
+    /// For the file system, in order.
+    pub data: Vec<String>,
+    /// `bind` or `rbind` is among them.
+    pub bind: bool,
+}
+
+/// As containerd's own `parseMountOptions`. Propagation is the tree's own decision, `loop` is not
+/// supported and left to the file system, which refuses it.
+pub(super) fn parse(options: &[String]) -> MountOptions {
+    let mut parsed = MountOptions {
+        flags: MountFlags::empty(),
+        data: Vec::new(),
+        bind: false,
+    };
+    for option in options {
+        match option.as_str() {
+            "bind" | "rbind" => parsed.bind = true,
+            "defaults" | "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave"
+            | "unbindable" | "runbindable" => {}
+            name => match flag(name) {
+                Some((flag, on)) => parsed.flags.set(flag, on),
+                None => parsed.data.push(name.to_owned()),
+            },
+        }
+    }
+    parsed
+}
+
+fn flag(name: &str) -> Option<(MountFlags, bool)> {
+    Some(match name {
+        "ro" => (MountFlags::RDONLY, true),
+        "rw" => (MountFlags::RDONLY, false),
+        "noexec" => (MountFlags::NOEXEC, true),
+        "exec" => (MountFlags::NOEXEC, false),
+        "noatime" => (MountFlags::NOATIME, true),
+        "atime" => (MountFlags::NOATIME, false),
+        "nodiratime" => (MountFlags::NODIRATIME, true),
+        "diratime" => (MountFlags::NODIRATIME, false),
+        "relatime" => (MountFlags::RELATIME, true),
+        "norelatime" => (MountFlags::RELATIME, false),
+        "strictatime" => (MountFlags::STRICTATIME, true),
+        "nostrictatime" => (MountFlags::STRICTATIME, false),
+        "sync" => (MountFlags::SYNCHRONOUS, true),
+        "async" => (MountFlags::SYNCHRONOUS, false),
+        "dirsync" => (MountFlags::DIRSYNC, true),
+        "nosymfollow" => (MountFlags::NOSYMFOLLOW, true),
+        // Set on everything that enters the tree, whatever the option says.
+        "nodev" | "dev" => (MountFlags::NODEV, true),
+        "nosuid" | "suid" => (MountFlags::NOSUID, true),
+        "mand" | "nomand" => (MountFlags::empty(), true),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(options: &[&str]) -> Vec<String> {
+        options.iter().map(|&option| option.to_owned()).collect()
+    }
+
+    #[test]
+    fn overlay_as_containerd_gives_it() {
+        let parsed = parse(&strings(&[
+            "index=off",
+            "workdir=/w",
+            "upperdir=/u",
+            "lowerdir=/a:/b",
+        ]));
+        assert!(parsed.flags.is_empty());
+        assert_eq!(
+            parsed.data,
+            ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b"]
+        );
+        assert!(!parsed.bind);
+    }
+
+    #[test]
+    fn bind_as_containerd_gives_it() {
+        let parsed = parse(&strings(&["rbind", "ro"]));
+        assert!(parsed.bind);
+        assert_eq!(parsed.flags, MountFlags::RDONLY);
+        assert!(parsed.data.is_empty());
+    }
+
+    #[test]
+    fn devices_cannot_be_asked_for() {
+        let parsed = parse(&strings(&["dev", "suid", "ro", "rw", "rshared"]));
+        assert_eq!(parsed.flags, MountFlags::NODEV | MountFlags::NOSUID);
+        assert!(parsed.data.is_empty());
+    }
+}

@@ -1,0 +1,113 @@
+//! Mount points: found, or made, inside the tree and never outside.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::TreeError;
+
+/// What is to be mounted there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PointKind {
+    Directory,
+    File,
+}
+
+impl PointKind {
+    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let mode = rustix::fs::fstat(fd)?.st_mode;
+        Ok(match FileType::from_raw_mode(mode) {
+            FileType::Directory => Self::Directory,
+            _ => Self::File,
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Directory => "a directory",
+            Self::File => "a file",
+        }
+    }
+}
+
+/// Opens `path` as seen by a process whose root is `root`: symlinks and `..` end there.
+pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = flags | OFlags::CLOEXEC;
+    loop {
+        // EAGAIN: a component was renamed while `..` was followed (openat2(2)).
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// The place for a mount, made if it is not there.
+pub(super) fn ensure(
+    root: BorrowedFd<'_>,
+    destination: &Path,
+    kind: PointKind,
+) -> Result<OwnedFd, TreeError> {
+    let failed = |source| TreeError::Point {
+        destination: destination.to_owned(),
+        source,
+    };
+    let point = match open_inside(root, destination, OFlags::PATH) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            make(root, destination, kind).map_err(failed)?
+        }
+        result => result.map_err(failed)?,
+    };
+    if PointKind::of(point.as_fd()).map_err(failed)? == kind {
+        Ok(point)
+    } else {
+        Err(TreeError::Mismatch {
+            destination: destination.to_owned(),
+            what: kind.name(),
+        })
+    }
+}
+
+/// Makes what is missing of `destination`. Each step is opened from the root anew, so that symlinks on
+/// the way lead where a process inside would be led.
+fn make(root: BorrowedFd<'_>, destination: &Path, kind: PointKind) -> io::Result<OwnedFd> {
+    let mut parent = open_inside(root, Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)?;
+    let mut path = PathBuf::from("/");
+    let names: Vec<&OsStr> = destination.iter().skip(1).collect();
+    for (i, name) in names.iter().enumerate() {
+        path.push(name);
+        let kind = if i + 1 == names.len() {
+            kind
+        } else {
+            PointKind::Directory
+        };
+        parent = match open_inside(root, &path, OFlags::PATH) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                make_one(&parent, name, kind)?;
+                open_inside(root, &path, OFlags::PATH)?
+            }
+            result => result?,
+        };
+    }
+    Ok(parent)
+}
+
+fn make_one(parent: &OwnedFd, name: &OsStr, kind: PointKind) -> io::Result<()> {
+    let made = match kind {
+        PointKind::Directory => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+        PointKind::File => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+        }
+    };
+    match made {
+        // Made by somebody else meanwhile, or a symlink to nowhere: opening it tells.
+        Err(Errno::EXIST) => Ok(()),
+        result => Ok(result?),
+    }
+}
