@@ -1,0 +1,69 @@
+//! Why a program cannot be run.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::error::ErrorCode;
+
+/// Why a program cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// No such file.
+    #[error("program {name:?} not found in the rootfs; looked for {looked}")]
+    NotFound {
+        /// `args[0]`.
+        name: String,
+        /// The paths that were tried.
+        looked: String,
+    },
+    /// It is there but cannot be opened or read.
+    #[error("program {}: cannot be read", path.display())]
+    Read {
+        /// Inside the tree.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that is not a WebAssembly program.
+    #[error("program {} {what}", path.display())]
+    NotWasm {
+        /// Inside the tree.
+        path: PathBuf,
+        /// As in "is a directory".
+        what: String,
+    },
+    /// Larger than what can be compiled.
+    #[error("program {} has {bytes} bytes; at most {bytes_max} are supported", path.display())]
+    TooLarge {
+        /// Inside the tree.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        bytes_max: u64,
+    },
+    /// The copy in memory cannot be made.
+    #[error("cannot keep a copy of the program {}", path.display())]
+    Copy {
+        /// Inside the tree.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ProgramError {
+    /// containerd's status code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::Read { .. } | Self::NotWasm { .. } | Self::TooLarge { .. } => {
+                ErrorCode::InvalidArgument
+            }
+            Self::Copy { .. } => ErrorCode::Internal,
+        }
+    }
+}
