@@ -4,6 +4,12 @@
 //! `-info`) and, started by `start`, as the daemon that serves the task until it is deleted.
 #![deny(unsafe_code)]
 
+mod bundle;
+mod cgroup;
+mod config;
 mod error;
+mod program;
+mod sys;
+mod tree;
 
 fn main() {}

@@ -1,0 +1,258 @@
+//! `/etc/wasmvm/config.toml`, and the files that were installed with this program.
+//!
+//! ```toml
+//! default_memory_mib = 1024     # guest RAM of a task without a memory limit
+//! console = false               # forward the guests' consoles to the shims' logs
+//! boot_timeout_s = 60           # from the VM's start to an agent that listens
+//! compile_timeout_s = 300       # for one program
+//! artifact_dir = "/var/lib/wasmvm/artifacts"
+//! ```
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::ErrorCode;
+
+/// Where the configuration lies; it may be absent.
+pub const CONFIG_PATH: &str = "/etc/wasmvm/config.toml";
+/// Longest configuration, bytes.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Largest `default_memory_mib`.
+const MEMORY_MIB_MAX: u32 = 16 * 1024;
+/// Longest timeout, seconds.
+const TIMEOUT_S_MAX: u64 = 24 * 3600;
+
+/// The operator's choices.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Guest RAM of a task without a memory limit, MiB.
+    pub default_memory_mib: u32,
+    /// Forward the guests' early-printk console to the log, live.
+    pub console: bool,
+    /// From the VM's start to an agent that listens, seconds.
+    pub boot_timeout_s: u64,
+    /// For compiling one program, seconds.
+    pub compile_timeout_s: u64,
+    /// Where artifacts are kept across restarts of the host.
+    pub artifact_dir: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            default_memory_mib: 1024,
+            console: false,
+            boot_timeout_s: 60,
+            compile_timeout_s: 300,
+            artifact_dir: "/var/lib/wasmvm/artifacts".into(),
+        }
+    }
+}
+
+/// Why the configuration or the installation cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It exists but cannot be read.
+    #[error("{}: cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("{}:{line}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Counted from one.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// A value out of range.
+    #[error("{}: {key} = {value} is refused: {reason}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// One sentence.
+        reason: String,
+    },
+    /// This program cannot tell where it lies.
+    #[error("/proc/self/exe: cannot be read")]
+    Executable(#[source] io::Error),
+    /// A file that belongs to the installation is not there.
+    #[error("{what} is missing at {}; install it with `make install`", path.display())]
+    Missing {
+        /// As in "the guest kernel".
+        what: &'static str,
+        /// Where it is looked for.
+        path: PathBuf,
+        /// Why it cannot be used.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ConfigError {
+    /// containerd's status code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Executable(_) => ErrorCode::Internal,
+            _ => ErrorCode::FailedPrecondition,
+        }
+    }
+}
+
+impl Config {
+    /// Reads [`CONFIG_PATH`]; the defaults when it is absent.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the line.
+    pub fn load() -> Result<Self, ConfigError> {
+        Self::load_from(Path::new(CONFIG_PATH))
+    }
+
+    /// The same from another file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the line.
+    pub fn load_from(path: &Path) -> Result<Self, ConfigError> {
+        let mut text = String::new();
+        let read =
+            File::open(path).and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_string(&mut text));
+        match read {
+            Ok(_) => Self::parse(&text, path),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|err| ConfigError::Parse {
+            path: path.to_owned(),
+            line: err.span().map_or(1, |span| line_of(text, span.start)),
+            message: err.message().replace('\n', " "),
+        })?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let refuse = |key, value: String, reason: String| {
+            Err(ConfigError::Value {
+                path: path.to_owned(),
+                key,
+                value,
+                reason,
+            })
+        };
+        if !(1..=MEMORY_MIB_MAX).contains(&self.default_memory_mib) {
+            let reason = format!("it lies between 1 and {MEMORY_MIB_MAX}");
+            return refuse(
+                "default_memory_mib",
+                self.default_memory_mib.to_string(),
+                reason,
+            );
+        }
+        for (key, value) in [
+            ("boot_timeout_s", self.boot_timeout_s),
+            ("compile_timeout_s", self.compile_timeout_s),
+        ] {
+            if !(1..=TIMEOUT_S_MAX).contains(&value) {
+                let reason = format!("it lies between 1 and {TIMEOUT_S_MAX}");
+                return refuse(key, value.to_string(), reason);
+            }
+        }
+        if !self.artifact_dir.is_absolute() {
+            let value = format!("{:?}", self.artifact_dir);
+            return refuse(
+                "artifact_dir",
+                value,
+                "the path must be absolute".to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    /// From the VM's start to an agent that listens.
+    #[must_use]
+    pub fn boot_timeout(&self) -> Duration {
+        Duration::from_secs(self.boot_timeout_s)
+    }
+
+    /// For compiling one program.
+    #[must_use]
+    pub fn compile_timeout(&self) -> Duration {
+        Duration::from_secs(self.compile_timeout_s)
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
+        + 1
+}
+
+/// What a VM is made of. Every file exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestFiles {
+    /// The program that is a VM.
+    pub vmm: PathBuf,
+    /// The guest kernel, ELF.
+    pub kernel: PathBuf,
+    /// The initramfs of task VMs, cpio.
+    pub agent: PathBuf,
+    /// The initramfs of compiler VMs, cpio.
+    pub compiler: PathBuf,
+}
+
+impl GuestFiles {
+    /// In `../lib/wasmvm`, seen from this program.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] for the first that is not there.
+    pub fn find() -> Result<Self, ConfigError> {
+        let program = std::fs::read_link("/proc/self/exe").map_err(ConfigError::Executable)?;
+        let prefix = program.ancestors().nth(2).unwrap_or(Path::new("/"));
+        Self::find_in(&prefix.join("lib/wasmvm"))
+    }
+
+    /// In this directory.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] for the first that is not there.
+    pub fn find_in(directory: &Path) -> Result<Self, ConfigError> {
+        let find = |name, what| {
+            let path = directory.join(name);
+            match path.metadata() {
+                Ok(metadata) if metadata.is_file() && metadata.len() > 0 => Ok(path),
+                Ok(_) => Err((path, io::Error::other("empty, or not a file"))),
+                Err(err) => Err((path, err)),
+            }
+            .map_err(|(path, source)| ConfigError::Missing { what, path, source })
+        };
+        Ok(Self {
+            vmm: find("wasmvm-vmm", "the VM monitor")?,
+            kernel: find("kernel", "the guest kernel")?,
+            agent: find("agent.cpio", "the guest's initramfs")?,
+            compiler: find("compiler.cpio", "the compiler's initramfs")?,
+        })
+    }
+}
