@@ -1,0 +1,332 @@
+//! The shim's orders and what the VMM answers ([`wasmvm_protocol::control`] has the messages).
+//!
+//! The main thread ends in [`serve`]; every other thread speaks through its clone of the [`Reporter`].
+//! One packet is one message, so no lock is needed.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use wasmvm_protocol::control::{
+    self, BootConfig, CONSOLE_TAIL_BYTES_MAX, ControlError, FromVmm, ToVmm,
+};
+
+use crate::virtio::vsock::{VsockEvent, VsockHandle};
+
+/// Longest sentence of a report, bytes; longer ones are cut.
+pub const REASON_BYTES_MAX: usize = 1024;
+
+/// Exit status when the guest ended, or never began, before the shim closed the control socket.
+const ENDED_STATUS: i32 = 1;
+
+/// The first message and its descriptors.
+#[derive(Debug)]
+pub struct BootOrder {
+    /// How to build the VM.
+    pub config: BootConfig,
+    /// `/dev/kvm`.
+    pub kvm: OwnedFd,
+    /// The guest kernel, ELF.
+    pub kernel: OwnedFd,
+    /// The initramfs, a cpio archive.
+    pub initramfs: OwnedFd,
+}
+
+/// Why an order could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// The socket failed, or what came is no message.
+    #[error("cannot receive an order")]
+    Receive(#[source] ControlError),
+    /// The shim went away before it gave an order.
+    #[error("the control socket ended before the Boot order")]
+    NoBoot,
+    /// Not what comes at this point.
+    #[error("order {0} is not possible now")]
+    OutOfTurn(String),
+    /// Too few or too many descriptors.
+    #[error("order {order} came with {found} descriptors, not {meant}")]
+    Descriptors {
+        /// Which order.
+        order: &'static str,
+        /// How many came.
+        found: usize,
+        /// How many belong to it.
+        meant: usize,
+    },
+    /// The file cannot be mapped for the guest.
+    #[error("cannot map the slot")]
+    MapSlot(#[source] Box<dyn Error + Send + Sync>),
+}
+
+/// Waits for the first order.
+///
+/// # Errors
+/// [`OrderError`]; also when something else came first.
+pub fn await_boot(socket: BorrowedFd<'_>) -> Result<BootOrder, OrderError> {
+    let received = control::recv::<ToVmm>(socket).map_err(OrderError::Receive)?;
+    let (message, fds) = received.ok_or(OrderError::NoBoot)?;
+    let ToVmm::Boot(config) = message else {
+        return Err(OrderError::OutOfTurn(format!("{message:?}")));
+    };
+    let [kvm, kernel, initramfs] = exactly("Boot", fds)?;
+    Ok(BootOrder {
+        config,
+        kvm,
+        kernel,
+        initramfs,
+    })
+}
+
+/// Carries out orders until the shim closes its end.
+///
+/// Connections are handed to the socket device, which answers by [`Reporter::vsock_event`].
+///
+/// # Errors
+/// [`OrderError`]: what the shim asked for makes no sense or cannot be done; the VM must end.
+pub fn serve<E>(
+    reporter: &Reporter,
+    vsock: &VsockHandle,
+    mut map_slot: impl FnMut(OwnedFd) -> Result<(), E>,
+) -> Result<(), OrderError>
+where
+    E: Error + Send + Sync + 'static,
+{
+    while let Some((message, fds)) =
+        control::recv::<ToVmm>(reporter.socket()).map_err(OrderError::Receive)?
+    {
+        match message {
+            ToVmm::MapSlot => {
+                let [file] = exactly("MapSlot", fds)?;
+                map_slot(file).map_err(|source| OrderError::MapSlot(source.into()))?;
+                reporter.send(&FromVmm::SlotMapped);
+            }
+            ToVmm::Connect { id, port } => {
+                let [stream] = exactly("Connect", fds)?;
+                reporter.refuse_if_failed(id, vsock.connect(id, port, stream));
+            }
+            ToVmm::Sink {
+                id,
+                port,
+                bytes_max,
+            } => {
+                let [file] = exactly("Sink", fds)?;
+                reporter.refuse_if_failed(id, vsock.sink(id, port, file.into(), bytes_max));
+            }
+            ToVmm::Boot(_) | ToVmm::MapsWritten => {
+                return Err(OrderError::OutOfTurn(format!("{message:?}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn exactly<const N: usize>(
+    order: &'static str,
+    fds: Vec<OwnedFd>,
+) -> Result<[OwnedFd; N], OrderError> {
+    <[OwnedFd; N]>::try_from(fds).map_err(|fds| OrderError::Descriptors {
+        order,
+        found: fds.len(),
+        meant: N,
+    })
+}
+
+/// Speaks to the shim, from any thread.
+#[derive(Clone, Debug)]
+pub struct Reporter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: OwnedFd,
+    guest_started: OnceLock<Instant>,
+}
+
+impl Reporter {
+    /// Takes over the control socket.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                socket,
+                guest_started: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// The control socket, for receiving.
+    #[must_use]
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.shared.socket.as_fd()
+    }
+
+    /// Sends a message. A shim that is gone is noticed by [`serve`], so a failure is only logged.
+    pub fn send(&self, message: &FromVmm) {
+        if let Err(err) = control::send(self.socket(), message, &[]) {
+            eprintln!("{}", sentence(&err));
+        }
+    }
+
+    /// Marks the first entry into the guest, which boot times are measured from.
+    pub fn guest_starts(&self) {
+        let _already_set = self.shared.guest_started.set(Instant::now());
+    }
+
+    /// Passes on what the socket device has to tell.
+    pub fn vsock_event(&self, event: VsockEvent) {
+        let message = match event {
+            VsockEvent::AgentReady => FromVmm::AgentReady {
+                boot_us: self.since_start_us(),
+            },
+            VsockEvent::Connected { id } => FromVmm::Connected { id },
+            VsockEvent::Refused { id, reason } => FromVmm::Refused {
+                id,
+                reason: sentence(&reason),
+            },
+            VsockEvent::SinkDone { id, bytes } => FromVmm::SinkDone { id, bytes },
+            VsockEvent::SinkFailed { id, reason } => FromVmm::SinkFailed {
+                id,
+                reason: sentence(&reason),
+            },
+            VsockEvent::Stopped(err) => self.guest_ended(&err, &[]),
+        };
+        self.send(&message);
+    }
+
+    /// Set-up failed: reports why and ends the process.
+    pub fn boot_failed(&self, error: &(dyn Error + 'static)) -> ! {
+        let reason = sentence(error);
+        self.send(&FromVmm::BootFailed {
+            reason: reason.clone(),
+        });
+        eprintln!("{reason}");
+        std::process::exit(ENDED_STATUS)
+    }
+
+    /// The guest runs no more: reports why, with the end of its console, and ends the process.
+    pub fn guest_ended(&self, error: &(dyn Error + 'static), console: &[u8]) -> ! {
+        let reason = sentence(error);
+        let console_tail = console_tail(console);
+        self.send(&FromVmm::GuestEnded {
+            reason: reason.clone(),
+            console_tail,
+        });
+        eprintln!("guest ended: {reason}");
+        std::process::exit(ENDED_STATUS)
+    }
+
+    fn refuse_if_failed<E: Error + 'static>(&self, id: u32, result: Result<(), E>) {
+        if let Err(err) = result {
+            self.send(&FromVmm::Refused {
+                id,
+                reason: sentence(&err),
+            });
+        }
+    }
+
+    fn since_start_us(&self) -> u64 {
+        let started = self.shared.guest_started.get();
+        let elapsed = started.map(Instant::elapsed).unwrap_or_default();
+        u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// An error and what caused it, in one line.
+#[must_use]
+pub fn sentence(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    if text.len() > REASON_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(REASON_BYTES_MAX));
+    }
+    text
+}
+
+/// The last bytes of the console as text that fits a message: a control character would take six
+/// bytes in JSON, and the guest may write 4096 of them.
+fn console_tail(console: &[u8]) -> String {
+    let start = console.len().saturating_sub(CONSOLE_TAIL_BYTES_MAX);
+    let tail = console.get(start..).unwrap_or_default();
+    let text = String::from_utf8_lossy(tail);
+    let plain = |c: char| {
+        if c.is_control() && c != '\n' && c != '\t' {
+            '.'
+        } else {
+            c
+        }
+    };
+    text.chars().filter(|&c| c != '\r').map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs::File;
+    use wasmvm_protocol::control::{CONTROL_BYTES_MAX, Role};
+
+    fn boot() -> ToVmm {
+        ToVmm::Boot(BootConfig {
+            role: Role::Task,
+            ram_mib: 256,
+            huge_pages: false,
+            console: true,
+        })
+    }
+
+    #[test]
+    fn boot_needs_its_three_descriptors() {
+        let (shim, vmm) = control::pair().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let fd = null.as_fd();
+        control::send(&shim, &boot(), &[fd, fd, fd]).unwrap();
+        assert_eq!(await_boot(vmm.as_fd()).unwrap().config.ram_mib, 256);
+        control::send(&shim, &boot(), &[fd]).unwrap();
+        let error = await_boot(vmm.as_fd()).unwrap_err().to_string();
+        assert_eq!(error, "order Boot came with 1 descriptors, not 3");
+        control::send(&shim, &ToVmm::MapsWritten, &[]).unwrap();
+        assert!(matches!(
+            await_boot(vmm.as_fd()),
+            Err(OrderError::OutOfTurn(_))
+        ));
+        drop(shim);
+        assert!(matches!(await_boot(vmm.as_fd()), Err(OrderError::NoBoot)));
+    }
+
+    #[test]
+    fn causes_are_part_of_the_sentence() {
+        let io = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let text = sentence(&OrderError::MapSlot(Box::new(io)));
+        assert_eq!(
+            text,
+            "cannot map the slot: No such file or directory (os error 2)"
+        );
+        let long = OrderError::OutOfTurn("ü".repeat(REASON_BYTES_MAX));
+        assert!(sentence(&long).len() <= REASON_BYTES_MAX);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn any_console_fits_one_message(
+            bytes in proptest::collection::vec(
+                prop_oneof![any::<u8>(), Just(0), Just(b'"'), Just(0xff)], 0..6000)
+        ) {
+            let message = FromVmm::GuestEnded {
+                reason: "\"".repeat(REASON_BYTES_MAX),
+                console_tail: console_tail(&bytes),
+            };
+            let encoded = serde_json::to_vec(&message).unwrap();
+            prop_assert!(encoded.len() <= CONTROL_BYTES_MAX, "{}", encoded.len());
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Reads back what the jail was meant to do. A kernel, a shim or a change here that does less than
+//! expected ends the VMM before a guest runs.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
+
+use super::{JailError, KEPT_CAPABILITIES, Step};
+
+/// Longest file of /proc/self that is read here, bytes.
+const PROC_FILE_BYTES_MAX: u64 = 1 << 20;
+
+pub(super) fn all(proc_root: &OwnedFd) -> Result<(), JailError> {
+    status(&read(proc_root, "self/status")?)?;
+    let map = "0 0 4294967295";
+    for name in ["self/uid_map", "self/gid_map"] {
+        same("identity map", &words(&read(proc_root, name)?), map)?;
+    }
+    same(
+        "root",
+        &mounts_in_sight(&read(proc_root, "self/mountinfo")?),
+        "the file tree",
+    )?;
+    same("parent of the root", &mount_of("..")?, &mount_of("/")?)?;
+    let core = getrlimit(Resource::Core);
+    same(
+        "limit of core files",
+        &format!("{:?}", core.maximum),
+        "Some(0)",
+    )?;
+    let dumpable = dumpable_behavior().step("read whether memory can be dumped")?;
+    same("dumpable", &dumpable, &DumpableBehavior::NotDumpable)
+}
+
+/// The fields of /proc/PID/status (`proc(5)`) that say what this process may do.
+fn status(text: &str) -> Result<(), JailError> {
+    let kept = format!("{:016x}", KEPT_CAPABILITIES.bits());
+    let none = format!("{:016x}", 0);
+    let meant = [
+        ("CapInh", none.as_str()),
+        ("CapPrm", kept.as_str()),
+        ("CapEff", kept.as_str()),
+        ("CapBnd", kept.as_str()),
+        ("CapAmb", none.as_str()),
+        ("NoNewPrivs", "1"),
+        ("Uid", "0 0 0 0"),
+        ("Gid", "0 0 0 0"),
+        ("Groups", ""),
+        ("NSpid", "1"),
+        ("Threads", "1"),
+        ("Umask", "0000"),
+    ];
+    for (field, value) in meant {
+        same(field, &words(status_field(text, field)), value)?;
+    }
+    Ok(())
+}
+
+fn status_field<'a>(text: &'a str, field: &str) -> &'a str {
+    let line = |line: &'a str| line.strip_prefix(field)?.strip_prefix(':');
+    text.lines().find_map(line).unwrap_or("(no such field)")
+}
+
+/// Mounts that can be reached are the tree and what lies below it; none may be a window on the
+/// host's kernel (`proc(5)`, mountinfo: the type stands after " - ").
+fn mounts_in_sight(mountinfo: &str) -> String {
+    const FORBIDDEN: [&str; 15] = [
+        "proc",
+        "sysfs",
+        "cgroup",
+        "cgroup2",
+        "devtmpfs",
+        "mqueue",
+        "debugfs",
+        "tracefs",
+        "securityfs",
+        "configfs",
+        "bpf",
+        "efivarfs",
+        "pstore",
+        "binfmt_misc",
+        "fusectl",
+    ];
+    let forbidden = mountinfo.lines().find(|line| {
+        let fs_type = line
+            .split_once(" - ")
+            .and_then(|(_, rest)| rest.split(' ').next());
+        fs_type.is_none_or(|fs_type| FORBIDDEN.contains(&fs_type))
+    });
+    forbidden.unwrap_or("the file tree").to_owned()
+}
+
+fn mount_of(path: &str) -> Result<(u64, u64), JailError> {
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    let stat = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), mask);
+    stat.map(|stat| (stat.stx_mnt_id, stat.stx_ino))
+        .step("look at the root")
+}
+
+fn read(proc_root: impl AsFd, name: &str) -> Result<String, JailError> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc_root, name, flags, Mode::empty()).step("open /proc/self")?;
+    let mut text = String::new();
+    let mut limited = File::from(file).take(PROC_FILE_BYTES_MAX);
+    limited.read_to_string(&mut text).step("read /proc/self")?;
+    Ok(text)
+}
+
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn same<T, U>(what: &'static str, found: &T, meant: &U) -> Result<(), JailError>
+where
+    T: std::fmt::Debug + PartialEq<U> + ?Sized,
+    U: std::fmt::Debug + ?Sized,
+{
+    if found == meant {
+        return Ok(());
+    }
+    Err(JailError::NotAsMeant {
+        what,
+        found: format!("{found:?}"),
+        meant: format!("{meant:?}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "Name:\twasmvm-vmm\nUmask:\t0000\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n\
+        Groups:\t \nNSpid:\t1\nThreads:\t1\nCapInh:\t0000000000000000\nCapPrm:\t00000000000000db\n\
+        CapEff:\t00000000000000db\nCapBnd:\t00000000000000db\nCapAmb:\t0000000000000000\n\
+        NoNewPrivs:\t1\n";
+
+    #[test]
+    fn a_status_as_meant_passes() {
+        status(GOOD).unwrap();
+    }
+
+    #[test]
+    fn one_capability_too_many_is_named() {
+        let more = GOOD.replace("CapBnd:\t00000000000000db", "CapBnd:\t00000000000001db");
+        let error = status(&more).unwrap_err().to_string();
+        assert!(error.contains("CapBnd") && error.contains("1db"), "{error}");
+        let missing = GOOD.replace("NoNewPrivs", "Other");
+        assert!(
+            status(&missing)
+                .unwrap_err()
+                .to_string()
+                .contains("no such field")
+        );
+    }
+
+    #[test]
+    fn a_window_on_the_kernel_is_named() {
+        let tree = "29 1 8:1 / / ro,nosuid - overlay overlay ro,lowerdir=/a\n";
+        assert_eq!(mounts_in_sight(tree), "the file tree");
+        let more = format!("{tree}30 29 0:5 / /p rw - proc proc rw\n");
+        assert!(mounts_in_sight(&more).contains("/p"));
+    }
+}

@@ -1,0 +1,99 @@
+//! Descriptors, resource limits, signals.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use rustix::fs::Mode;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
+
+use super::{JailError, Step};
+
+/// Descriptors the guest can make the file server hold, at most: one for each file it knows, one more
+/// for each it has open. The host may allow less.
+pub const GUEST_FDS_MAX: u64 = 65_536;
+/// Descriptors beyond those, so that the VMM always has some for itself.
+pub const OWN_FDS_MAX: u64 = 512;
+
+/// Exit status after SIGTERM, as a shell would show it.
+const SIGTERM_STATUS: libc::c_int = 128 + libc::SIGTERM;
+
+/// Closes every descriptor above `last_known`.
+///
+/// # Errors
+/// [`JailError::Step`].
+pub fn close_unknown_fds(last_known: RawFd) -> Result<(), JailError> {
+    let first = libc::c_uint::try_from(last_known + 1).map_err(io::Error::other);
+    let first = first.step("count the known descriptors")?;
+    // SAFETY: closes descriptors above the known ones; called first of all, when no object of this
+    // process owns one of them.
+    let result = unsafe { libc::close_range(first, libc::c_uint::MAX, 0) };
+    check(result).step("close unknown descriptors")
+}
+
+/// Limits, umask, and SIGTERM as the end: PID 1 of a namespace gets no signal it has no handler for.
+///
+/// Answers with the number of descriptors that the guest may make the file server hold.
+pub(super) fn set() -> Result<u64, JailError> {
+    set_limit(Resource::Core, 0).step("forbid core files")?;
+    let guest_fds = limit_open_files()?;
+    forbid_dumps()?;
+    // The guest's kernel has applied its own umask to every mode it sends.
+    rustix::process::umask(Mode::empty());
+    end_on_sigterm().step("handle SIGTERM")?;
+    Ok(guest_fds)
+}
+
+fn limit_open_files() -> Result<u64, JailError> {
+    let meant = GUEST_FDS_MAX + OWN_FDS_MAX;
+    // More than was inherited takes CAP_SYS_RESOURCE on the host, which not every host gives.
+    let allowed = getrlimit(Resource::Nofile).maximum.unwrap_or(meant);
+    let files = if set_limit(Resource::Nofile, meant).is_ok() {
+        meant
+    } else {
+        allowed.min(meant)
+    };
+    set_limit(Resource::Nofile, files).step("limit open files")?;
+    Ok(files.saturating_sub(OWN_FDS_MAX))
+}
+
+/// No core through a pipe either, no ptrace by anyone without capabilities on the host. Credentials
+/// changes set it back, so it is called again after the last of them.
+pub(super) fn forbid_dumps() -> Result<(), JailError> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).step("forbid memory dumps")
+}
+
+fn set_limit(resource: Resource, value: u64) -> rustix::io::Result<()> {
+    setrlimit(
+        resource,
+        Rlimit {
+            current: Some(value),
+            maximum: Some(value),
+        },
+    )
+}
+
+extern "C" fn exit_at_once(_signal: libc::c_int) {
+    // SAFETY: `_exit` is async-signal-safe and takes no memory.
+    unsafe { libc::_exit(SIGTERM_STATUS) }
+}
+
+fn end_on_sigterm() -> io::Result<()> {
+    let handler: extern "C" fn(libc::c_int) = exit_at_once;
+    // SAFETY: the handler only calls `_exit`, so it may interrupt anything.
+    let old = unsafe { libc::signal(libc::SIGTERM, handler as *const () as libc::sighandler_t) };
+    if old == libc::SIG_ERR {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

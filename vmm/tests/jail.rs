@@ -1,0 +1,274 @@
+//! The jail, looked at from outside: the real binary in real namespaces. Needs root.
+//!
+//! `unshare` and `mount` stand in for the shim. The VMM is held still behind a full standard error
+//! pipe, after its jail is closed and before it reports that `/dev/null` is no `/dev/kvm`.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use wasmvm_protocol::control::{self, BootConfig, FromVmm, Role, ToVmm};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct Vmm {
+    outer: Child,
+    control: OwnedFd,
+    stderr: PipeReader,
+}
+
+/// Starts the VMM as PID 1 of new namespaces after the shell commands in `setup`, run in `tree`.
+fn start(tree: &Path, setup: &str) -> Vmm {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test makes namespaces: run it as root"
+    );
+    let (shim, vmm) = control::pair().unwrap();
+    let (stderr, writer) = std::io::pipe().unwrap();
+    fill(&writer);
+    let script = format!(
+        "{setup}\ncd . && exec 3<&0 9</etc/passwd && exec '{}' </dev/null",
+        env!("CARGO_BIN_EXE_wasmvm-vmm")
+    );
+    let outer = Command::new("unshare")
+        .args([
+            "--pid", "--fork", "--mount", "--ipc", "--uts", "sh", "-ec", &script,
+        ])
+        .current_dir(tree)
+        .stdin(Stdio::from(vmm))
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    Vmm {
+        outer,
+        control: shim,
+        stderr,
+    }
+}
+
+/// Fills a pipe, so that its next writer waits for a reader.
+fn fill(mut pipe: &PipeWriter) {
+    let size = rustix::pipe::fcntl_getpipe_size(pipe).unwrap();
+    pipe.write_all(&vec![b'.'; size]).unwrap();
+}
+
+const MOUNT_TREE: &str = "mount --bind . . && cd \"$PWD\"";
+
+fn send_boot(vmm: &Vmm) {
+    let null = File::open("/dev/null").unwrap();
+    let config = BootConfig {
+        role: Role::Task,
+        ram_mib: 256,
+        huge_pages: false,
+        console: false,
+    };
+    let fd = null.as_fd();
+    control::send(&vmm.control, &ToVmm::Boot(config), &[fd, fd, fd]).unwrap();
+}
+
+fn receive(vmm: &Vmm) -> FromVmm {
+    control::recv::<FromVmm>(&vmm.control)
+        .unwrap()
+        .expect("the VMM is gone")
+        .0
+}
+
+impl Vmm {
+    /// Its PID here, outside: the only child of `unshare`.
+    fn pid(&self) -> u32 {
+        let outer = self.outer.id();
+        let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
+        children.trim().parse().unwrap()
+    }
+
+    fn write_maps(&self) {
+        for map in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{}/{map}", self.pid()), "0 0 4294967295\n").unwrap();
+        }
+        control::send(&self.control, &ToVmm::MapsWritten, &[]).unwrap();
+    }
+
+    /// Walks through the start until the jail is closed; answers with its directory in /proc.
+    fn jail(&self) -> String {
+        send_boot(self);
+        assert_eq!(receive(self), FromVmm::NeedMaps);
+        self.write_maps();
+        let proc = format!("/proc/{}", self.pid());
+        until(|| {
+            fs::read_to_string(format!("{proc}/status"))
+                .unwrap()
+                .contains("NoNewPrivs:\t1")
+        });
+        proc
+    }
+
+    fn end(mut self) -> (ExitStatus, String) {
+        let mut text = String::new();
+        drop(self.control);
+        self.stderr.read_to_string(&mut text).unwrap();
+        (
+            self.outer.wait().unwrap(),
+            text.trim_start_matches('.').to_owned(),
+        )
+    }
+}
+
+/// Waits for what the kernel tells nobody about.
+fn until(condition: impl Fn() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "did not come about in {DEADLINE:?}");
+        std::thread::yield_now();
+    }
+}
+
+fn names(dir: impl AsRef<Path>) -> BTreeSet<String> {
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
+    fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| name(entry).into_string().unwrap())
+        .collect()
+}
+
+fn tree() -> TempDir {
+    let tree = tempfile::tempdir().unwrap();
+    fs::write(tree.path().join("tenant-file"), "x").unwrap();
+    tree
+}
+
+#[test]
+fn the_vmm_keeps_six_capabilities_in_a_user_namespace_of_its_own() {
+    let tree = tree();
+    let vmm = start(tree.path(), MOUNT_TREE);
+    let proc = vmm.jail();
+    let status = fs::read_to_string(format!("{proc}/status")).unwrap();
+    let six = "00000000000000db";
+    for line in [
+        "CapInh:\t0000000000000000",
+        &format!("CapPrm:\t{six}"),
+        &format!("CapEff:\t{six}"),
+        &format!("CapBnd:\t{six}"),
+        "CapAmb:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Umask:\t0000",
+    ] {
+        assert!(
+            status.lines().any(|found| found == line),
+            "no {line:?} in {status}"
+        );
+    }
+    for namespace in ["user", "pid", "mnt", "ipc", "uts"] {
+        let link = |proc: &str| fs::read_link(format!("{proc}/ns/{namespace}")).unwrap();
+        assert_ne!(link(&proc), link("/proc/self"), "{namespace}");
+    }
+    let limits = fs::read_to_string(format!("{proc}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    assert_eq!(
+        core.split_whitespace().filter(|word| *word == "0").count(),
+        2,
+        "{core}"
+    );
+    let (status, text) = vmm.end();
+    assert_eq!(status.code(), Some(1), "{text}");
+}
+
+#[test]
+fn the_vmm_sees_the_tree_and_nothing_of_the_host() {
+    let tree = tree();
+    let vmm = start(tree.path(), MOUNT_TREE);
+    let proc = vmm.jail();
+    assert_eq!(
+        names(format!("{proc}/root")),
+        BTreeSet::from(["tenant-file".to_owned()])
+    );
+    let mounts = fs::read_to_string(format!("{proc}/mountinfo")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    assert_eq!(
+        fs::read_link(format!("{proc}/cwd")).unwrap(),
+        Path::new("/")
+    );
+    let open = |fd: &str| fs::read_link(format!("{proc}/fd/{fd}")).unwrap();
+    for fd in names(format!("{proc}/fd")) {
+        let target = open(&fd).display().to_string();
+        let known = ["/null", "/dev/null", "pipe:", "socket:", "/1/fd"];
+        let test_output = fd == "1";
+        assert!(
+            test_output || known.iter().any(|k| target.starts_with(k)),
+            "{fd}: {target}"
+        );
+    }
+    vmm.end();
+}
+
+#[test]
+fn a_read_only_tree_can_be_the_root() {
+    let tree = tree();
+    let vmm = start(
+        tree.path(),
+        &format!("{MOUNT_TREE} && mount -o remount,bind,ro ."),
+    );
+    let proc = vmm.jail();
+    let new_file = fs::write(format!("{proc}/root/new"), "x").unwrap_err();
+    assert_eq!(new_file.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    vmm.end();
+}
+
+#[test]
+fn a_tree_with_a_proc_mount_is_refused() {
+    let tree = tree();
+    fs::create_dir(tree.path().join("p")).unwrap();
+    let vmm = start(
+        tree.path(),
+        &format!("{MOUNT_TREE} && mount -t proc proc p"),
+    );
+    vmm.jail();
+    let (status, text) = vmm.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(text.contains("/p rw"), "{text}");
+}
+
+#[test]
+fn a_working_directory_that_is_no_mount_is_refused() {
+    let tree = tree();
+    let vmm = start(tree.path(), "");
+    send_boot(&vmm);
+    let (status, text) = vmm.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        text.contains("cannot make the file tree the root"),
+        "{text}"
+    );
+}
+
+#[test]
+fn sigterm_ends_it_though_it_is_pid_1() {
+    let tree = tree();
+    let vmm = start(tree.path(), MOUNT_TREE);
+    send_boot(&vmm);
+    assert_eq!(receive(&vmm), FromVmm::NeedMaps);
+    let pid = Pid::from_raw(vmm.pid().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(vmm.end().0.code(), Some(143));
+}
+
+#[test]
+fn the_end_of_the_control_socket_ends_it() {
+    let tree = tree();
+    let vmm = start(tree.path(), MOUNT_TREE);
+    send_boot(&vmm);
+    assert_eq!(receive(&vmm), FromVmm::NeedMaps);
+    let (status, text) = vmm.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(text.contains("end of file"), "{text}");
+}
