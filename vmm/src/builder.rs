@@ -160,9 +160,9 @@ impl Machine {
         self.vm.map_slot(file)
     }
 
-    /// The last of what the guest's kernel printed.
+    /// The console, which keeps the last of what the guest's kernel printed.
     #[must_use]
-    pub fn console_tail(&self) -> String {
-        self.console.tail()
+    pub fn console(&self) -> Console {
+        self.console.clone()
     }
 }

@@ -13,6 +13,7 @@ use wasmvm_protocol::control::{
     self, BootConfig, CONSOLE_TAIL_BYTES_MAX, ControlError, FromVmm, ToVmm,
 };
 
+use crate::builder::BootParts;
 use crate::virtio::vsock::{VsockEvent, VsockHandle};
 
 /// Longest sentence of a report, bytes; longer ones are cut.
@@ -20,19 +21,6 @@ pub const REASON_BYTES_MAX: usize = 1024;
 
 /// Exit status when the guest ended, or never began, before the shim closed the control socket.
 const ENDED_STATUS: i32 = 1;
-
-/// The first message and its descriptors.
-#[derive(Debug)]
-pub struct BootOrder {
-    /// How to build the VM.
-    pub config: BootConfig,
-    /// `/dev/kvm`.
-    pub kvm: OwnedFd,
-    /// The guest kernel, ELF.
-    pub kernel: OwnedFd,
-    /// The initramfs, a cpio archive.
-    pub initramfs: OwnedFd,
-}
 
 /// Why an order could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -65,19 +53,19 @@ pub enum OrderError {
 ///
 /// # Errors
 /// [`OrderError`]; also when something else came first.
-pub fn await_boot(socket: BorrowedFd<'_>) -> Result<BootOrder, OrderError> {
+pub fn await_boot(socket: BorrowedFd<'_>) -> Result<(BootConfig, BootParts), OrderError> {
     let received = control::recv::<ToVmm>(socket).map_err(OrderError::Receive)?;
     let (message, fds) = received.ok_or(OrderError::NoBoot)?;
     let ToVmm::Boot(config) = message else {
         return Err(OrderError::OutOfTurn(format!("{message:?}")));
     };
     let [kvm, kernel, initramfs] = exactly("Boot", fds)?;
-    Ok(BootOrder {
-        config,
+    let parts = BootParts {
         kvm,
-        kernel,
-        initramfs,
-    })
+        kernel: kernel.into(),
+        initramfs: initramfs.into(),
+    };
+    Ok((config, parts))
 }
 
 /// Carries out orders until the shim closes its end.
@@ -192,7 +180,7 @@ impl Reporter {
                 id,
                 reason: sentence(&reason),
             },
-            VsockEvent::Stopped(err) => self.guest_ended(&err, &[]),
+            VsockEvent::Stopped(err) => self.guest_ended(&err, ""),
         };
         self.send(&message);
     }
@@ -208,7 +196,7 @@ impl Reporter {
     }
 
     /// The guest runs no more: reports why, with the end of its console, and ends the process.
-    pub fn guest_ended(&self, error: &(dyn Error + 'static), console: &[u8]) -> ! {
+    pub fn guest_ended(&self, error: &(dyn Error + 'static), console: &str) -> ! {
         let reason = sentence(error);
         let console_tail = console_tail(console);
         self.send(&FromVmm::GuestEnded {
@@ -251,20 +239,17 @@ pub fn sentence(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// The last bytes of the console as text that fits a message: a control character would take six
-/// bytes in JSON, and the guest may write 4096 of them.
-fn console_tail(console: &[u8]) -> String {
+/// The end of the console as text that fits a message: a control character would take six bytes in
+/// JSON, and the guest may write 4096 of them.
+fn console_tail(console: &str) -> String {
     let start = console.len().saturating_sub(CONSOLE_TAIL_BYTES_MAX);
-    let tail = console.get(start..).unwrap_or_default();
-    let text = String::from_utf8_lossy(tail);
-    let plain = |c: char| {
-        if c.is_control() && c != '\n' && c != '\t' {
-            '.'
-        } else {
-            c
-        }
+    let tail = &console[console.ceil_char_boundary(start)..];
+    let plain = |c: char| match c {
+        '\n' | '\t' => c,
+        _ if c.is_control() => '.',
+        _ => c,
     };
-    text.chars().filter(|&c| c != '\r').map(plain).collect()
+    tail.chars().map(plain).collect()
 }
 
 #[cfg(test)]
@@ -289,7 +274,7 @@ mod tests {
         let null = File::open("/dev/null").unwrap();
         let fd = null.as_fd();
         control::send(&shim, &boot(), &[fd, fd, fd]).unwrap();
-        assert_eq!(await_boot(vmm.as_fd()).unwrap().config.ram_mib, 256);
+        assert_eq!(await_boot(vmm.as_fd()).unwrap().0.ram_mib, 256);
         control::send(&shim, &boot(), &[fd]).unwrap();
         let error = await_boot(vmm.as_fd()).unwrap_err().to_string();
         assert_eq!(error, "order Boot came with 1 descriptors, not 3");
@@ -318,12 +303,11 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn any_console_fits_one_message(
-            bytes in proptest::collection::vec(
-                prop_oneof![any::<u8>(), Just(0), Just(b'"'), Just(0xff)], 0..6000)
+            console in "[\\x00\"\n\\\\a\\u{fffd}]{0,6000}"
         ) {
             let message = FromVmm::GuestEnded {
                 reason: "\"".repeat(REASON_BYTES_MAX),
-                console_tail: console_tail(&bytes),
+                console_tail: console_tail(&console),
             };
             let encoded = serde_json::to_vec(&message).unwrap();
             prop_assert!(encoded.len() <= CONTROL_BYTES_MAX, "{}", encoded.len());

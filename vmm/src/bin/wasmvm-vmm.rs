@@ -1,27 +1,54 @@
 //! The VMM process. Started by the shim, which hands it all it may touch: see
 //! [`wasmvm_protocol::control`] for the conversation and [`wasmvm_vmm::jail`] for what it gives up.
 
+use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
-use wasmvm_protocol::control::CONTROL_FD;
-use wasmvm_vmm::control::{Reporter, await_boot};
-use wasmvm_vmm::jail;
+use wasmvm_protocol::control::{CONTROL_FD, FromVmm};
+use wasmvm_protocol::ports::GUEST_CID;
+use wasmvm_vmm::control::{Reporter, await_boot, serve};
+use wasmvm_vmm::virtio::VirtioDevice;
+use wasmvm_vmm::virtio::vsock::VsockDevice;
+use wasmvm_vmm::{builder, jail};
+
+/// Exit status of a VMM that was not started by the shim.
+const USAGE_STATUS: i32 = 2;
 
 fn main() {
-    let reporter = match inherited_control() {
-        Ok(reporter) => reporter,
-        Err(err) => {
-            eprintln!(
-                "wasmvm-vmm is started by containerd-shim-wasmvm-v1: descriptor {CONTROL_FD} must be its control socket: {err}"
-            );
-            std::process::exit(2);
-        }
-    };
+    let reporter = inherited_control().unwrap_or_else(|err| {
+        eprintln!(
+            "wasmvm-vmm is started by containerd-shim-wasmvm-v1: \
+             descriptor {CONTROL_FD} is not its control socket: {err}"
+        );
+        std::process::exit(USAGE_STATUS)
+    });
     jail::close_unknown_fds(CONTROL_FD).unwrap_or_else(|err| reporter.boot_failed(&err));
-    let order = await_boot(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
-    let jail = jail::close(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
-    drop((order, jail));
-    reporter.boot_failed(&std::io::Error::other("no machine yet"));
+    let (config, parts) =
+        await_boot(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
+    let _jail = jail::close(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
+
+    // From here on no path is opened, and what a guest may do wrong stays in the jail.
+    let events = reporter.clone();
+    let on_event = Box::new(move |event| events.vsock_event(event));
+    let (vsock_device, vsock) =
+        VsockDevice::new(GUEST_CID, on_event).unwrap_or_else(|err| reporter.boot_failed(&err));
+    let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(vsock_device)];
+    let mut machine =
+        builder::build(&config, parts, devices).unwrap_or_else(|err| reporter.boot_failed(&err));
+
+    let console = machine.console();
+    let (end, end_console) = (reporter.clone(), console.clone());
+    reporter.send(&FromVmm::Jailed);
+    reporter.guest_starts();
+    let _vcpu = machine
+        .start(move |why| end.guest_ended(&why, &end_console.tail()))
+        .unwrap_or_else(|err| reporter.boot_failed(&err));
+
+    let map_slot = |file: OwnedFd| machine.map_slot(&File::from(file));
+    match serve(&reporter, &vsock, map_slot) {
+        Ok(()) => std::process::exit(0),
+        Err(err) => reporter.guest_ended(&err, &console.tail()),
+    }
 }
 
 fn inherited_control() -> std::io::Result<Reporter> {
