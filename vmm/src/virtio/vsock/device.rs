@@ -8,7 +8,8 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::handle::{Orders, VsockEvent, VsockEventFn, VsockHandle};
+use super::handle::{Orders, VsockEventFn, VsockHandle};
+use super::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice};
 
 /// Sizes of the receive, transmit and event queues. Linux fills the whole receive queue with a page
@@ -73,25 +74,23 @@ impl VirtioDevice for VsockDevice {
         data[..len].copy_from_slice(&rest[..len]);
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let device_id = self.device_id();
-        if activation.queues.len() != QUEUE_SIZES.len() {
-            return Err(ActivateError::Queues {
+        let queues = <[_; QUEUE_SIZES.len()]>::try_from(std::mem::take(&mut activation.queues))
+            .map_err(|queues| ActivateError::Queues {
                 device_id,
-                queues: activation.queues.len(),
-            });
-        }
+                queues: queues.len(),
+            })?;
         let worker_error = |source| ActivateError::Worker { device_id, source };
-        let (orders, mut on_event) = self
+        let (orders, on_event) = self
             .idle
             .take()
             .ok_or_else(|| worker_error(io::ErrorKind::AlreadyExists.into()))?;
+        let worker = Worker::new(self.guest_cid, activation, queues, orders, on_event)
+            .map_err(worker_error)?;
         thread::Builder::new()
             .name("vsock".into())
-            .spawn(move || {
-                let _ = (orders, activation);
-                on_event(VsockEvent::Stopped(io::ErrorKind::Unsupported.into()));
-            })
+            .spawn(move || worker.run())
             .map(drop)
             .map_err(worker_error)
     }

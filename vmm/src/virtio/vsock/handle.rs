@@ -123,6 +123,9 @@ pub enum CutReason {
     /// The guest sent more than it was told it may send ahead.
     #[error("the guest sent more than the {BUFFER_BYTES_MAX} bytes it had credit for")]
     Credit,
+    /// The guest broke the rules of §5.10.6.
+    #[error("the guest sent a packet that has no place in its connection")]
+    Protocol,
     /// The file could not be written.
     #[error("cannot write the guest's bytes to the file")]
     Write(#[source] io::Error),

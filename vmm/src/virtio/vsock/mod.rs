@@ -11,11 +11,23 @@
 //!
 //! One file, one job: [`device`] is what the transport sees, [`handle`] what the rest of the VMM sees;
 //! `worker` moves packets between the queues and the `muxer`, which finds the `connection` a packet
-//! is for in the `table`; `packet` is the wire format, `chain` the descriptors that hold it, `credit`
-//! and `backlog` are the flow control.
+//! is for in the `table`; `host` is a connection's end on the host, `credit` and `backlog` are its flow
+//! control; `packet` is the wire format, `chain` the descriptors that hold a packet.
 
+mod backlog;
+mod chain;
+mod connection;
+mod credit;
 pub mod device;
 pub mod handle;
+mod host;
+#[cfg(test)]
+mod mock;
+mod muxer;
+mod packet;
+mod ring;
+mod table;
+mod worker;
 
 pub use device::VsockDevice;
 pub use handle::{

@@ -1,0 +1,516 @@
+//! One connection: the guest's socket on one side, the host's end on the other.
+//!
+//! # vsock in short
+//!
+//! A connection is named by two ports. Packets carry an operation; there is no loss and no order to
+//! restore, as the queues keep both. `REQUEST` asks for a connection, `RESPONSE` grants it, `RST`
+//! refuses or ends it at once. `RW` carries bytes, as many as the receiver gave credit for (see
+//! `credit`); `CREDIT_UPDATE` gives more, `CREDIT_REQUEST` asks for it. `SHUTDOWN` says that its
+//! sender will send no more (`SEND`), receive no more (`RCV`), or both, which is how `close(2)` says
+//! goodbye: the peer agrees by `RST`. Linux keeps what it received readable after either.
+//!
+//! # States
+//!
+//! ```text
+//!             guest ready           RESPONSE
+//!   Waiting ───────────► Connecting ────────► Open ──────── both directions over ──► Closing
+//!                            │                 │ │  (we say SHUTDOWN both)              │
+//!             RST, time out, │   SHUTDOWN both,│ │ protocol violation, sink overflow    │ RST,
+//!             nonsense       │   RST           ▼ │ (we say RST)                         │ time out
+//!                            │        Draining │ │                                      │
+//!                            ▼  host has it all▼ ▼                                      ▼
+//!                           Done ◄───────────────┴──────────────────────────────────────┘
+//! ```
+//!
+//! While Open the two directions end one by one ([`Flow`]): `Flowing` → `Ended` (the source is dry but
+//! bytes are under way) → `Closed` (the destination knows). Draining is for a guest that has closed
+//! its socket: it gets its answer at once, and what it had sent is still delivered, however slowly the
+//! host reads.
+//!
+//! Nothing here waits, and nothing is held that credit was not given for: a host that does not read
+//! leaves the guest without credit, a guest that does not read leaves the host's socket full.
+
+use std::time::{Duration, Instant};
+
+use super::backlog::Backlog;
+use super::credit::{ReceiveCredit, SendCredit};
+use super::handle::{CutReason, Order, RefusedReason, VsockEvent};
+use super::host::{Host, HostRead, HostWriteError};
+use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
+use super::{BUFFER_BYTES_MAX, CLOSE_MS_MAX, CONNECT_MS_MAX, HOST_CID};
+
+/// Where a connection stands. See the module's documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Connecting,
+    Open,
+    Closing,
+    Draining,
+    Done,
+}
+
+/// How far one direction has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Flowing,
+    Ended,
+    Closed,
+}
+
+/// Packets without payload that are still to be sent. Their number is bounded by their kinds.
+#[derive(Debug, Default)]
+struct Pending {
+    request: bool,
+    reset: bool,
+    credit_update: bool,
+    credit_request: bool,
+    /// Flags of the `SHUTDOWN` packet; zero for none.
+    shutdown: u32,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// The order's.
+    id: u32,
+    host_port: u32,
+    guest_port: u32,
+    guest_cid: u32,
+    state: State,
+    /// For the guest's next answer.
+    deadline: Option<Instant>,
+    /// Gone as soon as nothing is to be read or written any more.
+    host: Option<Host>,
+    to_guest: Flow,
+    to_guest_bytes: Backlog,
+    send_credit: SendCredit,
+    /// Credit was asked for and not yet given.
+    asked_for_credit: bool,
+    to_host: Flow,
+    to_host_bytes: Backlog,
+    receive_credit: ReceiveCredit,
+    pending: Pending,
+}
+
+impl Connection {
+    /// A connection that waits for [`Connection::start`].
+    pub(super) fn new(order: Order, host_port: u32, guest_cid: u32) -> Self {
+        Self {
+            id: order.id,
+            host_port,
+            guest_port: order.port,
+            guest_cid,
+            state: State::Waiting,
+            deadline: None,
+            host: Some(Host::new(order.target)),
+            to_guest: Flow::Flowing,
+            to_guest_bytes: Backlog::default(),
+            send_credit: SendCredit::default(),
+            asked_for_credit: false,
+            to_host: Flow::Flowing,
+            to_host_bytes: Backlog::default(),
+            receive_credit: ReceiveCredit::default(),
+            pending: Pending::default(),
+        }
+    }
+
+    /// The guest listens: ask it.
+    pub(super) fn start(&mut self, now: Instant) {
+        if self.state == State::Waiting {
+            self.state = State::Connecting;
+            self.pending.request = true;
+            self.deadline = Some(now + Duration::from_millis(CONNECT_MS_MAX));
+        }
+    }
+
+    /// The host's end is of no use; the guest was not asked yet.
+    pub(super) fn give_up(&mut self) {
+        self.finish();
+    }
+
+    pub(super) fn guest_port(&self) -> u32 {
+        self.guest_port
+    }
+
+    pub(super) fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    /// When [`Connection::expire`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether it can be forgotten.
+    pub(super) fn is_over(&self) -> bool {
+        self.state == State::Done && !self.pending.reset
+    }
+
+    /// Takes a packet from the guest that names this connection.
+    pub(super) fn on_packet(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        now: Instant,
+    ) -> Option<VsockEvent> {
+        let had_credit = self.send_credit.available() > 0;
+        self.send_credit.update(header.buf_alloc, header.fwd_cnt);
+        if !had_credit && self.send_credit.available() > 0 {
+            self.asked_for_credit = false;
+        }
+        let event = match (self.state, header.op()) {
+            (_, Some(Op::Reset)) => self.on_reset(),
+            (State::Connecting, Some(Op::Response)) if !self.pending.request => {
+                self.open();
+                Some(VsockEvent::Connected { id: self.id })
+            }
+            (State::Open, Some(Op::Data)) => self.on_data(payload),
+            (State::Open | State::Closing, Some(Op::Shutdown)) => self.on_shutdown(header.flags),
+            (State::Open, Some(Op::CreditRequest)) => {
+                self.pending.credit_update = true;
+                None
+            }
+            (State::Open | State::Closing, Some(Op::CreditUpdate))
+            | (State::Closing, Some(Op::Data | Op::CreditRequest))
+            | (State::Draining | State::Done, _) => None,
+            _ => self.abort(CutReason::Protocol),
+        };
+        self.settle(now);
+        event
+    }
+
+    /// The host's end may have become readable or writable, or its peer may have gone.
+    pub(super) fn on_host_event(&mut self, read: bool, write: bool, hang_up: bool, now: Instant) {
+        if let Some(host) = &mut self.host {
+            host.ready(read, write || hang_up);
+        }
+        if write {
+            self.flush();
+        }
+        if hang_up {
+            self.lose_host_reader();
+        }
+        self.settle(now);
+    }
+
+    /// The guest took too long.
+    pub(super) fn expire(&mut self, now: Instant) -> Option<VsockEvent> {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return None;
+        }
+        let connecting = self.state == State::Connecting;
+        self.pending = Pending {
+            reset: !self.pending.request,
+            ..Pending::default()
+        };
+        self.finish();
+        connecting.then_some(VsockEvent::Refused {
+            id: self.id,
+            reason: RefusedReason::TimedOut(self.guest_port),
+        })
+    }
+
+    /// Whether [`Connection::next_packet`] has one. Reads from the host when there is room.
+    pub(super) fn has_packet(&mut self, now: Instant) -> bool {
+        self.refill();
+        self.settle(now);
+        let pending = &self.pending;
+        let control = pending.request
+            || pending.reset
+            || pending.credit_update
+            || pending.credit_request
+            || pending.shutdown != 0;
+        control || self.has_data()
+    }
+
+    /// The next packet for the guest; its payload, of [`Header::len`] bytes, is put into `payload`.
+    pub(super) fn next_packet(&mut self, payload: &mut [u8], now: Instant) -> Option<Header> {
+        let data = self.has_data();
+        let pending = &mut self.pending;
+        let (op, flags, len) = if pending.reset {
+            *pending = Pending::default();
+            (Op::Reset, 0, 0)
+        } else if pending.request {
+            pending.request = false;
+            (Op::Request, 0, 0)
+        } else if pending.shutdown != 0 {
+            (Op::Shutdown, std::mem::take(&mut pending.shutdown), 0)
+        } else if data {
+            (Op::Data, 0, self.take_data(payload))
+        } else if pending.credit_update {
+            (Op::CreditUpdate, 0, 0)
+        } else if std::mem::take(&mut pending.credit_request) {
+            (Op::CreditRequest, 0, 0)
+        } else {
+            return None;
+        };
+        self.settle(now);
+        Some(self.header(op, flags, len))
+    }
+
+    /// Every header tells the guest its credit, so an update of its own is not needed after it.
+    fn header(&mut self, op: Op, flags: u32, len: u32) -> Header {
+        self.pending.credit_update = false;
+        Header {
+            src_cid: HOST_CID.into(),
+            dst_cid: self.guest_cid.into(),
+            src_port: self.host_port,
+            dst_port: self.guest_port,
+            len,
+            kind: TYPE_STREAM,
+            op: op as u16,
+            flags,
+            buf_alloc: BUFFER_BYTES_MAX,
+            fwd_cnt: self.receive_credit.tell(),
+        }
+    }
+
+    fn has_data(&self) -> bool {
+        self.state == State::Open
+            && self.to_guest != Flow::Closed
+            && !self.to_guest_bytes.is_empty()
+            && self.send_credit.available() > 0
+    }
+
+    /// Moves bytes into a packet, within the guest's credit.
+    fn take_data(&mut self, payload: &mut [u8]) -> u32 {
+        let bytes = self.to_guest_bytes.bytes();
+        let credit = self.send_credit.available();
+        let len = u32::try_from(bytes.len().min(payload.len()))
+            .unwrap_or(credit)
+            .min(credit);
+        payload[..len as usize].copy_from_slice(&bytes[..len as usize]);
+        self.to_guest_bytes.consume(len as usize);
+        self.send_credit.spend(len);
+        len
+    }
+
+    /// Reads from the host once all it sent before is with the guest.
+    fn refill(&mut self) {
+        if self.state != State::Open || self.to_guest != Flow::Flowing {
+            return;
+        }
+        if self.to_guest_bytes.is_empty() {
+            let read = self
+                .host
+                .as_mut()
+                .map(|host| host.read(&mut self.to_guest_bytes));
+            if read == Some(HostRead::Ended) {
+                self.to_guest = Flow::Ended;
+            }
+        }
+        let blocked = !self.to_guest_bytes.is_empty() && self.send_credit.available() == 0;
+        if blocked && !self.asked_for_credit {
+            self.asked_for_credit = true;
+            self.pending.credit_request = true;
+        }
+    }
+
+    fn open(&mut self) {
+        self.state = State::Open;
+        self.deadline = None;
+        if self.to_host == Flow::Closed {
+            self.pending.shutdown |= SHUTDOWN_RECEIVE;
+        }
+    }
+
+    fn on_reset(&mut self) -> Option<VsockEvent> {
+        let id = self.id;
+        match self.state {
+            State::Waiting | State::Connecting => {
+                self.finish();
+                let reason = RefusedReason::Reset(self.guest_port);
+                Some(VsockEvent::Refused { id, reason })
+            }
+            State::Open => {
+                let event = self.cut(CutReason::Reset);
+                self.drain();
+                event
+            }
+            State::Closing => {
+                self.finish();
+                None
+            }
+            State::Draining | State::Done => None,
+        }
+    }
+
+    fn on_data(&mut self, payload: &[u8]) -> Option<VsockEvent> {
+        match self.to_host {
+            Flow::Flowing => {}
+            // The guest has been told that nobody reads, or is about to be.
+            Flow::Closed => return None,
+            Flow::Ended => return self.abort(CutReason::Protocol),
+        }
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        if !self.receive_credit.receive(len) {
+            return self.abort(CutReason::Credit);
+        }
+        let (Some(host), true) = (&mut self.host, self.to_host_bytes.is_empty()) else {
+            self.to_host_bytes.push(payload);
+            return None;
+        };
+        match host.write(payload) {
+            Ok(written) => {
+                self.to_host_bytes.push(&payload[written..]);
+                self.forwarded(written);
+                None
+            }
+            Err(HostWriteError::Gone) => {
+                self.lose_host_reader();
+                None
+            }
+            Err(HostWriteError::Cut(reason)) => self.abort(reason),
+        }
+    }
+
+    fn on_shutdown(&mut self, flags: u32) -> Option<VsockEvent> {
+        let mut event = None;
+        if flags & SHUTDOWN_SEND != 0 && self.to_host == Flow::Flowing {
+            self.to_host = Flow::Ended;
+            event = self.sink_done();
+        }
+        if flags & SHUTDOWN_RECEIVE != 0 && self.to_guest != Flow::Closed {
+            self.stop_host_writer();
+        }
+        if flags & SHUTDOWN_BOTH == SHUTDOWN_BOTH {
+            self.pending = Pending {
+                reset: true,
+                ..Pending::default()
+            };
+            self.drain();
+        }
+        event
+    }
+
+    fn forwarded(&mut self, bytes: usize) {
+        self.receive_credit
+            .forward(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if self.receive_credit.update_due() && self.state == State::Open {
+            self.pending.credit_update = true;
+        }
+    }
+
+    /// Writes what the host did not take before.
+    fn flush(&mut self) {
+        let Some(host) = &mut self.host else { return };
+        if self.to_host_bytes.is_empty() {
+            return;
+        }
+        match host.write(self.to_host_bytes.bytes()) {
+            Ok(written) => {
+                self.to_host_bytes.consume(written);
+                self.forwarded(written);
+            }
+            Err(_) => self.lose_host_reader(),
+        }
+    }
+
+    /// Nobody on the host reads any more: the guest's writer gets `EPIPE`.
+    fn lose_host_reader(&mut self) {
+        self.to_host_bytes.clear();
+        if self.to_host != Flow::Closed {
+            self.to_host = Flow::Closed;
+            if self.state == State::Open {
+                self.pending.shutdown |= SHUTDOWN_RECEIVE;
+            }
+        }
+    }
+
+    /// The guest reads no more: the host's writer gets `EPIPE`.
+    fn stop_host_writer(&mut self) {
+        self.to_guest = Flow::Closed;
+        self.to_guest_bytes.clear();
+        if let Some(host) = &self.host {
+            host.end_read();
+        }
+    }
+
+    /// Follows up on what has changed; the only place where a direction or the connection closes by
+    /// itself.
+    fn settle(&mut self, now: Instant) {
+        if self.to_guest == Flow::Ended && self.to_guest_bytes.is_empty() {
+            self.to_guest = Flow::Closed;
+            self.pending.shutdown |= SHUTDOWN_SEND;
+        }
+        if self.to_host == Flow::Ended && self.to_host_bytes.is_empty() {
+            self.to_host = Flow::Closed;
+            if let Some(host) = &self.host {
+                host.end_write();
+            }
+        }
+        let over = self.to_guest == Flow::Closed && self.to_host == Flow::Closed;
+        match self.state {
+            State::Open if over => {
+                self.pending.shutdown = SHUTDOWN_BOTH;
+                self.state = State::Closing;
+                self.host = None;
+                self.deadline = Some(now + Duration::from_millis(CLOSE_MS_MAX));
+            }
+            State::Draining if self.to_host_bytes.is_empty() => self.finish(),
+            _ => {}
+        }
+    }
+
+    /// The guest is done with the connection; what it sent is still to be delivered.
+    fn drain(&mut self) {
+        self.stop_host_writer();
+        self.deadline = None;
+        self.state = State::Draining;
+        if self.to_host == Flow::Flowing {
+            self.to_host = Flow::Ended;
+        }
+    }
+
+    fn finish(&mut self) {
+        self.state = State::Done;
+        self.deadline = None;
+        self.host = None;
+        self.to_guest = Flow::Closed;
+        self.to_guest_bytes = Backlog::default();
+        self.to_host = Flow::Closed;
+        self.to_host_bytes = Backlog::default();
+    }
+
+    /// Ends a connection whose guest does not keep to the rules, or whose sink is full.
+    fn abort(&mut self, reason: CutReason) -> Option<VsockEvent> {
+        let event = match self.state {
+            State::Waiting | State::Connecting => Some(VsockEvent::Refused {
+                id: self.id,
+                reason: RefusedReason::Reset(self.guest_port),
+            }),
+            _ => self.cut(|_| reason),
+        };
+        self.pending = Pending {
+            reset: true,
+            ..Pending::default()
+        };
+        self.finish();
+        event
+    }
+
+    /// What a sink whose stream has not ended is told when it is cut.
+    fn cut(&self, reason: impl FnOnce(u64) -> CutReason) -> Option<VsockEvent> {
+        match (&self.host, self.to_host) {
+            (Some(Host::Sink { written, .. }), Flow::Flowing) => Some(VsockEvent::SinkFailed {
+                id: self.id,
+                reason: reason(*written),
+            }),
+            _ => None,
+        }
+    }
+
+    /// A sink sends nothing; so its connection is over when the guest has sent all.
+    fn sink_done(&mut self) -> Option<VsockEvent> {
+        let Some(Host::Sink { written, .. }) = &self.host else {
+            return None;
+        };
+        let event = VsockEvent::SinkDone {
+            id: self.id,
+            bytes: *written,
+        };
+        self.to_guest = Flow::Closed;
+        Some(event)
+    }
+}

@@ -1,0 +1,112 @@
+//! The connections of a guest: a fixed number of slots.
+//!
+//! A connection's port on the host names its slot and how often the slot was used before, so a packet
+//! or an event for a connection that is gone never meets the one that came after it.
+
+use std::time::Instant;
+
+use super::CONNECTIONS_MAX;
+use super::connection::Connection;
+
+/// Ports from here on are given to connections; Firecracker starts its own at the same.
+const HOST_PORT_BASE: u32 = 1 << 30;
+const SLOT_BITS: u32 = CONNECTIONS_MAX.trailing_zeros();
+const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
+/// Uses of a slot told apart.
+const USE_MASK: u32 = (1 << (30 - SLOT_BITS)) - 1;
+
+const _: () = assert!(CONNECTIONS_MAX.is_power_of_two());
+
+#[derive(Debug, Default)]
+struct Slot {
+    uses: u32,
+    connection: Option<Connection>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Table {
+    slots: [Slot; CONNECTIONS_MAX],
+    /// Where to look next for a connection that has something to say.
+    turn: usize,
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        Self {
+            slots: std::array::from_fn(|_| Slot::default()),
+            turn: 0,
+        }
+    }
+
+    /// Puts what `make` makes of its port into a free slot. `None` when there is none.
+    pub(super) fn insert(
+        &mut self,
+        make: impl FnOnce(u32) -> Connection,
+    ) -> Option<&mut Connection> {
+        self.sweep();
+        let index = self
+            .slots
+            .iter()
+            .position(|slot| slot.connection.is_none())?;
+        let slot = &mut self.slots[index];
+        slot.uses = (slot.uses + 1) & USE_MASK;
+        Some(slot.connection.insert(make(port(index, slot.uses))))
+    }
+
+    /// The connection with this port on the host.
+    pub(super) fn get_mut(&mut self, host_port: u32) -> Option<&mut Connection> {
+        let index = (host_port & SLOT_MASK) as usize;
+        let slot = self.slots.get_mut(index)?;
+        (port(index, slot.uses) == host_port)
+            .then_some(slot.connection.as_mut())
+            .flatten()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Connection> {
+        self.slots
+            .iter_mut()
+            .filter_map(|slot| slot.connection.as_mut())
+    }
+
+    /// The slot of the next connection that has a packet for the guest.
+    pub(super) fn next_speaker(&mut self, now: Instant) -> Option<usize> {
+        let mut slots = (self.turn..CONNECTIONS_MAX).chain(0..self.turn);
+        slots.find(|index| {
+            let connection = &mut self.slots[*index].connection;
+            connection
+                .as_mut()
+                .is_some_and(|connection| connection.has_packet(now))
+        })
+    }
+
+    /// Lets the connection in a slot speak; it is the last one's turn then.
+    pub(super) fn take_turn(&mut self, index: usize) -> Option<&mut Connection> {
+        self.turn = (index + 1) % CONNECTIONS_MAX;
+        self.slots.get_mut(index)?.connection.as_mut()
+    }
+
+    /// Frees the slots of connections that are over.
+    pub(super) fn sweep(&mut self) {
+        for slot in &mut self.slots {
+            slot.connection.take_if(|connection| connection.is_over());
+        }
+    }
+
+    /// When the first connection runs out of time.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let connections = self
+            .slots
+            .iter()
+            .filter_map(|slot| slot.connection.as_ref());
+        connections.filter_map(Connection::deadline).min()
+    }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "an index is below CONNECTIONS_MAX"
+)]
+fn port(index: usize, uses: u32) -> u32 {
+    HOST_PORT_BASE | uses << SLOT_BITS | index as u32
+}

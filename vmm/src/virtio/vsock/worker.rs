@@ -1,0 +1,259 @@
+//! The thread that owns the queues: moves packets between them and the [`Muxer`].
+//!
+//! In a nutshell: wait for a kick, a host socket, an order or a deadline; then take all packets from
+//! the transmit queue, fill the receive queue with all packets there are, and interrupt the guest
+//! once. Notifications are asked for only where the worker is out of work: on the transmit queue when
+//! it is empty, on the receive queue when there are packets but no room.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::DescriptorChain;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{Chain, ChainError, Direction};
+use super::handle::{Orders, VsockEvent, VsockEventFn};
+use super::muxer::Muxer;
+use super::packet::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX};
+use super::ring::Ring;
+use crate::virtio::{Activation, ActiveQueue, Interrupt};
+
+/// Most packets moved in one direction before everything else has its turn.
+const PACKETS_PER_TURN_MAX: usize = 256;
+/// Most events taken at once.
+const EVENTS_MAX: usize = 32;
+
+/// What an event is about, where it is not a connection's port, which is larger.
+const TOKEN_RX: u64 = 0;
+const TOKEN_TX: u64 = 1;
+const TOKEN_ORDERS: u64 = 2;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Worker {
+    memory: GuestMemoryMmap,
+    rx: Ring,
+    tx: Ring,
+    /// Not used: its only event tells a restored guest that its connections are gone.
+    _event: ActiveQueue,
+    interrupt: Interrupt,
+    orders: Orders,
+    epoll: OwnedFd,
+    muxer: Muxer,
+    /// Payload of the packet at hand, copied out of or into guest memory.
+    payload: Box<[u8]>,
+    /// Work was left over when its turn ended.
+    busy: bool,
+}
+
+impl Worker {
+    /// # Errors
+    /// `epoll_create(2)`'s and `epoll_ctl(2)`'s.
+    pub(super) fn new(
+        guest_cid: u32,
+        activation: Activation,
+        queues: [ActiveQueue; 3],
+        orders: Orders,
+        on_event: VsockEventFn,
+    ) -> io::Result<Self> {
+        let event_idx = activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let [rx, tx, event] = queues;
+        let (rx, tx) = (Ring::new(rx, event_idx), Ring::new(tx, event_idx));
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        wait_for(&epoll, rx.kick(), TOKEN_RX)?;
+        wait_for(&epoll, tx.kick(), TOKEN_TX)?;
+        wait_for(&epoll, &orders.wake, TOKEN_ORDERS)?;
+        Ok(Self {
+            memory: activation.memory,
+            rx,
+            tx,
+            _event: event,
+            interrupt: activation.interrupt,
+            orders,
+            muxer: Muxer::new(guest_cid, epoll.try_clone()?, on_event),
+            epoll,
+            payload: vec![0; PAYLOAD_BYTES_MAX].into_boxed_slice(),
+            // The driver may have filled its queues before the device was ready to be kicked.
+            busy: true,
+        })
+    }
+
+    /// Works until the process ends.
+    pub(super) fn run(mut self) {
+        loop {
+            if let Err(err) = self.turn() {
+                return self.muxer.emit(VsockEvent::Stopped(err));
+            }
+        }
+    }
+
+    /// Waits until there is something to do, and does it.
+    ///
+    /// # Errors
+    /// `epoll_wait(2)`'s and those of an interrupt.
+    pub(super) fn turn(&mut self) -> io::Result<()> {
+        self.wait()?;
+        let now = Instant::now();
+        while let Ok(order) = self.orders.receiver.try_recv() {
+            self.muxer.order(order, now);
+        }
+        let more_from_guest = self.take_from_guest(now);
+        self.muxer.expire(now);
+        let more_to_guest = self.give_to_guest(now);
+        self.busy = more_from_guest || more_to_guest;
+        let tx_used = self.tx.needs_interrupt(&self.memory);
+        let rx_used = self.rx.needs_interrupt(&self.memory);
+        if tx_used || rx_used {
+            self.interrupt.used_ring()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for an event or a deadline, and tells the connections what happened on the host.
+    fn wait(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        let mut events = [MaybeUninit::uninit(); EVENTS_MAX];
+        let (events, _) = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Err(Errno::INTR) => return Ok(()),
+            waited => waited?,
+        };
+        let now = Instant::now();
+        for Event { flags, data } in events.iter().copied() {
+            let (flags, token) = (flags, data.u64());
+            match token {
+                TOKEN_RX => clear(self.rx.kick())?,
+                TOKEN_TX => clear(self.tx.kick())?,
+                TOKEN_ORDERS => clear(&self.orders.wake)?,
+                _ => {
+                    if let Ok(port) = u32::try_from(token) {
+                        self.muxer.on_host_event(port, flags, now);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How long to wait: not at all with work left over, else until the next deadline.
+    fn timeout(&self) -> Option<Timespec> {
+        if self.busy {
+            return Some(Timespec::default());
+        }
+        let rest = self
+            .muxer
+            .next_deadline()?
+            .saturating_duration_since(Instant::now());
+        // A whole millisecond more, so that the deadline is over then.
+        Timespec::try_from(rest + Duration::from_millis(1)).ok()
+    }
+
+    /// Hands the guest's packets to the muxer; true when there may be more.
+    fn take_from_guest(&mut self, now: Instant) -> bool {
+        for _ in 0..PACKETS_PER_TURN_MAX {
+            let Some(descriptors) = self.tx.pop(&self.memory) else {
+                return false;
+            };
+            let head = descriptors.head_index();
+            // What is no packet has no connection that could be told.
+            if let Ok(header) = read_packet(&self.memory, descriptors, &mut self.payload) {
+                let payload = &self.payload[..header.len as usize];
+                self.muxer.on_packet(&header, payload, now);
+            }
+            self.tx.put_used(&self.memory, head, 0);
+        }
+        true
+    }
+
+    /// Hands the muxer's packets to the guest; true when there may be more and room for them.
+    fn give_to_guest(&mut self, now: Instant) -> bool {
+        for _ in 0..PACKETS_PER_TURN_MAX {
+            let Some(speaker) = self.muxer.next_speaker(now) else {
+                return false;
+            };
+            let Some(descriptors) = self.rx.pop(&self.memory) else {
+                return false;
+            };
+            let head = descriptors.head_index();
+            let muxer = &mut self.muxer;
+            let written = write_packet(&self.memory, descriptors, &mut self.payload, |payload| {
+                muxer.next_packet(speaker, payload, now)
+            });
+            // A buffer that holds no packet is given back empty.
+            self.rx.put_used(&self.memory, head, written.unwrap_or(0));
+        }
+        true
+    }
+}
+
+/// Copies a packet out of guest memory, its payload to the front of `payload`.
+fn read_packet(
+    memory: &GuestMemoryMmap,
+    descriptors: DescriptorChain<&GuestMemoryMmap>,
+    payload: &mut [u8],
+) -> Result<Header, ChainError> {
+    let chain = Chain::collect(descriptors, Direction::Readable)?;
+    let mut bytes = [0; HEADER_BYTES];
+    chain.read(memory, 0, &mut bytes)?;
+    let header = Header::decode(&bytes);
+    let room = payload.get_mut(..header.len as usize);
+    let room = room.ok_or(ChainError::Payload(header.len))?;
+    chain.read(memory, HEADER_BYTES, room)?;
+    Ok(header)
+}
+
+/// Copies a packet into guest memory, as much of one as there is room for; returns its bytes.
+fn write_packet(
+    memory: &GuestMemoryMmap,
+    descriptors: DescriptorChain<&GuestMemoryMmap>,
+    payload: &mut [u8],
+    next_packet: impl FnOnce(&mut [u8]) -> Option<Header>,
+) -> Result<u32, ChainError> {
+    let chain = Chain::collect(descriptors, Direction::Writable)?;
+    let have = chain.bytes();
+    // Room for one byte of payload at least, or data would not get on.
+    let want = HEADER_BYTES as u64 + 1;
+    let room = have
+        .checked_sub(want)
+        .ok_or(ChainError::TooShort { have, want })?
+        + 1;
+    let room = usize::try_from(room)
+        .unwrap_or(payload.len())
+        .min(payload.len());
+    let Some(header) = next_packet(&mut payload[..room]) else {
+        return Ok(0);
+    };
+    chain.write(memory, HEADER_BYTES, &payload[..header.len as usize])?;
+    chain.write(memory, 0, &header.encode())?;
+    let written = HEADER_BYTES + header.len as usize;
+    Ok(u32::try_from(written).unwrap_or(u32::MAX))
+}
+
+/// Waits for an event descriptor, as long as it is readable.
+fn wait_for(epoll: &OwnedFd, event: &EventFd, token: u64) -> io::Result<()> {
+    // SAFETY: the descriptor is open while `event` is borrowed; epoll forgets it when it is closed.
+    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    Ok(epoll::add(
+        epoll,
+        fd,
+        EventData::new_u64(token),
+        EventFlags::IN,
+    )?)
+}
+
+/// Takes what an event descriptor has counted.
+fn clear(event: &EventFd) -> io::Result<()> {
+    match event.read() {
+        Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(err),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
