@@ -19,6 +19,7 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
     missing_debug_implementations,
     unused_qualifications,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     clippy::pedantic,
     clippy::unwrap_used,
     reason = "generated from agent.proto"
