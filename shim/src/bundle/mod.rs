@@ -15,6 +15,8 @@ mod memory;
 mod mounts;
 mod resources;
 mod spec;
+#[cfg(test)]
+mod tests;
 
 pub use error::BundleError;
 pub use memory::{MEMORY_BYTES_MIN, ram_mib, wasm_memory_bytes_max};
