@@ -18,11 +18,13 @@ pub use self::path::{cgroup_path, mounted_root};
 mod error;
 mod limits;
 mod path;
+#[cfg(test)]
+mod tests;
 
 /// Controllers that are handed down the path, where the kernel has them.
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 /// A parent that another task removes meanwhile is made again this often.
-const CREATE_TRIES_MAX: usize = 16;
+const CREATE_TRIES_MAX: usize = 64;
 
 /// A cgroup that exists.
 #[derive(Debug)]
@@ -40,17 +42,14 @@ impl Cgroup {
     pub fn create(path: &Path, limits: &CgroupLimits) -> Result<Self, CgroupError> {
         let root = path::root_of(path)?;
         create_directories(&root, path)?;
-        let made = File::open(path)
-            .map_err(|source| CgroupError::at(path, "open", source))
-            .map(|dir| Self {
-                path: path.to_owned(),
-                dir,
-            });
-        let made = made.and_then(|cgroup| limits.write(path).map(|()| cgroup));
-        if made.is_err() {
-            remove_empty(path);
-        }
-        made
+        Self::set_up(&root, path, limits).inspect_err(|_| remove_empty(path))
+    }
+
+    fn set_up(root: &Path, path: &Path, limits: &CgroupLimits) -> Result<Self, CgroupError> {
+        // From here on the cgroup itself keeps its parents.
+        parents(root, path).into_iter().try_for_each(delegate)?;
+        limits.write(path)?;
+        Self::open(path)
     }
 
     /// Opens a cgroup that was made before.
@@ -185,7 +184,7 @@ fn is_populated(events: &File, path: &Path) -> Result<bool, CgroupError> {
     Ok(text.lines().any(|line| line == "populated 1"))
 }
 
-/// Makes what is missing of the path and hands the controllers down to the last directory.
+/// Makes what is missing of the path. A parent may vanish with its last task meanwhile.
 fn create_directories(root: &Path, path: &Path) -> Result<(), CgroupError> {
     let mut tries = 1;
     loop {
@@ -201,28 +200,32 @@ fn create_directories(root: &Path, path: &Path) -> Result<(), CgroupError> {
 }
 
 fn try_create_directories(root: &Path, path: &Path) -> Result<(), CgroupError> {
-    let mut parents: Vec<&Path> = path.ancestors().skip(1).collect();
-    parents.reverse();
-    for parent in parents
-        .into_iter()
-        .filter(|parent| parent.starts_with(root))
-    {
+    for parent in parents(root, path) {
         create_one(parent)?;
-        delegate(parent)?;
     }
-    if !create_one(path)? {
-        std::fs::remove_dir(path).map_err(|source| {
-            if is_busy(&source) {
-                CgroupError::InUse {
-                    path: path.to_owned(),
-                }
-            } else {
-                CgroupError::at(path, "remove the left-over", source)
+    if create_one(path)? {
+        return Ok(());
+    }
+    std::fs::remove_dir(path).map_err(|source| {
+        if is_busy(&source) {
+            CgroupError::InUse {
+                path: path.to_owned(),
             }
-        })?;
-        create_one(path)?;
-    }
-    Ok(())
+        } else {
+            CgroupError::at(path, "remove the left-over", source)
+        }
+    })?;
+    create_one(path).map(drop)
+}
+
+/// From the root down, without `path` itself.
+fn parents<'a>(root: &Path, path: &'a Path) -> Vec<&'a Path> {
+    let above = path.ancestors().skip(1);
+    let mut parents: Vec<&Path> = above
+        .take_while(|parent| parent.starts_with(root))
+        .collect();
+    parents.reverse();
+    parents
 }
 
 /// Whether it is new.
@@ -234,7 +237,7 @@ fn create_one(path: &Path) -> Result<bool, CgroupError> {
     }
 }
 
-/// A controller that cannot be handed down is missed later, if a limit needs it.
+/// Hands the controllers down. One that cannot be handed down is missed later, if a limit needs it.
 fn delegate(path: &Path) -> Result<(), CgroupError> {
     let available = read(path, "cgroup.controllers")?;
     let handed = read(path, "cgroup.subtree_control")?;
