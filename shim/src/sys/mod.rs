@@ -1,5 +1,5 @@
 //! The shim's only unsafe code: what no safe wrapper offers.
 //!
-//! * [`mounts`]: `mount_setattr`.
+//! [`mounts`] has `mount_setattr(2)`.
 
 pub mod mounts;

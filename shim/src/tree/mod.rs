@@ -20,6 +20,9 @@ mod mountinfo;
 mod options;
 mod point;
 mod rootfs;
+#[cfg(test)]
+mod tests;
+mod tmpfs;
 
 pub use assemble::{AssembledTree, assemble};
 pub use error::TreeError;

@@ -144,6 +144,8 @@ pub(super) fn below(mounts: &[Mount], top: u64) -> Vec<&Mount> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -161,7 +163,7 @@ mod tests {
         let mounts = read().unwrap();
         let proc = mounts
             .iter()
-            .find(|mount| mount.point == PathBuf::from("/proc"))
+            .find(|mount| mount.point == Path::new("/proc"))
             .unwrap();
         assert_eq!(proc.kind, "proc");
         assert!(proc.is_kernels());
