@@ -17,6 +17,9 @@ use serde::Deserialize;
 
 use crate::error::ErrorCode;
 
+#[cfg(test)]
+mod tests;
+
 /// Where the configuration lies; it may be absent.
 pub const CONFIG_PATH: &str = "/etc/wasmvm/config.toml";
 /// Longest configuration, bytes.

@@ -12,6 +12,8 @@ mod error;
 mod format;
 mod lookup;
 mod seal;
+#[cfg(test)]
+mod tests;
 
 /// What a WebAssembly binary is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

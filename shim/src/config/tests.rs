@@ -1,0 +1,97 @@
+//! Configurations as operators write them, and installations with holes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Config, ConfigError, GuestFiles};
+use crate::error::ErrorCode;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/etc/wasmvm/config.toml"))
+}
+
+#[test]
+fn nothing_means_the_defaults() {
+    assert_eq!(parse("").unwrap(), Config::default());
+    let absent = Path::new("/no/such/config.toml");
+    assert_eq!(Config::load_from(absent).unwrap(), Config::default());
+}
+
+#[test]
+fn every_key_is_taken() {
+    let config = parse(
+        "default_memory_mib = 512\nconsole = true\nboot_timeout_s = 5\n\
+         compile_timeout_s = 6\nartifact_dir = \"/srv/a\"\n",
+    );
+    let expected = Config {
+        default_memory_mib: 512,
+        console: true,
+        boot_timeout_s: 5,
+        compile_timeout_s: 6,
+        artifact_dir: PathBuf::from("/srv/a"),
+    };
+    assert_eq!(config.unwrap(), expected);
+}
+
+#[test]
+fn a_mistake_is_named_with_its_line() {
+    for (text, expected) in [
+        (
+            "console = true\n\nmemory = 1\n",
+            ":3: unknown field `memory`, expected one of ",
+        ),
+        (
+            "console = 1\n",
+            ":1: invalid type: integer `1`, expected a boolean",
+        ),
+        ("# fine\nconsole = \n", ":2: "),
+        (
+            "boot_timeout_s = 0",
+            ": boot_timeout_s = 0 is refused: it lies between 1 and 86400",
+        ),
+        (
+            "default_memory_mib = 99999",
+            ": default_memory_mib = 99999 is refused",
+        ),
+        (
+            "default_memory_mib = -1",
+            ":1: invalid value: integer `-1`, expected u32",
+        ),
+        (
+            "artifact_dir = \"a\"",
+            ": artifact_dir = \"a\" is refused: the path must be absolute",
+        ),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::FailedPrecondition);
+        let expected = format!("/etc/wasmvm/config.toml{expected}");
+        assert!(error.to_string().starts_with(&expected), "{error}");
+    }
+}
+
+#[test]
+fn the_first_missing_guest_file_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let names = ["wasmvm-vmm", "kernel", "agent.cpio", "compiler.cpio"];
+    for name in names {
+        let error = GuestFiles::find_in(directory.path()).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::FailedPrecondition);
+        let path = directory.path().join(name);
+        let end = format!(
+            " is missing at {}; install it with `make install`",
+            path.display()
+        );
+        assert!(error.to_string().ends_with(&end), "{error}");
+        fs::write(path, "x").unwrap();
+    }
+    let files = GuestFiles::find_in(directory.path()).unwrap();
+    assert_eq!(files.compiler, directory.path().join("compiler.cpio"));
+    fs::write(directory.path().join("kernel"), "").unwrap();
+    let error = GuestFiles::find_in(directory.path()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("the guest kernel is missing at "),
+        "{error}"
+    );
+}

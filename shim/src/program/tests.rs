@@ -1,0 +1,271 @@
+//! Programs in real directories, found and judged.
+
+use std::fs;
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use rustix::fs::{CWD, FileType, Mode, SealFlags};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use super::{Program, ProgramError, ProgramKind};
+use crate::bundle::TaskSpec;
+use crate::error::{ErrorCode, chain};
+
+/// An empty core module with one custom section, "name".
+const CORE: &[u8] = b"\0asm\x01\0\0\0\0\x05\x04name";
+/// An empty component.
+const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// A root directory with a program's environment.
+struct Root {
+    directory: TempDir,
+    args: Vec<String>,
+    env: Vec<String>,
+    cwd: PathBuf,
+}
+
+impl Root {
+    fn new(program: &str) -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            args: vec![program.to_owned()],
+            env: Vec::new(),
+            cwd: "/".into(),
+        }
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.directory.path().join(path.trim_start_matches('/'))
+    }
+
+    fn with(self, path: &str, content: &[u8]) -> Self {
+        let path = self.at(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+        self
+    }
+
+    fn open(&self) -> Result<Program, ProgramError> {
+        let config = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": 0, "gid": 0}, "args": self.args, "env": self.env, "cwd": self.cwd,
+            },
+            "root": {"path": "."},
+        });
+        let bundle = tempfile::tempdir().unwrap();
+        fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
+        let spec = TaskSpec::load(bundle.path()).unwrap();
+        let root = fs::File::open(self.directory.path()).unwrap();
+        Program::open(root.as_fd(), &spec)
+    }
+
+    fn refusal(&self) -> (ErrorCode, String) {
+        let error = self.open().expect_err("it should have been refused");
+        (error.code(), chain(&error))
+    }
+}
+
+#[test]
+fn a_module_is_copied_hashed_and_sealed() {
+    let root = Root::new("/bin/hello.wasm").with("bin/hello.wasm", CORE);
+    let mut program = root.open().unwrap();
+    assert_eq!(program.path, Path::new("/bin/hello.wasm"));
+    assert_eq!(
+        (program.kind, program.bytes),
+        (ProgramKind::Core, CORE.len() as u64)
+    );
+    assert_eq!(program.sha256[..], Sha256::digest(CORE)[..]);
+    let mut content = Vec::new();
+    program.file.read_to_end(&mut content).unwrap();
+    assert_eq!(content, CORE);
+    let seals = rustix::fs::fcntl_get_seals(&program.file).unwrap();
+    assert!(
+        seals.contains(SealFlags::SEAL | SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK)
+    );
+    program.file.rewind().unwrap();
+    assert!(program.file.write(b"x").is_err());
+    assert!(program.file.set_len(0).is_err());
+}
+
+#[test]
+fn a_component_is_told_by_its_layer() {
+    let root = Root::new("/a").with("a", COMPONENT);
+    assert_eq!(root.open().unwrap().kind, ProgramKind::Component);
+}
+
+#[test]
+fn a_name_without_a_slash_is_looked_up_by_path() {
+    let mut root = Root::new("tool")
+        .with("opt/b/tool", CORE)
+        .with("usr/bin/tool", COMPONENT);
+    assert_eq!(root.open().unwrap().path, Path::new("/usr/bin/tool"));
+    root.env = vec!["PATH=/opt/a:/opt/b:/usr/bin".to_owned()];
+    assert_eq!(root.open().unwrap().path, Path::new("/opt/b/tool"));
+    // A directory of that name hides nothing.
+    fs::create_dir_all(root.at("opt/a/tool")).unwrap();
+    assert_eq!(root.open().unwrap().path, Path::new("/opt/b/tool"));
+    root.cwd = "/opt".into();
+    root.env = vec!["PATH=b".to_owned()];
+    assert_eq!(root.open().unwrap().path, Path::new("/opt/b/tool"));
+}
+
+#[test]
+fn a_name_with_a_slash_is_taken_from_the_working_directory() {
+    let mut root = Root::new("./tool").with("srv/tool", CORE);
+    root.cwd = "/srv".into();
+    assert_eq!(root.open().unwrap().path, Path::new("/srv/./tool"));
+}
+
+#[test]
+fn symlinks_are_followed_inside_the_root() {
+    let root = Root::new("/bin/tool").with("lib/multi.wasm", CORE);
+    fs::create_dir(root.at("bin")).unwrap();
+    symlink("/lib/multi.wasm", root.at("bin/tool")).unwrap();
+    assert_eq!(root.open().unwrap().kind, ProgramKind::Core);
+
+    let root = Root::new("/tool");
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    fs::write(outside.path(), CORE).unwrap();
+    symlink(outside.path(), root.at("tool")).unwrap();
+    assert_eq!(root.refusal().0, ErrorCode::NotFound);
+    fs::remove_file(root.at("tool")).unwrap();
+    symlink("/proc/self/exe", root.at("tool")).unwrap();
+    assert_eq!(root.refusal().0, ErrorCode::NotFound);
+    fs::remove_file(root.at("tool")).unwrap();
+    symlink("tool", root.at("tool")).unwrap();
+    let (code, text) = root.refusal();
+    assert_eq!(code, ErrorCode::InvalidArgument);
+    assert!(text.contains("Too many levels of symbolic links"), "{text}");
+}
+
+#[test]
+fn what_is_not_there_is_named_with_where_it_was_looked_for() {
+    let mut root = Root::new("tool");
+    root.env = vec!["PATH=/bin:/opt".to_owned()];
+    let text = "program \"tool\" not found in the rootfs; looked for /bin/tool, /opt/tool";
+    assert_eq!(root.refusal(), (ErrorCode::NotFound, text.to_owned()));
+    let text = "program \"/a.wasm\" not found in the rootfs; looked for /a.wasm";
+    assert_eq!(
+        Root::new("/a.wasm").refusal(),
+        (ErrorCode::NotFound, text.to_owned())
+    );
+    let (code, _) = Root::new("/file/a.wasm").with("file", CORE).refusal();
+    assert_eq!(code, ErrorCode::NotFound);
+}
+
+#[test]
+fn every_other_kind_of_file_is_called_by_its_name() {
+    let elf = fs::read("/proc/self/exe").unwrap();
+    let mut cwasm = b"\x7fELF\x02\x01\x01".to_vec();
+    cwasm.extend([200; 57]);
+    let endless = b"\0asm\x01\0\0\0\0\xff\xff\xff\xff\xff";
+    for (content, what) in [
+        (&b""[..], "is an empty file"),
+        (
+            &elf[..4096],
+            "is an ELF program; wasmvm runs WebAssembly only",
+        ),
+        (
+            &cwasm,
+            "is a precompiled wasmtime file; wasmvm compiles WebAssembly itself",
+        ),
+        (
+            b"#!/bin/sh\necho hello\n",
+            "is a script for /bin/sh; wasmvm runs WebAssembly only",
+        ),
+        (
+            b"#! /usr/bin/env \x1b[31m",
+            r"is a script for /usr/bin/env \u{1b}[31m; wasmvm",
+        ),
+        (
+            b"(module)",
+            "is WebAssembly in text form; compile it to a binary first",
+        ),
+        (
+            b"PK\x03\x04",
+            "is no WebAssembly (it starts with 50 4b 03 04); wasmvm runs WebAssembly only",
+        ),
+        (
+            b"\0",
+            "is truncated WebAssembly: it ends after 1 of 8 header bytes",
+        ),
+        (
+            b"\0asm\x01\0",
+            "is truncated WebAssembly: it ends after 6 of 8 header bytes",
+        ),
+        (
+            b"\0asm\x02\0\0\0",
+            "is a WebAssembly module of binary version 2; version 1 is supported",
+        ),
+        (
+            b"\0asm\x0c\0\x01\0",
+            "is a WebAssembly component of binary version 12; version 13",
+        ),
+        (
+            b"\0asm\x01\0\x07\0",
+            "is WebAssembly of an unknown kind (version 1, layer 7)",
+        ),
+        (
+            &CORE[..12],
+            "is truncated WebAssembly: section 0 ends at byte 15, the file at 12",
+        ),
+        (
+            &CORE[..9],
+            "is truncated WebAssembly: section 0 at byte 8 is cut off",
+        ),
+        (
+            b"\0asm\x01\0\0\0\0\x80\x80",
+            "is truncated WebAssembly: section 0 at byte 8 is cut off",
+        ),
+    ] {
+        let (code, text) = Root::new("/a").with("a", content).refusal();
+        assert_eq!(code, ErrorCode::InvalidArgument);
+        assert!(text.starts_with(&format!("program /a {what}")), "{text}");
+    }
+    // Malformed, but complete: the compiler says how.
+    assert!(Root::new("/a").with("a", endless).open().is_ok());
+}
+
+#[test]
+fn what_is_no_regular_file_is_never_waited_for() {
+    let root = Root::new("/a");
+    fs::create_dir(root.at("a")).unwrap();
+    let text = "program /a is a directory".to_owned();
+    assert_eq!(root.refusal(), (ErrorCode::InvalidArgument, text));
+    fs::remove_dir(root.at("a")).unwrap();
+    rustix::fs::mknodat(CWD, root.at("a"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let text = "program /a is a FIFO".to_owned();
+    assert_eq!(root.refusal(), (ErrorCode::InvalidArgument, text));
+}
+
+#[test]
+fn a_program_too_large_to_compile_is_refused_before_it_is_read() {
+    let root = Root::new("/a").with("a", CORE);
+    fs::OpenOptions::new()
+        .write(true)
+        .open(root.at("a"))
+        .unwrap()
+        .set_len((256 << 20) + 1)
+        .unwrap();
+    let text = "program /a has 268435457 bytes; at most 268435456 are supported".to_owned();
+    assert_eq!(root.refusal(), (ErrorCode::InvalidArgument, text));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_judged(mut content in prop::collection::vec(any::<u8>(), 0..64), wasm: bool) {
+        if wasm {
+            content.splice(..0, CORE[..8].iter().copied());
+        }
+        let root = Root::new("/a").with("a", &content);
+        match root.open() {
+            Ok(program) => prop_assert_eq!(program.bytes, content.len() as u64),
+            Err(error) => prop_assert_eq!(error.code(), ErrorCode::InvalidArgument),
+        }
+    }
+}
