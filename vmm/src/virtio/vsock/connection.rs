@@ -22,22 +22,18 @@
 //!                           Done ◄───────────────┴──────────────────────────────────────┘
 //! ```
 //!
-//! While Open the two directions end one by one ([`Flow`]): `Flowing` → `Ended` (the source is dry but
-//! bytes are under way) → `Closed` (the destination knows). Draining is for a guest that has closed
-//! its socket: it gets its answer at once, and what it had sent is still delivered, however slowly the
-//! host reads.
-//!
-//! Nothing here waits, and nothing is held that credit was not given for: a host that does not read
-//! leaves the guest without credit, a guest that does not read leaves the host's socket full.
+//! While Open the two directions end one by one (`direction`): Flowing → Ended (the source is dry but
+//! bytes are under way) → Closed (nothing is under way any more). Draining is for a guest that has
+//! closed its socket: it gets its answer at once, and what it had sent is still delivered, however
+//! slowly the host reads.
 
 use std::time::{Duration, Instant};
 
-use super::backlog::Backlog;
-use super::credit::{ReceiveCredit, SendCredit};
+use super::direction::{ToGuest, ToHost};
 use super::handle::{CutReason, Order, RefusedReason, VsockEvent};
-use super::host::{Host, HostRead, HostWriteError};
+use super::host::{Host, HostWriteError};
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
-use super::{BUFFER_BYTES_MAX, CLOSE_MS_MAX, CONNECT_MS_MAX, HOST_CID};
+use super::{CLOSE_MS_MAX, CONNECT_MS_MAX, HOST_CID};
 
 /// Where a connection stands. See the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +46,6 @@ enum State {
     Done,
 }
 
-/// How far one direction has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
-    Flowing,
-    Ended,
-    Closed,
-}
-
 /// Packets without payload that are still to be sent. Their number is bounded by their kinds.
 #[derive(Debug, Default)]
 struct Pending {
@@ -67,6 +55,13 @@ struct Pending {
     credit_request: bool,
     /// Flags of the `SHUTDOWN` packet; zero for none.
     shutdown: u32,
+}
+
+impl Pending {
+    fn any(&self) -> bool {
+        let credit = self.credit_update || self.credit_request;
+        self.request || self.reset || credit || self.shutdown != 0
+    }
 }
 
 /// See the module's documentation.
@@ -82,14 +77,8 @@ pub(super) struct Connection {
     deadline: Option<Instant>,
     /// Gone as soon as nothing is to be read or written any more.
     host: Option<Host>,
-    to_guest: Flow,
-    to_guest_bytes: Backlog,
-    send_credit: SendCredit,
-    /// Credit was asked for and not yet given.
-    asked_for_credit: bool,
-    to_host: Flow,
-    to_host_bytes: Backlog,
-    receive_credit: ReceiveCredit,
+    to_guest: ToGuest,
+    to_host: ToHost,
     pending: Pending,
 }
 
@@ -104,13 +93,8 @@ impl Connection {
             state: State::Waiting,
             deadline: None,
             host: Some(Host::new(order.target)),
-            to_guest: Flow::Flowing,
-            to_guest_bytes: Backlog::default(),
-            send_credit: SendCredit::default(),
-            asked_for_credit: false,
-            to_host: Flow::Flowing,
-            to_host_bytes: Backlog::default(),
-            receive_credit: ReceiveCredit::default(),
+            to_guest: ToGuest::default(),
+            to_host: ToHost::default(),
             pending: Pending::default(),
         }
     }
@@ -154,11 +138,7 @@ impl Connection {
         payload: &[u8],
         now: Instant,
     ) -> Option<VsockEvent> {
-        let had_credit = self.send_credit.available() > 0;
-        self.send_credit.update(header.buf_alloc, header.fwd_cnt);
-        if !had_credit && self.send_credit.available() > 0 {
-            self.asked_for_credit = false;
-        }
+        self.to_guest.learn(header);
         let event = match (self.state, header.op()) {
             (_, Some(Op::Reset)) => self.on_reset(),
             (State::Connecting, Some(Op::Response)) if !self.pending.request => {
@@ -213,15 +193,12 @@ impl Connection {
 
     /// Whether [`Connection::next_packet`] has one. Reads from the host when there is room.
     pub(super) fn has_packet(&mut self, now: Instant) -> bool {
-        self.refill();
-        self.settle(now);
-        let pending = &self.pending;
-        let control = pending.request
-            || pending.reset
-            || pending.credit_update
-            || pending.credit_request
-            || pending.shutdown != 0;
-        control || self.has_data()
+        if let (State::Open, Some(host)) = (self.state, &mut self.host) {
+            self.to_guest.refill(host);
+            self.pending.credit_request |= self.to_guest.should_ask();
+            self.settle(now);
+        }
+        self.pending.any() || self.has_data()
     }
 
     /// The next packet for the guest; its payload, of [`Header::len`] bytes, is put into `payload`.
@@ -231,17 +208,16 @@ impl Connection {
         let (op, flags, len) = if pending.reset {
             *pending = Pending::default();
             (Op::Reset, 0, 0)
-        } else if pending.request {
-            pending.request = false;
+        } else if std::mem::take(&mut pending.request) {
             (Op::Request, 0, 0)
         } else if pending.shutdown != 0 {
             (Op::Shutdown, std::mem::take(&mut pending.shutdown), 0)
         } else if data {
-            (Op::Data, 0, self.take_data(payload))
-        } else if pending.credit_update {
-            (Op::CreditUpdate, 0, 0)
+            (Op::Data, 0, self.to_guest.take(payload))
         } else if std::mem::take(&mut pending.credit_request) {
             (Op::CreditRequest, 0, 0)
+        } else if pending.credit_update {
+            (Op::CreditUpdate, 0, 0)
         } else {
             return None;
         };
@@ -252,6 +228,7 @@ impl Connection {
     /// Every header tells the guest its credit, so an update of its own is not needed after it.
     fn header(&mut self, op: Op, flags: u32, len: u32) -> Header {
         self.pending.credit_update = false;
+        let (buf_alloc, fwd_cnt) = self.to_host.tell_credit();
         Header {
             src_cid: HOST_CID.into(),
             dst_cid: self.guest_cid.into(),
@@ -261,56 +238,19 @@ impl Connection {
             kind: TYPE_STREAM,
             op: op as u16,
             flags,
-            buf_alloc: BUFFER_BYTES_MAX,
-            fwd_cnt: self.receive_credit.tell(),
+            buf_alloc,
+            fwd_cnt,
         }
     }
 
     fn has_data(&self) -> bool {
-        self.state == State::Open
-            && self.to_guest != Flow::Closed
-            && !self.to_guest_bytes.is_empty()
-            && self.send_credit.available() > 0
-    }
-
-    /// Moves bytes into a packet, within the guest's credit.
-    fn take_data(&mut self, payload: &mut [u8]) -> u32 {
-        let bytes = self.to_guest_bytes.bytes();
-        let credit = self.send_credit.available();
-        let len = u32::try_from(bytes.len().min(payload.len()))
-            .unwrap_or(credit)
-            .min(credit);
-        payload[..len as usize].copy_from_slice(&bytes[..len as usize]);
-        self.to_guest_bytes.consume(len as usize);
-        self.send_credit.spend(len);
-        len
-    }
-
-    /// Reads from the host once all it sent before is with the guest.
-    fn refill(&mut self) {
-        if self.state != State::Open || self.to_guest != Flow::Flowing {
-            return;
-        }
-        if self.to_guest_bytes.is_empty() {
-            let read = self
-                .host
-                .as_mut()
-                .map(|host| host.read(&mut self.to_guest_bytes));
-            if read == Some(HostRead::Ended) {
-                self.to_guest = Flow::Ended;
-            }
-        }
-        let blocked = !self.to_guest_bytes.is_empty() && self.send_credit.available() == 0;
-        if blocked && !self.asked_for_credit {
-            self.asked_for_credit = true;
-            self.pending.credit_request = true;
-        }
+        self.state == State::Open && self.to_guest.has_data()
     }
 
     fn open(&mut self) {
         self.state = State::Open;
         self.deadline = None;
-        if self.to_host == Flow::Closed {
+        if self.to_host.is_closed() {
             self.pending.shutdown |= SHUTDOWN_RECEIVE;
         }
     }
@@ -337,41 +277,21 @@ impl Connection {
     }
 
     fn on_data(&mut self, payload: &[u8]) -> Option<VsockEvent> {
-        match self.to_host {
-            Flow::Flowing => {}
-            // The guest has been told that nobody reads, or is about to be.
-            Flow::Closed => return None,
-            Flow::Ended => return self.abort(CutReason::Protocol),
+        let host = self.host.as_mut()?;
+        match self.to_host.receive(payload, host) {
+            Ok(()) => self.pending.credit_update |= self.to_host.update_due(),
+            Err(HostWriteError::Gone) => self.lose_host_reader(),
+            Err(HostWriteError::Cut(reason)) => return self.abort(reason),
         }
-        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        if !self.receive_credit.receive(len) {
-            return self.abort(CutReason::Credit);
-        }
-        let (Some(host), true) = (&mut self.host, self.to_host_bytes.is_empty()) else {
-            self.to_host_bytes.push(payload);
-            return None;
-        };
-        match host.write(payload) {
-            Ok(written) => {
-                self.to_host_bytes.push(&payload[written..]);
-                self.forwarded(written);
-                None
-            }
-            Err(HostWriteError::Gone) => {
-                self.lose_host_reader();
-                None
-            }
-            Err(HostWriteError::Cut(reason)) => self.abort(reason),
-        }
+        None
     }
 
     fn on_shutdown(&mut self, flags: u32) -> Option<VsockEvent> {
         let mut event = None;
-        if flags & SHUTDOWN_SEND != 0 && self.to_host == Flow::Flowing {
-            self.to_host = Flow::Ended;
+        if flags & SHUTDOWN_SEND != 0 && self.to_host.end() {
             event = self.sink_done();
         }
-        if flags & SHUTDOWN_RECEIVE != 0 && self.to_guest != Flow::Closed {
+        if flags & SHUTDOWN_RECEIVE != 0 {
             self.stop_host_writer();
         }
         if flags & SHUTDOWN_BOTH == SHUTDOWN_BOTH {
@@ -384,44 +304,25 @@ impl Connection {
         event
     }
 
-    fn forwarded(&mut self, bytes: usize) {
-        self.receive_credit
-            .forward(u32::try_from(bytes).unwrap_or(u32::MAX));
-        if self.receive_credit.update_due() && self.state == State::Open {
-            self.pending.credit_update = true;
-        }
-    }
-
     /// Writes what the host did not take before.
     fn flush(&mut self) {
         let Some(host) = &mut self.host else { return };
-        if self.to_host_bytes.is_empty() {
-            return;
-        }
-        match host.write(self.to_host_bytes.bytes()) {
-            Ok(written) => {
-                self.to_host_bytes.consume(written);
-                self.forwarded(written);
-            }
+        match self.to_host.flush(host) {
+            Ok(()) => self.pending.credit_update |= self.to_host.update_due(),
             Err(_) => self.lose_host_reader(),
         }
     }
 
     /// Nobody on the host reads any more: the guest's writer gets `EPIPE`.
     fn lose_host_reader(&mut self) {
-        self.to_host_bytes.clear();
-        if self.to_host != Flow::Closed {
-            self.to_host = Flow::Closed;
-            if self.state == State::Open {
-                self.pending.shutdown |= SHUTDOWN_RECEIVE;
-            }
+        if self.to_host.close() && self.state == State::Open {
+            self.pending.shutdown |= SHUTDOWN_RECEIVE;
         }
     }
 
     /// The guest reads no more: the host's writer gets `EPIPE`.
     fn stop_host_writer(&mut self) {
-        self.to_guest = Flow::Closed;
-        self.to_guest_bytes.clear();
+        self.to_guest.close();
         if let Some(host) = &self.host {
             host.end_read();
         }
@@ -430,17 +331,15 @@ impl Connection {
     /// Follows up on what has changed; the only place where a direction or the connection closes by
     /// itself.
     fn settle(&mut self, now: Instant) {
-        if self.to_guest == Flow::Ended && self.to_guest_bytes.is_empty() {
-            self.to_guest = Flow::Closed;
+        if self.to_guest.settle() {
             self.pending.shutdown |= SHUTDOWN_SEND;
         }
-        if self.to_host == Flow::Ended && self.to_host_bytes.is_empty() {
-            self.to_host = Flow::Closed;
-            if let Some(host) = &self.host {
-                host.end_write();
-            }
+        if self.to_host.settle()
+            && let Some(host) = &self.host
+        {
+            host.end_write();
         }
-        let over = self.to_guest == Flow::Closed && self.to_host == Flow::Closed;
+        let over = self.to_guest.is_closed() && self.to_host.is_closed();
         match self.state {
             State::Open if over => {
                 self.pending.shutdown = SHUTDOWN_BOTH;
@@ -448,7 +347,7 @@ impl Connection {
                 self.host = None;
                 self.deadline = Some(now + Duration::from_millis(CLOSE_MS_MAX));
             }
-            State::Draining if self.to_host_bytes.is_empty() => self.finish(),
+            State::Draining if self.to_host.is_closed() => self.finish(),
             _ => {}
         }
     }
@@ -456,21 +355,17 @@ impl Connection {
     /// The guest is done with the connection; what it sent is still to be delivered.
     fn drain(&mut self) {
         self.stop_host_writer();
+        self.to_host.end();
         self.deadline = None;
         self.state = State::Draining;
-        if self.to_host == Flow::Flowing {
-            self.to_host = Flow::Ended;
-        }
     }
 
     fn finish(&mut self) {
         self.state = State::Done;
         self.deadline = None;
         self.host = None;
-        self.to_guest = Flow::Closed;
-        self.to_guest_bytes = Backlog::default();
-        self.to_host = Flow::Closed;
-        self.to_host_bytes = Backlog::default();
+        self.to_guest = ToGuest::default();
+        self.to_host = ToHost::default();
     }
 
     /// Ends a connection whose guest does not keep to the rules, or whose sink is full.
@@ -492,11 +387,13 @@ impl Connection {
 
     /// What a sink whose stream has not ended is told when it is cut.
     fn cut(&self, reason: impl FnOnce(u64) -> CutReason) -> Option<VsockEvent> {
-        match (&self.host, self.to_host) {
-            (Some(Host::Sink { written, .. }), Flow::Flowing) => Some(VsockEvent::SinkFailed {
-                id: self.id,
-                reason: reason(*written),
-            }),
+        match &self.host {
+            Some(Host::Sink { written, .. }) if self.to_host.is_flowing() => {
+                Some(VsockEvent::SinkFailed {
+                    id: self.id,
+                    reason: reason(*written),
+                })
+            }
             _ => None,
         }
     }
@@ -510,7 +407,10 @@ impl Connection {
             id: self.id,
             bytes: *written,
         };
-        self.to_guest = Flow::Closed;
+        self.to_guest.close();
         Some(event)
     }
 }
+
+#[cfg(test)]
+mod tests;

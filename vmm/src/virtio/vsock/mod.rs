@@ -10,15 +10,17 @@
 //! ```
 //!
 //! One file, one job: [`device`] is what the transport sees, [`handle`] what the rest of the VMM sees;
-//! `worker` moves packets between the queues and the `muxer`, which finds the `connection` a packet
-//! is for in the `table`; `host` is a connection's end on the host, `credit` and `backlog` are its flow
-//! control; `packet` is the wire format, `chain` the descriptors that hold a packet.
+//! `worker` moves packets between the queues (`ring`) and the `muxer`, which finds the `connection` a
+//! packet is for in the `table`; `host` is a connection's end on the host, `direction` what flows
+//! through it by the rules of `credit`, `backlog` what has to wait; `packet` is the wire format,
+//! `chain` the descriptors that hold a packet.
 
 mod backlog;
 mod chain;
 mod connection;
 mod credit;
 pub mod device;
+mod direction;
 pub mod handle;
 mod host;
 #[cfg(test)]

@@ -193,23 +193,6 @@ fn a_refused_connection_closes_its_socket() {
 }
 
 #[test]
-fn a_guest_that_does_not_answer_is_given_up() {
-    let mut guest = ready_guest();
-    let (_ours, theirs) = UnixStream::pair().unwrap();
-    guest.handle.connect(9, PORT, theirs.into()).unwrap();
-    guest.expect(Op::Request);
-    let event = guest.event();
-    assert!(matches!(
-        event,
-        VsockEvent::Refused {
-            reason: RefusedReason::TimedOut(PORT),
-            ..
-        }
-    ));
-    guest.expect(Op::Reset);
-}
-
-#[test]
 fn a_file_is_no_stream_socket() {
     let guest = ready_guest();
     guest
