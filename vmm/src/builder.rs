@@ -4,7 +4,6 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use kvm_ioctls::Cap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use wasmvm_protocol::control::BootConfig;
 
@@ -93,8 +92,7 @@ pub fn build(
 
     // CPUID before any other state of the vCPU: KVM checks later settings against it.
     let vcpu_fd = vm.create_vcpu().map_err(BuildError::Vm)?;
-    let deadline_timer = vm.kvm().check_extension(Cap::TscDeadlineTimer);
-    let cpuid = cpuid::guest_cpuid(vm.kvm(), deadline_timer).map_err(BuildError::Vm)?;
+    let cpuid = cpuid::guest_cpuid(vm.kvm()).map_err(BuildError::Vm)?;
     vcpu_fd
         .set_cpuid2(&cpuid)
         .map_err(|e| BuildError::Vm(VmError::of("KVM_SET_CPUID2")(e)))?;

@@ -41,6 +41,14 @@ pub enum MemoryError {
         /// Bytes.
         length: u64,
     },
+    /// Pages behind a file's end would kill whoever touches them.
+    #[error("a file of {file_bytes} bytes ends before {wanted}")]
+    FileEnd {
+        /// Length of the file.
+        file_bytes: u64,
+        /// What was to be mapped ends here.
+        wanted: u64,
+    },
     /// `mmap(2)` of a file failed.
     #[error("cannot map a file into guest RAM at {address:#x}")]
     MapFile {
@@ -129,6 +137,17 @@ pub fn map_file(
     let Ok(host) = memory.get_slice(GuestAddress(address), to_usize(span)) else {
         return Err(place);
     };
+    let failed = |source| MemoryError::MapFile { address, source };
+    let file_bytes = file.metadata().map_err(failed)?.len();
+    match offset.checked_add(length) {
+        Some(wanted) if wanted <= file_bytes => {}
+        wanted => {
+            return Err(MemoryError::FileEnd {
+                file_bytes,
+                wanted: wanted.unwrap_or(u64::MAX),
+            });
+        }
+    }
     // SAFETY: `get_slice` proved that the whole span belongs to one region of guest RAM, a private
     // mapping of ours that Rust sees only through volatile accesses; it is replaced by another of
     // the same size, and `GuestMemoryMmap` unmaps both with the region.

@@ -1,44 +1,156 @@
 //! Loading the guest by the 64-bit boot protocol of x86 Linux (Documentation/arch/x86/boot.rst).
+//!
+//! [`kernel`] and the initramfs are mapped from their files, [`params`], [`cmdline`] and [`mp_table`]
+//! describe the machine to the kernel, [`entry`] is the processor's state.
+
+pub mod cmdline;
+pub mod entry;
+pub mod kernel;
+pub mod mp_table;
+pub mod params;
 
 use std::fs::File;
+use std::io;
 
-use kvm_ioctls::VcpuFd;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use wasmvm_protocol::control::BootConfig;
 
-use crate::vm::VmError;
+use crate::layout::{CMDLINE_ADDRESS, MP_TABLE_ADDRESS, page_ceil, page_floor};
+use crate::memory::{self, MemoryError, low_ram_end};
+use cmdline::{CmdlineError, cmdline};
+pub use entry::Entry;
+use kernel::{KernelError, load_kernel};
+use mp_table::mp_table;
+use params::{Initramfs, write_boot_params};
+
+/// Largest initramfs, bytes.
+pub const INITRAMFS_BYTES_MAX: u64 = 256 << 20;
 
 /// Why the guest could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum BootError {}
-
-/// Where the vCPU starts.
-#[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    /// Guest-physical, identity mapped.
-    pub rip: u64,
+pub enum BootError {
+    /// The kernel.
+    #[error("the kernel cannot be loaded")]
+    Kernel(#[source] KernelError),
+    /// The initramfs file cannot be looked at.
+    #[error("cannot stat the initramfs")]
+    InitramfsStat(#[source] io::Error),
+    /// Empty, too long, or as large as RAM.
+    #[error(
+        "an initramfs of {bytes} bytes does not fit ({INITRAMFS_BYTES_MAX} at most, RAM below {ram_end:#x})"
+    )]
+    InitramfsSize {
+        /// Its length.
+        bytes: u64,
+        /// End of low RAM.
+        ram_end: u64,
+    },
+    /// The initramfs cannot be mapped.
+    #[error("the initramfs cannot be mapped")]
+    Initramfs(#[source] MemoryError),
+    /// The command line.
+    #[error("the kernel's command line does not fit")]
+    Cmdline(#[source] CmdlineError),
+    /// No randomness for the guest's seed.
+    #[error("cannot get random bytes")]
+    Random(#[source] io::Error),
+    /// The boot protocol's tables.
+    #[error("the tables of the boot protocol cannot be written")]
+    Tables(#[source] GuestMemoryError),
 }
 
-/// Loads kernel and initramfs and writes the tables of the boot protocol.
+/// Loads kernel and initramfs and writes the tables of the boot protocol, for a machine with
+/// `devices` virtio devices.
 ///
 /// # Errors
 /// [`BootError`].
 pub fn load(
-    _memory: &GuestMemoryMmap,
-    _kernel: &File,
-    _initramfs: &File,
-    _config: &BootConfig,
-    _devices: usize,
+    memory: &GuestMemoryMmap,
+    kernel: &File,
+    initramfs: &File,
+    config: &BootConfig,
+    devices: usize,
 ) -> Result<Entry, BootError> {
-    Ok(Entry { rip: 0 })
+    let initramfs = place_initramfs(memory, initramfs)?;
+    let rip =
+        load_kernel(memory, kernel, u64::from(initramfs.address)).map_err(BootError::Kernel)?;
+    let cmdline = cmdline(config, devices).map_err(BootError::Cmdline)?;
+    let write = |bytes: &[u8], address| {
+        memory
+            .write_slice(bytes, GuestAddress(address))
+            .map_err(BootError::Tables)
+    };
+    write(cmdline.as_bytes_with_nul(), CMDLINE_ADDRESS)?;
+    write(&mp_table(), MP_TABLE_ADDRESS)?;
+    write_boot_params(memory, initramfs, &random_seed()?).map_err(BootError::Tables)?;
+    entry::write_tables(memory).map_err(BootError::Tables)?;
+    Ok(Entry { rip })
 }
 
-impl Entry {
-    /// Sets the registers that the boot protocol wants.
-    ///
-    /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn set_registers(&self, _vcpu: &VcpuFd) -> Result<(), VmError> {
-        Ok(())
+/// At the top of low RAM: the kernel is linked to a low address and grows upwards.
+fn place_initramfs(memory: &GuestMemoryMmap, file: &File) -> Result<Initramfs, BootError> {
+    let bytes = file.metadata().map_err(BootError::InitramfsStat)?.len();
+    let ram_end = low_ram_end(memory);
+    let refused = || BootError::InitramfsSize { bytes, ram_end };
+    if bytes == 0 || bytes > INITRAMFS_BYTES_MAX {
+        return Err(refused());
+    }
+    let address = page_ceil(bytes)
+        .and_then(|span| ram_end.checked_sub(span))
+        .ok_or_else(refused)?;
+    memory::map_file(memory, page_floor(address), file, 0, bytes).map_err(BootError::Initramfs)?;
+    let narrow = |value: u64| u32::try_from(value).map_err(|_| refused());
+    Ok(Initramfs {
+        address: narrow(address)?,
+        bytes: narrow(bytes)?,
+    })
+}
+
+fn random_seed() -> Result<[u8; 32], BootError> {
+    let mut seed = [0; 32];
+    // Up to 256 bytes come whole or not at all (getrandom(2)).
+    let flags = rustix::rand::GetRandomFlags::empty();
+    rustix::rand::getrandom(&mut seed[..], flags)
+        .map_err(|errno| BootError::Random(errno.into()))?;
+    Ok(seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::MIB;
+    use std::io::Write;
+
+    #[test]
+    fn the_initramfs_ends_where_low_ram_ends() {
+        let memory = memory::allocate(64, false).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[b'0'; 5000]).unwrap();
+        let placed = place_initramfs(&memory, &file).unwrap();
+        assert_eq!(u64::from(placed.address), 64 * MIB - 0x2000);
+        let mut found = [0; 5001];
+        memory
+            .read_slice(&mut found, GuestAddress(placed.address.into()))
+            .unwrap();
+        assert_eq!((found[4999], found[5000]), (b'0', 0));
+    }
+
+    #[test]
+    fn an_initramfs_beyond_ram_is_refused() {
+        let memory = memory::allocate(32, false).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for bytes in [0, 33 * MIB, INITRAMFS_BYTES_MAX + 1] {
+            file.set_len(bytes).unwrap();
+            let refused = place_initramfs(&memory, &file).unwrap_err();
+            assert!(
+                matches!(refused, BootError::InitramfsSize { .. }),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_seed_is_new() {
+        assert_ne!(random_seed().unwrap(), random_seed().unwrap());
     }
 }

@@ -1,23 +1,72 @@
 //! The virtio-mmio transport, version 2 (virtio 1.2 §4.2).
+//!
+//! Its registers live on the vCPU's thread; the only way from here to a device's worker is
+//! [`VirtioDevice::activate`], once. The driver's way there (§3.1.1):
+//!
+//! ```text
+//! 0 ─► ACKNOWLEDGE ─► DRIVER ─► FEATURES_OK ─► DRIVER_OK ─► (reset) dead
+//! ▲        │             │           │ queues are set up only here
+//! └────────┴── reset ────┴───────────┘
+//! ```
+//!
+//! Steps out of order are ignored. After `DRIVER_OK` nothing can be changed any more: the device works
+//! on the queues as they were checked then.
 
 use std::fmt;
 
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
+    VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FAILED as FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET,
+    VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_mmio as register;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Interrupt, VirtioDevice};
+use super::queue_setup::QueueSetup;
+use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 
-/// `QueueNotify`.
-pub const QUEUE_NOTIFY: u64 = 0x050;
+/// `QueueNotify`, where the builder hangs the kick descriptors.
+pub const QUEUE_NOTIFY: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// `MagicValue`, "virt".
+const MAGIC: u32 = 0x7472_6976;
+/// `Version`: not legacy.
+const VERSION: u32 = 2;
+/// `VendorID`, "WASM"; drivers don't look at it.
+const VENDOR: u32 = 0x4d53_4157;
+/// `SHMLen` of a shared memory region that does not exist (§4.2.2).
+const NO_SHARED_MEMORY: u32 = u32::MAX;
+/// Status after each step of the initialisation.
+const ACKNOWLEDGED: u32 = ACKNOWLEDGE;
+const DRIVEN: u32 = ACKNOWLEDGED | DRIVER;
+const NEGOTIATED: u32 = DRIVEN | FEATURES_OK;
+const READY: u32 = NEGOTIATED | DRIVER_OK;
 
 /// The registers of one device.
 pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
+    memory: GuestMemoryMmap,
+    kicks: Vec<EventFd>,
+    interrupt: Interrupt,
+    status: u32,
+    device_features_page: u32,
+    driver_features_page: u32,
+    driver_features: u64,
+    queue_select: u32,
+    queues: Vec<QueueSetup>,
+    activated: bool,
 }
 
 impl fmt::Debug for MmioTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MmioTransport").finish_non_exhaustive()
+        f.debug_struct("MmioTransport")
+            .field("device_id", &self.device.device_id())
+            .field("status", &self.status)
+            .finish_non_exhaustive()
     }
 }
 
@@ -26,18 +75,201 @@ impl MmioTransport {
     #[must_use]
     pub fn new(
         device: Box<dyn VirtioDevice>,
-        _memory: GuestMemoryMmap,
-        _kicks: Vec<EventFd>,
-        _interrupt: Interrupt,
+        memory: GuestMemoryMmap,
+        kicks: Vec<EventFd>,
+        interrupt: Interrupt,
     ) -> Self {
-        Self { device }
+        let queues = device
+            .queue_sizes()
+            .iter()
+            .map(|size| QueueSetup::new(*size))
+            .collect();
+        Self {
+            device,
+            memory,
+            kicks,
+            interrupt,
+            status: 0,
+            device_features_page: 0,
+            driver_features_page: 0,
+            driver_features: 0,
+            queue_select: 0,
+            queues,
+            activated: false,
+        }
     }
 
-    /// The driver reads a register or configuration space.
-    pub fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        self.device.read_config(0, data);
+    /// The driver reads a register (32 bits) or configuration space (any width).
+    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(register::VIRTIO_MMIO_CONFIG.into()) {
+            self.device.read_config(offset, data);
+        } else if let (Ok(offset), Ok(value)) =
+            (u32::try_from(offset), <&mut [u8; 4]>::try_from(data))
+        {
+            *value = self.register(offset).to_le_bytes();
+        }
     }
 
-    /// The driver writes a register.
-    pub fn write(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The driver writes a register (32 bits). Configuration space is read-only.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (Ok(offset), Ok(value)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) {
+            self.set_register(offset, u32::from_le_bytes(value));
+        }
+    }
+
+    fn register(&self, offset: u32) -> u32 {
+        match offset {
+            register::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            register::VIRTIO_MMIO_VERSION => VERSION,
+            register::VIRTIO_MMIO_DEVICE_ID => self.device.device_id(),
+            register::VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            register::VIRTIO_MMIO_DEVICE_FEATURES => {
+                half(self.device.features(), self.device_features_page)
+            }
+            register::VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                self.selected().map_or(0, |queue| queue.size_max().into())
+            }
+            register::VIRTIO_MMIO_QUEUE_READY => {
+                self.selected().map_or(0, |queue| queue.ready().into())
+            }
+            register::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
+            register::VIRTIO_MMIO_STATUS => self.status,
+            register::VIRTIO_MMIO_SHM_LEN_LOW
+            | register::VIRTIO_MMIO_SHM_LEN_HIGH
+            | register::VIRTIO_MMIO_SHM_BASE_LOW
+            | register::VIRTIO_MMIO_SHM_BASE_HIGH => NO_SHARED_MEMORY,
+            _ => 0,
+        }
+    }
+
+    fn set_register(&mut self, offset: u32, value: u32) {
+        match offset {
+            register::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_page = value,
+            register::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_page = value,
+            register::VIRTIO_MMIO_DRIVER_FEATURES if self.status == DRIVEN => {
+                set_half(&mut self.driver_features, self.driver_features_page, value);
+            }
+            register::VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
+            register::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            register::VIRTIO_MMIO_STATUS => self.set_status(value),
+            _ if self.status == NEGOTIATED => self.set_queue_register(offset, value),
+            _ => {}
+        }
+    }
+
+    fn set_queue_register(&mut self, offset: u32, value: u32) {
+        let index = usize::try_from(self.queue_select).unwrap_or(usize::MAX);
+        let Some(queue) = self.queues.get_mut(index) else {
+            return;
+        };
+        match offset {
+            register::VIRTIO_MMIO_QUEUE_NUM => queue.set_size(value),
+            register::VIRTIO_MMIO_QUEUE_READY => queue.set_ready(value == 1),
+            register::VIRTIO_MMIO_QUEUE_DESC_LOW => set_half(&mut queue.descriptors, 0, value),
+            register::VIRTIO_MMIO_QUEUE_DESC_HIGH => set_half(&mut queue.descriptors, 1, value),
+            register::VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_half(&mut queue.available, 0, value),
+            register::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_half(&mut queue.available, 1, value),
+            register::VIRTIO_MMIO_QUEUE_USED_LOW => set_half(&mut queue.used, 0, value),
+            register::VIRTIO_MMIO_QUEUE_USED_HIGH => set_half(&mut queue.used, 1, value),
+            _ => {}
+        }
+    }
+
+    fn selected(&self) -> Option<&QueueSetup> {
+        self.queues.get(usize::try_from(self.queue_select).ok()?)
+    }
+
+    /// One transition of the diagram above, or nothing.
+    fn set_status(&mut self, value: u32) {
+        match (self.status, value) {
+            (_, 0) if self.activated => self.status = NEEDS_RESET,
+            (_, 0) => self.reset(),
+            (0, ACKNOWLEDGED) | (ACKNOWLEDGED, DRIVEN) => self.status = value,
+            (DRIVEN, NEGOTIATED) if self.features_are_acceptable() => self.status = NEGOTIATED,
+            (NEGOTIATED, READY) => self.activate(),
+            (_, value) if value & FAILED != 0 => self.status |= FAILED,
+            _ => {}
+        }
+    }
+
+    fn features_are_acceptable(&self) -> bool {
+        let unknown = self.driver_features & !self.device.features();
+        unknown == 0 && has(self.driver_features, VIRTIO_F_VERSION_1)
+    }
+
+    fn reset(&mut self) {
+        self.status = 0;
+        self.driver_features = 0;
+        self.device_features_page = 0;
+        self.driver_features_page = 0;
+        self.queue_select = 0;
+        self.queues.iter_mut().for_each(QueueSetup::reset);
+    }
+
+    fn activate(&mut self) {
+        let Some(queues) = self.take_queues() else {
+            self.status |= NEEDS_RESET;
+            return;
+        };
+        let activation = Activation {
+            memory: self.memory.clone(),
+            features: self.driver_features,
+            queues,
+            interrupt: self.interrupt.clone(),
+        };
+        self.activated = true;
+        match self.device.activate(activation) {
+            Ok(()) => self.status = READY,
+            Err(error) => {
+                // Once per device: there is no second activation.
+                eprintln!("{error}");
+                self.status |= NEEDS_RESET;
+            }
+        }
+    }
+
+    /// All queues, checked, with their kicks; `None` when one of them can't be used.
+    fn take_queues(&mut self) -> Option<Vec<ActiveQueue>> {
+        let event_idx = has(self.driver_features, VIRTIO_RING_F_EVENT_IDX);
+        let queues = self
+            .queues
+            .iter()
+            .map(|setup| setup.build(&self.memory, event_idx));
+        let queues = queues.collect::<Option<Vec<Queue>>>()?;
+        let kicks = self.kicks.drain(..);
+        Some(
+            queues
+                .into_iter()
+                .zip(kicks)
+                .map(|(queue, kick)| ActiveQueue { queue, kick })
+                .collect(),
+        )
+    }
 }
+
+fn has(features: u64, bit: u32) -> bool {
+    features & 1 << bit != 0
+}
+
+/// The 32 bits that `page` selects; pages beyond 1 hold no features.
+fn half(value: u64, page: u32) -> u32 {
+    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+    match page {
+        0 => u32::from_le_bytes([a, b, c, d]),
+        1 => u32::from_le_bytes([e, f, g, h]),
+        _ => 0,
+    }
+}
+
+fn set_half(target: &mut u64, page: u32, value: u32) {
+    match page {
+        0 => *target = *target & !u64::from(u32::MAX) | u64::from(value),
+        1 => *target = *target & u64::from(u32::MAX) | u64::from(value) << 32,
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+#[path = "mmio_tests.rs"]
+mod tests;

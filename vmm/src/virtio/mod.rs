@@ -7,6 +7,7 @@
 //! by [`Interrupt`] (irqfd). A driver that resets an active device can't bring it back.
 
 pub mod mmio;
+mod queue_setup;
 pub mod vsock;
 
 use std::sync::Arc;

@@ -1,0 +1,65 @@
+//! Boots a kernel and an initramfs by hand: the machine without jail, shim and devices.
+//!
+//! ```text
+//! cargo run -p wasmvm-vmm --example boot -- KERNEL INITRAMFS [RAM_MIB [SLOT_FILE]]
+//! ```
+//!
+//! The guest's console goes to standard error, line by line; at its end its reason, run time and the
+//! VMM's own memory are printed. After a minute the guest is stopped.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use wasmvm_protocol::control::{BootConfig, Role};
+use wasmvm_vmm::builder::{BootParts, build};
+
+/// A guest that does not end by itself is stopped.
+const RUN_TIME_MAX: Duration = Duration::from_secs(60);
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [kernel, initramfs, rest @ ..] = arguments.as_slice() else {
+        return Err("usage: boot KERNEL INITRAMFS [RAM_MIB [SLOT_FILE]]".into());
+    };
+    let ram_mib = rest.first().map_or(Ok(256), |text| text.parse())?;
+    let config = BootConfig {
+        role: Role::Task,
+        ram_mib,
+        huge_pages: false,
+        console: true,
+    };
+    let parts = BootParts {
+        kvm: File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")?
+            .into(),
+        kernel: File::open(kernel)?,
+        initramfs: File::open(initramfs)?,
+    };
+
+    let started = Instant::now();
+    let mut machine = build(&config, parts, Vec::new())?;
+    if let Some(slot) = rest.get(1) {
+        machine.map_slot(&File::open(slot)?)?;
+    }
+    println!("built after {:?}", started.elapsed());
+
+    let (ended, end) = mpsc::channel();
+    let vcpu = machine.start(move |reason| drop(ended.send(reason)))?;
+    let reason = end.recv_timeout(RUN_TIME_MAX);
+    println!("ran for {:?}", vcpu.started().elapsed());
+    for line in fs::read_to_string("/proc/self/status")?.lines() {
+        if line.starts_with("VmRSS") || line.starts_with("Rss") {
+            println!("{line}");
+        }
+    }
+    vcpu.stop();
+    match reason.or_else(|_stopped| end.recv()) {
+        Ok(reason) => println!("{reason}"),
+        Err(_) => println!("the vCPU's thread is gone"),
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! The state in which the 64-bit entry finds the processor (boot protocol §1.15): long mode, the
+//! first GiB mapped one to one, flat segments, interrupts off, RSI pointing to `boot_params`.
+
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+use crate::layout::{
+    BOOT_PARAMS_ADDRESS, GDT_ADDRESS, PAGE_BYTES, PAGE_TABLES_ADDRESS, STACK_ADDRESS,
+};
+use crate::vm::VmError;
+
+/// `__BOOT_CS` and `__BOOT_DS`.
+const CODE_SELECTOR: u16 = 0x10;
+const DATA_SELECTOR: u16 = 0x18;
+/// Two null descriptors, 64-bit code, data; both flat, present, ring 0, accessed.
+const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+const CR0_PROTECTED: u64 = 1;
+const CR0_EXTENSION_TYPE: u64 = 1 << 4;
+const CR0_PAGING: u64 = 1 << 31;
+const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
+const EFER_LONG_MODE_ENABLE: u64 = 1 << 8;
+const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
+const RFLAGS_RESERVED: u64 = 1 << 1;
+
+const PAGE_PRESENT_WRITABLE: u64 = 1 | 1 << 1;
+const PAGE_LARGE: u64 = 1 << 7;
+const LARGE_PAGE_BYTES: u64 = 2 << 20;
+const TABLE_ENTRIES: u64 = 512;
+
+/// `MSR_IA32_MISC_ENABLE`: with fast strings off Linux would not use `rep movs` on Intel.
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+const MISC_ENABLE_FAST_STRINGS: u64 = 1;
+
+/// Where the vCPU starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Guest-physical, in the identity-mapped GiB.
+    pub rip: u64,
+}
+
+/// Writes page tables and descriptors.
+///
+/// # Errors
+/// vm-memory's, when RAM is smaller than the layout allows.
+pub fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    let upper = PAGE_TABLES_ADDRESS + PAGE_BYTES;
+    let directory = upper + PAGE_BYTES;
+    memory.write_obj(
+        upper | PAGE_PRESENT_WRITABLE,
+        GuestAddress(PAGE_TABLES_ADDRESS),
+    )?;
+    memory.write_obj(directory | PAGE_PRESENT_WRITABLE, GuestAddress(upper))?;
+    for index in 0..TABLE_ENTRIES {
+        let entry = index * LARGE_PAGE_BYTES | PAGE_LARGE | PAGE_PRESENT_WRITABLE;
+        memory.write_obj(entry, GuestAddress(directory + index * 8))?;
+    }
+    memory.write_obj(GDT, GuestAddress(GDT_ADDRESS))
+}
+
+impl Entry {
+    /// Sets the vCPU's registers; CPUID must be set before.
+    ///
+    /// # Errors
+    /// [`VmError::Kvm`].
+    pub fn set_registers(&self, vcpu: &VcpuFd) -> Result<(), VmError> {
+        let mut sregs = vcpu.get_sregs().map_err(VmError::of("KVM_GET_SREGS"))?;
+        set_special_registers(&mut sregs);
+        vcpu.set_sregs(&sregs)
+            .map_err(VmError::of("KVM_SET_SREGS"))?;
+        let regs = kvm_regs {
+            rip: self.rip,
+            rsi: BOOT_PARAMS_ADDRESS,
+            rsp: STACK_ADDRESS,
+            rflags: RFLAGS_RESERVED,
+            ..kvm_regs::default()
+        };
+        vcpu.set_regs(&regs).map_err(VmError::of("KVM_SET_REGS"))?;
+        set_fast_strings(vcpu)
+    }
+}
+
+/// From the state at reset, which holds a valid task register for VMX.
+fn set_special_registers(sregs: &mut kvm_sregs) {
+    let data = kvm_segment {
+        limit: u32::MAX,
+        selector: DATA_SELECTOR,
+        type_: 0b0011,
+        present: 1,
+        s: 1,
+        db: 1,
+        g: 1,
+        ..kvm_segment::default()
+    };
+    sregs.cs = kvm_segment {
+        selector: CODE_SELECTOR,
+        type_: 0b1011,
+        l: 1,
+        db: 0,
+        ..data
+    };
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.gdt.base = GDT_ADDRESS;
+    sregs.gdt.limit = 8 * 4 - 1;
+    sregs.cr0 = CR0_PROTECTED | CR0_EXTENSION_TYPE | CR0_PAGING;
+    sregs.cr3 = PAGE_TABLES_ADDRESS;
+    sregs.cr4 = CR4_PHYSICAL_ADDRESS_EXTENSION;
+    sregs.efer = EFER_LONG_MODE_ENABLE | EFER_LONG_MODE_ACTIVE;
+}
+
+fn set_fast_strings(vcpu: &VcpuFd) -> Result<(), VmError> {
+    const CALL: &str = "KVM_SET_MSRS of IA32_MISC_ENABLE";
+    let wanted = kvm_msr_entry {
+        index: MSR_MISC_ENABLE,
+        ..kvm_msr_entry::default()
+    };
+    // A list of one entry is always possible.
+    let Ok(mut msrs) = Msrs::from_entries(&[wanted]) else {
+        return Ok(());
+    };
+    // Other bits say what the virtual performance unit lacks and must not change.
+    vcpu.get_msrs(&mut msrs)
+        .map_err(VmError::of("KVM_GET_MSRS of IA32_MISC_ENABLE"))?;
+    for msr in msrs.as_mut_slice() {
+        msr.data |= MISC_ENABLE_FAST_STRINGS;
+    }
+    match vcpu.set_msrs(&msrs).map_err(VmError::of(CALL))? {
+        1 => Ok(()),
+        _ => Err(VmError::of(CALL)(kvm_ioctls::Error::new(libc::EINVAL))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::allocate;
+
+    #[test]
+    fn the_first_gib_is_mapped_one_to_one() {
+        let memory = allocate(32, false).unwrap();
+        write_tables(&memory).unwrap();
+        let at = |address| -> u64 { memory.read_obj(GuestAddress(address)).unwrap() };
+        assert_eq!((at(0x9000), at(0xa000)), (0xa003, 0xb003));
+        assert_eq!(
+            (at(0xb000), at(0xb008), at(0xbff8)),
+            (0x83, 0x20_0083, 0x3fe0_0083)
+        );
+    }
+
+    #[test]
+    fn segments_agree_with_the_descriptors() {
+        let mut sregs = kvm_sregs::default();
+        set_special_registers(&mut sregs);
+        let index = |selector: u16| usize::from(selector / 8);
+        assert_eq!(
+            GDT[index(sregs.cs.selector)] >> 53 & 1,
+            u64::from(sregs.cs.l)
+        );
+        assert_eq!(
+            GDT[index(sregs.ds.selector)] >> 40 & 0xf,
+            u64::from(sregs.ds.type_)
+        );
+        assert_eq!(
+            GDT[index(sregs.cs.selector)] >> 40 & 0xf,
+            u64::from(sregs.cs.type_)
+        );
+    }
+}
