@@ -1,11 +1,11 @@
 //! Boots a kernel and an initramfs by hand: the machine without jail, shim and devices.
 //!
 //! ```text
-//! cargo run -p wasmvm-vmm --example boot -- KERNEL INITRAMFS [RAM_MIB [SLOT_FILE]]
+//! cargo run -p wasmvm-vmm --example boot -- KERNEL INITRAMFS [RAM_MIB [SECONDS [SLOT_FILE]]]
 //! ```
 //!
 //! The guest's console goes to standard error, line by line; at its end its reason, run time and the
-//! VMM's own memory are printed. After a minute the guest is stopped.
+//! VMM's own memory are printed. After SECONDS (60) the guest is stopped.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -15,15 +15,13 @@ use std::time::{Duration, Instant};
 use wasmvm_protocol::control::{BootConfig, Role};
 use wasmvm_vmm::builder::{BootParts, build};
 
-/// A guest that does not end by itself is stopped.
-const RUN_TIME_MAX: Duration = Duration::from_secs(60);
-
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kernel, initramfs, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: boot KERNEL INITRAMFS [RAM_MIB [SLOT_FILE]]".into());
+        return Err("usage: boot KERNEL INITRAMFS [RAM_MIB [SECONDS [SLOT_FILE]]]".into());
     };
     let ram_mib = rest.first().map_or(Ok(256), |text| text.parse())?;
+    let run_s_max = rest.get(1).map_or(Ok(60), |text| text.parse())?;
     let config = BootConfig {
         role: Role::Task,
         ram_mib,
@@ -42,14 +40,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let started = Instant::now();
     let mut machine = build(&config, parts, Vec::new())?;
-    if let Some(slot) = rest.get(1) {
+    if let Some(slot) = rest.get(2) {
         machine.map_slot(&File::open(slot)?)?;
     }
     println!("built after {:?}", started.elapsed());
 
     let (ended, end) = mpsc::channel();
     let vcpu = machine.start(move |reason| drop(ended.send(reason)))?;
-    let reason = end.recv_timeout(RUN_TIME_MAX);
+    let reason = end.recv_timeout(Duration::from_secs(run_s_max));
     println!("ran for {:?}", vcpu.started().elapsed());
     for line in fs::read_to_string("/proc/self/status")?.lines() {
         if line.starts_with("VmRSS") || line.starts_with("Rss") {
