@@ -53,7 +53,7 @@ pub fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     )?;
     memory.write_obj(directory | PAGE_PRESENT_WRITABLE, GuestAddress(upper))?;
     for index in 0..TABLE_ENTRIES {
-        let entry = index * LARGE_PAGE_BYTES | PAGE_LARGE | PAGE_PRESENT_WRITABLE;
+        let entry = (index * LARGE_PAGE_BYTES) | PAGE_LARGE | PAGE_PRESENT_WRITABLE;
         memory.write_obj(entry, GuestAddress(directory + index * 8))?;
     }
     memory.write_obj(GDT, GuestAddress(GDT_ADDRESS))

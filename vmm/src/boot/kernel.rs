@@ -163,15 +163,9 @@ impl Segment {
             .map_err(KernelError::Map)?;
         // The last page holds the file's next bytes, but the segment goes on with zeros (.bss).
         let end = self.address + self.file_bytes;
-        let rest = [0; PAGE_BYTES as usize];
-        let rest = rest
-            .get(usize::try_from(end % PAGE_BYTES).unwrap_or(0)..)
-            .unwrap_or_default();
-        if end.is_multiple_of(PAGE_BYTES) {
-            return Ok(());
-        }
+        let rest = vec![0; usize::try_from(end.next_multiple_of(PAGE_BYTES) - end).unwrap_or(0)];
         memory
-            .write_slice(rest, GuestAddress(end))
+            .write_slice(&rest, GuestAddress(end))
             .map_err(KernelError::Clear)
     }
 }

@@ -22,7 +22,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio as register;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
