@@ -14,7 +14,7 @@ const QUOTED_CHARS_MAX: usize = 80;
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+pub(super) enum Fate {
     /// Taken over into the `TaskSpec`.
     Honoured,
     /// Accepted without effect, because it means nothing to a Wasm program in its own VM.
@@ -31,7 +31,7 @@ const NO_USERNS: &str = "the VM itself separates users; id mappings are not supp
 const OTHER_PLATFORM: &str = "wasmvm runs WebAssembly on Linux hosts only";
 
 /// The table. One line a field, in the order of the specification's own documents.
-const FIELDS: &[(&str, Fate)] = &[
+pub(super) const FIELDS: &[(&str, Fate)] = &[
     // config.md
     ("ociVersion", Honoured),
     ("root.path", Honoured),
