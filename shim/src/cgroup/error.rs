@@ -74,7 +74,7 @@ pub enum CgroupError {
         /// Its value.
         value: String,
         /// The controller.
-        controller: &'static str,
+        controller: String,
         /// The cgroup.
         path: PathBuf,
     },

@@ -51,7 +51,7 @@ impl CgroupLimits {
         }
         self.files
             .iter()
-            .try_for_each(|(name, value)| write(path, name, value))
+            .try_for_each(|(name, value)| write_one(path, name, value, "linux.resources.unified"))
     }
 
     fn lines(&self) -> Vec<Line> {
@@ -113,29 +113,24 @@ fn weight(shares: u64) -> String {
     weight.to_string()
 }
 
-fn write_one(
-    path: &Path,
-    name: &'static str,
-    value: &str,
-    field: &'static str,
-) -> Result<(), CgroupError> {
-    match write(path, name, value) {
-        Err(CgroupError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            let controller = name.split('.').next().unwrap_or_default();
-            if name == "memory.swap.max" && has(path, "memory") {
-                tracing::debug!(value, "the host accounts no swap; its limit has no effect");
-                return Ok(());
-            }
-            let (value, path) = (value.to_owned(), path.to_owned());
-            Err(CgroupError::Controller {
-                field,
-                value,
-                controller,
-                path,
-            })
-        }
-        result => result,
+fn write_one(path: &Path, name: &str, value: &str, field: &'static str) -> Result<(), CgroupError> {
+    let written = write(path, name, value);
+    let absent = matches!(&written, Err(CgroupError::Write { source, .. })
+        if source.kind() == io::ErrorKind::NotFound);
+    let controller = name.split('.').next().unwrap_or_default();
+    if absent && !has(path, controller) {
+        return Err(CgroupError::Controller {
+            field,
+            value: value.to_owned(),
+            controller: controller.to_owned(),
+            path: path.to_owned(),
+        });
     }
+    if absent && name == "memory.swap.max" {
+        tracing::debug!(value, "the host accounts no swap; its limit has no effect");
+        return Ok(());
+    }
+    written
 }
 
 fn has(path: &Path, controller: &str) -> bool {
