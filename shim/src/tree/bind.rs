@@ -58,16 +58,13 @@ pub(super) fn copy(
         .map_err(|errno| failed(errno.into()))?;
     let id = mountinfo::mount_id(&file).map_err(failed)?;
     let mounts = mountinfo::read()?;
-    let kind = mounts
-        .iter()
-        .find(|mount| mount.id == id)
-        .map(|mount| mount.kind.clone());
-    if let Some(kind) = kind.filter(|kind| mountinfo::is_kernels(kind)) {
-        let (destination, path) = (destination.to_owned(), source.to_owned());
+    let listed = mounts.iter().find(|mount| mount.id == id);
+    let kind = listed.map_or("a mount that the kernel does not list", |mount| &mount.kind);
+    if listed.is_none_or(Mount::is_kernels) {
         return Err(TreeError::KernelFiles {
-            destination,
-            path,
-            kind,
+            destination: destination.to_owned(),
+            path: source.to_owned(),
+            kind: kind.to_owned(),
         });
     }
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
