@@ -14,6 +14,7 @@ pub mod control;
 pub mod cpuid;
 pub mod jail;
 pub mod layout;
+pub mod library_log;
 pub mod memory;
 pub mod vcpu;
 pub mod virtio;

@@ -3,13 +3,15 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
-use wasmvm_protocol::control::{CONTROL_FD, FromVmm};
+use wasmvm_protocol::control::{CONTROL_FD, FromVmm, Role};
 use wasmvm_protocol::ports::GUEST_CID;
 use wasmvm_vmm::control::{Reporter, await_boot, serve};
 use wasmvm_vmm::virtio::VirtioDevice;
+use wasmvm_vmm::virtio::fs::{FsDevice, Tree};
 use wasmvm_vmm::virtio::vsock::VsockDevice;
-use wasmvm_vmm::{builder, jail};
+use wasmvm_vmm::{builder, jail, library_log};
 
 /// Exit status of a VMM that was not started by the shim.
 const USAGE_STATUS: i32 = 2;
@@ -22,17 +24,23 @@ fn main() {
         );
         std::process::exit(USAGE_STATUS)
     });
+    library_log::install();
     jail::close_unknown_fds(CONTROL_FD).unwrap_or_else(|err| reporter.boot_failed(&err));
     let (config, parts) =
         await_boot(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
-    let _jail = jail::close(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
+    let jail = jail::close(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
 
     // From here on no path is opened, and what a guest may do wrong stays in the jail.
     let events = reporter.clone();
     let on_event = Box::new(move |event| events.vsock_event(event));
     let (vsock_device, vsock) =
         VsockDevice::new(GUEST_CID, on_event).unwrap_or_else(|err| reporter.boot_failed(&err));
-    let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(vsock_device)];
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(vsock_device)];
+    if config.role == Role::Task {
+        let tree = Tree::new(Path::new("/"), jail.proc_self_fd, jail.guest_fds)
+            .unwrap_or_else(|err| reporter.boot_failed(&err));
+        devices.push(Box::new(FsDevice::new(tree)));
+    }
     let mut machine =
         builder::build(&config, parts, devices).unwrap_or_else(|err| reporter.boot_failed(&err));
 

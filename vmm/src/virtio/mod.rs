@@ -6,6 +6,7 @@
 //! queues and works on its own thread, woken by the kick descriptors (ioeventfd), and raises its line
 //! by [`Interrupt`] (irqfd). A driver that resets an active device can't bring it back.
 
+pub mod fs;
 pub mod mmio;
 mod queue_setup;
 pub mod vsock;

@@ -1,0 +1,152 @@
+//! The device's thread: waits for kicks, takes requests from the queues, returns the answers.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{QueueOwnedT, QueueT};
+
+use super::request::RequestServer;
+use super::view::{MemoryView, ViewError};
+use crate::virtio::{Activation, ActiveQueue, Interrupt};
+
+/// The state of the thread.
+pub(super) struct Worker {
+    server: RequestServer,
+    memory: MemoryView,
+    queues: Vec<ActiveQueue>,
+    interrupt: Interrupt,
+}
+
+/// Why the worker ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkerError {
+    /// The driver broke the rules of a ring; nothing in it can be trusted any more.
+    #[error("the guest's queue {queue} is not a valid ring")]
+    Ring {
+        /// Index of the queue.
+        queue: usize,
+        /// What is wrong.
+        #[source]
+        source: virtio_queue::Error,
+    },
+    /// The driver says there is a request, and there is none.
+    #[error("the guest's queue {0} announces requests that do not exist")]
+    Empty(usize),
+    /// A system call failed.
+    #[error("cannot {call}")]
+    Os {
+        /// What for.
+        call: &'static str,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Worker {
+    pub(super) fn new(server: RequestServer, activation: Activation) -> Result<Self, ViewError> {
+        let event_idx = activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let mut queues = activation.queues;
+        for active in &mut queues {
+            active.queue.set_event_idx(event_idx);
+        }
+        Ok(Self {
+            server,
+            memory: MemoryView::new(activation.memory)?,
+            queues,
+            interrupt: activation.interrupt,
+        })
+    }
+
+    /// Serves until the guest breaks its queues. The guest's file system then hangs; the VM is ended by
+    /// whoever waits for it.
+    pub(super) fn run(mut self) {
+        let error = match own_directory() {
+            Ok(()) => loop {
+                if let Err(error) = self.wait_and_serve() {
+                    break error;
+                }
+            },
+            Err(error) => error,
+        };
+        log::error!("virtio-fs: {}", crate::control::sentence(&error));
+    }
+
+    fn wait_and_serve(&mut self) -> Result<(), WorkerError> {
+        let wait_error = os("wait for requests");
+        let mut kicks = Vec::with_capacity(self.queues.len());
+        for active in &self.queues {
+            // SAFETY: the queue outlives this call, and with it its kick.
+            let kick = unsafe { BorrowedFd::borrow_raw(active.kick.as_raw_fd()) };
+            kicks.push(PollFd::from_borrowed_fd(kick, PollFlags::IN));
+        }
+        match poll(&mut kicks, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(wait_error(errno.into())),
+        }
+        let kicked: Vec<bool> = kicks
+            .iter()
+            .map(|kick| !kick.revents().is_empty())
+            .collect();
+        for (index, kicked) in kicked.into_iter().enumerate() {
+            if kicked {
+                self.serve_queue(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves one queue until it is empty. Notifications are off meanwhile; the check after switching
+    /// them on again finds what came in between (virtio 1.2 §2.7.13.4.1).
+    pub(super) fn serve_queue(&mut self, index: usize) -> Result<(), WorkerError> {
+        let Some(active) = self.queues.get_mut(index) else {
+            return Ok(());
+        };
+        match active.kick.read() {
+            Ok(_) => {}
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+            Err(err) => return Err(os("take a kick")(err)),
+        }
+        let ring = |source| WorkerError::Ring {
+            queue: index,
+            source,
+        };
+        let (queue, memory) = (&mut active.queue, self.memory.queues());
+        loop {
+            queue.disable_notification(memory).map_err(ring)?;
+            let mut served = 0_usize;
+            while let Some(chain) = queue.iter(memory).map_err(ring)?.next() {
+                let head = chain.head_index();
+                let written = self.server.serve(&self.memory, chain);
+                queue.add_used(memory, head, written).map_err(ring)?;
+                served += 1;
+                // At once: the driver may wait for this answer before it sends the next request.
+                if queue.needs_notification(memory).map_err(ring)? {
+                    self.interrupt
+                        .used_ring()
+                        .map_err(os("raise the interrupt"))?;
+                }
+            }
+            if !queue.enable_notification(memory).map_err(ring)? {
+                return Ok(());
+            }
+            if served == 0 {
+                return Err(WorkerError::Empty(index));
+            }
+        }
+    }
+}
+
+/// The file server changes the working directory and the umask of its thread in places.
+fn own_directory() -> Result<(), WorkerError> {
+    // SAFETY: only the file system attributes are unshared, which this thread alone uses from now on.
+    let unshared = unsafe { unshare_unsafe(UnshareFlags::FS) };
+    unshared.map_err(|errno| os("get a working directory of its own")(errno.into()))
+}
+
+fn os(call: &'static str) -> impl FnOnce(io::Error) -> WorkerError {
+    move |source| WorkerError::Os { call, source }
+}
