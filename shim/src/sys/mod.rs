@@ -1,5 +1,9 @@
 //! The shim's only unsafe code: what no safe wrapper offers.
 //!
-//! [`mounts`] has `mount_setattr(2)`.
+//! * [`mounts`]: `mount_setattr`.
+//! * [`spawn`]: `clone3` and exec of a VMM into its namespaces and cgroup.
+//! * [`watch`]: a descriptor of our own on the runtime's poll loop.
 
 pub mod mounts;
+pub mod spawn;
+pub mod watch;

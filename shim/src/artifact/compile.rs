@@ -1,0 +1,270 @@
+//! The compiler VM: boots, compiles one module, delivers the artifact, ends.
+//!
+//! The same VMM and the same jail as a task's, with the compiler's initramfs, an empty tree and an
+//! empty network, in a cgroup of its own. The module goes in by the read-only slot; the artifact comes
+//! out as one bounded stream that the compiler's VMM writes into a memfd of ours. Neither the host nor
+//! the shim parses a byte of either.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::mount::{MountFlags, mount};
+use ttrpc::r#async::transport::Socket;
+use wasmvm_protocol::agent::{CompileRequest, CompilerClient, ModuleKind};
+use wasmvm_protocol::control::{BootConfig, Role};
+use wasmvm_protocol::ports::{AGENT_PORT, ARTIFACT_PORT};
+use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SlotHeader, SlotKind};
+
+use super::store::content_sha256;
+use crate::error::ErrorCode;
+use crate::journal::STATE_ROOT;
+use crate::program::Program;
+use crate::vm::launch::{LaunchError, LaunchRequest, Network, VmFiles, launch};
+use crate::vm::{Vm, VmError};
+
+/// RAM of a compiler VM, and the memory limit of its cgroup: Cranelift takes some 20 times the module.
+pub const COMPILER_MEMORY_MIB: u32 = 2048;
+
+/// One compile.
+#[derive(Debug)]
+pub struct Compile<'a> {
+    /// Names the VM in the log.
+    pub name: String,
+    /// The VMM, the kernel and the compiler's initramfs.
+    pub files: VmFiles,
+    /// The cgroup it is born in.
+    pub cgroup: OwnedFd,
+    /// The module.
+    pub program: &'a Program,
+    /// For the guest's boot.
+    pub boot_limit: Duration,
+    /// For the compile itself.
+    pub compile_limit: Duration,
+    /// Forward the guest's console.
+    pub console: bool,
+}
+
+/// Why there is no artifact.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The VM.
+    #[error("cannot start the compiler VM")]
+    Launch(#[from] LaunchError),
+    /// The VM, later.
+    #[error("the compiler VM failed")]
+    Vm(#[from] VmError),
+    /// The module is not valid.
+    #[error("{path} is not a WebAssembly program that wasmvm can run: {reason}")]
+    Module {
+        /// In the image.
+        path: String,
+        /// The compiler's sentence.
+        reason: String,
+    },
+    /// The compiler did not answer, or not in time.
+    #[error(
+        "cannot compile {path} within {limit:?}; `compile_timeout_s` in the configuration sets the limit"
+    )]
+    Compiler {
+        /// In the image.
+        path: String,
+        /// What it was given.
+        limit: Duration,
+        /// What ttrpc says.
+        #[source]
+        source: ttrpc::Error,
+    },
+    /// The artifact is not what the compiler announced.
+    #[error("the compiler announced {announced} bytes and sent {received}")]
+    Cut {
+        /// In its answer.
+        announced: u64,
+        /// Through the stream.
+        received: u64,
+    },
+    /// A descriptor or file of ours.
+    #[error("cannot {action}")]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl CompileError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Launch(err) => err.code(),
+            Self::Vm(err) => err.code(),
+            Self::Module { .. } => ErrorCode::InvalidArgument,
+            Self::Compiler { .. } => ErrorCode::DeadlineExceeded,
+            Self::Cut { .. } => ErrorCode::Unavailable,
+            Self::File { .. } => ErrorCode::Internal,
+        }
+    }
+}
+
+/// Compiles; returns the artifact file, header page included, sealed.
+///
+/// # Errors
+/// [`CompileError`]; the VM is gone in any case.
+pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
+    let slot = module_slot(request.program)?;
+    let launch_request = LaunchRequest {
+        name: request.name,
+        files: request.files,
+        boot: BootConfig {
+            role: Role::Compiler,
+            ram_mib: COMPILER_MEMORY_MIB,
+            huge_pages: true,
+            console: request.console,
+        },
+        cgroup: request.cgroup,
+        network: Network::Empty,
+        oom_score_adj: 0,
+    };
+    let (vm, ()) = launch(launch_request, || {
+        stand_in_empty_tree().map_err(CompileError::from)
+    })
+    .await?;
+    vm.ready(request.boot_limit).await?;
+    vm.map_slot(slot.as_fd()).await?;
+    let path = request.program.path.display().to_string();
+    let received = run_compiler(&vm, path, request.compile_limit).await;
+    vm.kill();
+    vm.ended().await;
+    // Only now, with the VMM gone, is nobody left who could change what is hashed.
+    received?.into_artifact()
+}
+
+/// What the compiler VM has written, behind an empty header page.
+struct Received {
+    file: File,
+    kind: SlotKind,
+    bytes: u64,
+}
+
+async fn run_compiler(vm: &Vm, path: String, limit: Duration) -> Result<Received, CompileError> {
+    let stream = vm.connect(AGENT_PORT).await?;
+    let client = CompilerClient::new(ttrpc::r#async::Client::new(Socket::new(stream)));
+    let context = ttrpc::context::with_duration(limit);
+    let request = CompileRequest::new();
+    let answer = tokio::select! {
+        answer = client.compile(context, &request) => answer,
+        end = vm.ended() => return Err(VmError::Ended(end).into()),
+    };
+    let answer = answer.map_err(|source| match source {
+        ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::INVALID_ARGUMENT => {
+            CompileError::Module {
+                path,
+                reason: status.message().to_owned(),
+            }
+        }
+        source => CompileError::Compiler {
+            path,
+            limit,
+            source,
+        },
+    })?;
+    let kind = match answer.kind.enum_value_or_default() {
+        ModuleKind::MODULE_KIND_COMPONENT => SlotKind::ComponentArtifact,
+        _ => SlotKind::CoreArtifact,
+    };
+    let announced = answer.bytes.min(SLOT_CONTENT_BYTES_MAX);
+    let mut file = memfd("artifact")?;
+    let start = SLOT_HEADER_BYTES as u64;
+    file.seek(SeekFrom::Start(start))
+        .map_err(|source| failed("seek in the artifact", source))?;
+    let bytes = vm.sink(ARTIFACT_PORT, &file, announced, limit).await?;
+    if bytes != answer.bytes {
+        return Err(CompileError::Cut {
+            announced: answer.bytes,
+            received: bytes,
+        });
+    }
+    Ok(Received { file, kind, bytes })
+}
+
+impl Received {
+    /// Fills the header in and seals the file.
+    fn into_artifact(mut self) -> Result<File, CompileError> {
+        let length = self
+            .file
+            .metadata()
+            .map_err(|err| failed("measure the artifact", err))?
+            .len();
+        if length != self.bytes + SLOT_HEADER_BYTES as u64 {
+            return Err(CompileError::Cut {
+                announced: self.bytes,
+                received: length,
+            });
+        }
+        let sha256 =
+            content_sha256(&mut self.file).map_err(|err| failed("hash the artifact", err))?;
+        let header = SlotHeader {
+            kind: self.kind,
+            content_bytes: self.bytes,
+            sha256,
+        };
+        self.file
+            .write_all_at(&header.encode(), 0)
+            .map_err(|err| failed("write the artifact's header", err))?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+        fcntl_add_seals(&self.file, seals)
+            .map_err(|errno| failed("seal the artifact", errno.into()))?;
+        Ok(self.file)
+    }
+}
+
+/// The module as a slot: header page, content; sealed, and opened again read-only.
+fn module_slot(program: &Program) -> Result<File, CompileError> {
+    let slot = memfd("module")?;
+    let header = SlotHeader {
+        kind: SlotKind::Wasm,
+        content_bytes: program.bytes,
+        sha256: program.sha256,
+    };
+    let copy = || -> io::Result<()> {
+        slot.write_all_at(&header.encode(), 0)?;
+        let mut target = &slot;
+        target.seek(SeekFrom::Start(SLOT_HEADER_BYTES as u64))?;
+        let mut source = &program.file;
+        source.seek(SeekFrom::Start(0))?;
+        io::copy(&mut source, &mut target).map(drop)
+    };
+    copy().map_err(|source| failed("copy the module for the compiler", source))?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    fcntl_add_seals(&slot, seals).map_err(|errno| failed("seal the module", errno.into()))?;
+    File::open(format!("/proc/self/fd/{}", slot.as_raw_fd()))
+        .map_err(|source| failed("open the module read-only", source))
+}
+
+/// The tree of a VM that has none: an empty, read-only tmpfs over our own state directory, seen by
+/// this mount namespace only.
+fn stand_in_empty_tree() -> Result<(), LaunchError> {
+    let step = |errno: rustix::io::Errno| LaunchError::Step {
+        action: "mount an empty tree for the compiler",
+        source: errno.into(),
+    };
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount(c"none", STATE_ROOT, c"tmpfs", flags, c"size=4k,mode=0500").map_err(step)?;
+    rustix::process::chdir(STATE_ROOT).map_err(step)
+}
+
+fn memfd(name: &str) -> Result<File, CompileError> {
+    memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map(File::from)
+        .map_err(|errno| failed("make a memory file", errno.into()))
+}
+
+fn failed(action: &'static str, source: io::Error) -> CompileError {
+    CompileError::File { action, source }
+}

@@ -1,0 +1,121 @@
+//! From a module to an artifact: the store, and the compiler VM behind it.
+//!
+//! ```text
+//! program (sealed memfd) ─► key ─► Store::find ──found──► file, mapped as the task VM's slot
+//!                                     └─not─► compile (one-shot VM) ─► Store::insert ─┘
+//! ```
+//!
+//! Tenant code is never compiled on the host nor in a VM that runs a tenant: [`compile`] boots a VM of
+//! its own for each module. What it returns is kept under a key that names everything the result
+//! depends on, so that all tasks of one image share its pages.
+
+pub mod compile;
+mod store;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+pub use store::{Store, StoreError};
+
+/// Names an artifact: 64 hexadecimal digits, a file name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ArtifactKey(String);
+
+/// Why no key can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The compiler image's digest is not installed.
+    #[error("cannot read {path}, the digest of the compiler image; `make install` puts it there")]
+    Compiler {
+        /// Beside the compiler image.
+        path: String,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The host's CPU features.
+    #[error("cannot read the CPU's features from /proc/cpuinfo")]
+    Cpu(#[source] io::Error),
+}
+
+impl ArtifactKey {
+    /// The key of a module of this digest, compiled by `compiler` (its initramfs; the digest lies
+    /// beside it in `<compiler>.sha256`, as `sha256sum` writes it) for this host's CPU. The compiler
+    /// image pins the wasmtime version and all its settings.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn new(module_sha256: &[u8; 32], compiler: &Path) -> Result<Self, KeyError> {
+        let digest_path = format!("{}.sha256", compiler.display());
+        let digest = fs::read_to_string(&digest_path).map_err(|source| KeyError::Compiler {
+            path: digest_path,
+            source,
+        })?;
+        let compiler_sha256 = digest.split_ascii_whitespace().next().unwrap_or_default();
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").map_err(KeyError::Cpu)?;
+        Ok(Self::of_parts(
+            module_sha256,
+            compiler_sha256,
+            cpu_features(&cpuinfo),
+        ))
+    }
+
+    fn of_parts(module_sha256: &[u8; 32], compiler_sha256: &str, cpu: &str) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(module_sha256);
+        for text in [compiler_sha256, cpu] {
+            hash.update(text.len().to_le_bytes());
+            hash.update(text);
+        }
+        Self(hex(&hash.finalize()))
+    }
+
+    /// The file name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The first CPU's `flags` line: what the guest's CPUID is derived from.
+fn cpu_features(cpuinfo: &str) -> &str {
+    cpuinfo
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_depends_on_all_its_parts() {
+        let key = ArtifactKey::of_parts(&[1; 32], "c", "sse");
+        assert_eq!(key.as_str().len(), 64);
+        assert_ne!(key, ArtifactKey::of_parts(&[2; 32], "c", "sse"));
+        assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "d", "sse"));
+        assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "c", "avx"));
+        assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "cs", "se"));
+    }
+
+    #[test]
+    fn cpu_features_are_the_first_flags_line() {
+        let cpuinfo = "processor\t: 0\nflags\t\t: fpu sse\nbugs\t: none\nflags\t\t: other\n";
+        assert_eq!(cpu_features(cpuinfo), "flags\t\t: fpu sse");
+    }
+}

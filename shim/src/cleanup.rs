@@ -1,0 +1,169 @@
+//! Undoes what a task has done to the host, from its journal.
+//!
+//! One function serves all: a Create that failed, a Delete, and the `delete` action after the shim was
+//! killed. So what the fault tests prove for one holds for the others. It blocks, uses no runtime, and
+//! may be called again: each step can be undone twice.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::cgroup::{self, CgroupError};
+use crate::error::ErrorCode;
+use crate::journal::{self, ExitRecord, JournalError, Step};
+use crate::vm::process::Process;
+
+/// A killed process that has not ended by then is stuck in the kernel. containerd gives `delete` 5 s.
+pub const KILL_MAX: Duration = Duration::from_secs(3);
+/// `128 + SIGKILL`: how a task ends whose VM was killed.
+pub const STATUS_KILLED: u32 = 137;
+
+/// What there is to say of a task that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The VMM's pid, 0 when there never was one.
+    pub pid: u32,
+    /// How init ended; [`STATUS_KILLED`] now when it had not ended by itself.
+    pub exit: ExitRecord,
+}
+
+/// Why something is left.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// The journal itself.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A VMM that does not die.
+    #[error("cannot end the VMM, pid {pid}")]
+    Vmm {
+        /// On the host.
+        pid: u32,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A cgroup that does not go.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+impl CleanupError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        ErrorCode::Internal
+    }
+}
+
+/// Ends and removes everything the task of this id has left below `root` and on the host. That there
+/// is nothing is no error.
+///
+/// # Errors
+/// The first [`CleanupError`]; what can be undone in spite of it is undone, and the journal is kept.
+pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
+    let steps = journal::read(root, namespace, id)?.unwrap_or_default();
+    let mut outcome = Outcome {
+        pid: 0,
+        exit: ExitRecord::now(STATUS_KILLED),
+    };
+    let mut first_error = None;
+    for step in steps.iter().rev() {
+        let undone = match step {
+            Step::Exit(exit) => {
+                outcome.exit = *exit;
+                Ok(())
+            }
+            Step::Vmm { pid, start_time } => {
+                outcome.pid = *pid;
+                end_process(*pid, *start_time)
+            }
+            Step::Cgroup { path } => cgroup::remove(path, KILL_MAX).map_err(CleanupError::from),
+        };
+        if let Err(err) = undone {
+            first_error.get_or_insert(err);
+        }
+    }
+    match first_error {
+        Some(err) => Err(err),
+        None => {
+            journal::forget(root, namespace, id)?;
+            Ok(outcome)
+        }
+    }
+}
+
+fn end_process(pid: u32, start_time: u64) -> Result<(), CleanupError> {
+    let failed = |source| CleanupError::Vmm { pid, source };
+    let Some(process) = Process::find(pid, start_time).map_err(failed)? else {
+        return Ok(());
+    };
+    process.kill();
+    if process.wait_blocking(KILL_MAX).map_err(failed)? {
+        Ok(())
+    } else {
+        Err(failed(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Journal;
+    use crate::vm::process::start_time;
+    use std::process::Command;
+    use tempfile::tempdir;
+
+    #[test]
+    fn nothing_there_is_nothing_to_do() {
+        let root = tempdir().unwrap();
+        let outcome = undo(root.path(), "default", "web").unwrap();
+        assert_eq!((outcome.pid, outcome.exit.status), (0, STATUS_KILLED));
+    }
+
+    #[test]
+    fn the_vmm_is_ended_and_the_recorded_exit_reported() {
+        let root = tempdir().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        let start_time = start_time(child.id()).unwrap();
+        journal
+            .record(&Step::Vmm {
+                pid: child.id(),
+                start_time,
+            })
+            .unwrap();
+        let exit = ExitRecord {
+            status: 3,
+            exited_at_ns: 5,
+        };
+        journal.record(&Step::Exit(exit)).unwrap();
+        let outcome = undo(root.path(), "default", "web").unwrap();
+        assert_eq!(
+            outcome,
+            Outcome {
+                pid: child.id(),
+                exit
+            }
+        );
+        assert!(child.wait().is_err(), "ended and reaped");
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_later_process_of_the_same_pid_is_left_alone() {
+        let root = tempdir().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        let start_time = start_time(child.id()).unwrap() + 1;
+        journal
+            .record(&Step::Vmm {
+                pid: child.id(),
+                start_time,
+            })
+            .unwrap();
+        undo(root.path(), "default", "web").unwrap();
+        assert_eq!(child.try_wait().unwrap(), None, "still runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

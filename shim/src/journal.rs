@@ -1,0 +1,271 @@
+//! What the shim has done to the host for one task, written before it does it.
+//!
+//! `/run/wasmvm/<namespace>/<id>/journal`, one JSON object a line, only ever appended to. After a
+//! crash [`crate::cleanup`] reads it from the end and undoes each step; every step can be undone
+//! whether or not it was really taken. The directory goes last.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ErrorCode;
+
+/// Where the state of all tasks lies.
+pub const STATE_ROOT: &str = "/run/wasmvm";
+/// A journal is at most this long, bytes: a few short lines.
+const JOURNAL_BYTES_MAX: u64 = 64 * 1024;
+
+/// One step that outlives the shim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// This cgroup is about to be made. Whatever runs in it is ours.
+    Cgroup {
+        /// Its directory, absolute.
+        path: PathBuf,
+    },
+    /// The task's VMM runs.
+    Vmm {
+        /// On the host.
+        pid: u32,
+        /// Field 22 of `/proc/PID/stat`, clock ticks since boot: tells the process from a later one
+        /// of the same pid.
+        start_time: u64,
+    },
+    /// The init program has ended.
+    Exit(ExitRecord),
+}
+
+/// How the init program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// The module's own code, or 128 + signal.
+    pub status: u32,
+    /// Nanoseconds since the Unix epoch.
+    pub exited_at_ns: u64,
+}
+
+impl ExitRecord {
+    /// An exit that happens now.
+    #[must_use]
+    pub fn now(status: u32) -> Self {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let nanos = since_epoch.unwrap_or(Duration::ZERO).as_nanos();
+        Self {
+            status,
+            exited_at_ns: u64::try_from(nanos).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// The journal of one task, open for appending.
+#[derive(Debug)]
+pub struct Journal {
+    directory: PathBuf,
+    file: File,
+}
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// A leftover, or another shim's task.
+    #[error("task state {0} exists already; remove the task of this id first")]
+    Exists(PathBuf),
+    /// Disk full, permissions, …
+    #[error("cannot {action} the task state {path}")]
+    State {
+        /// `create`, `write`, `read` or `remove`.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl JournalError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Exists(_) => ErrorCode::AlreadyExists,
+            Self::State { .. } => ErrorCode::Internal,
+        }
+    }
+}
+
+impl Journal {
+    /// Starts the journal of a new task below `root`.
+    ///
+    /// # Errors
+    /// [`JournalError::Exists`] when the id's directory is there already.
+    pub fn create(root: &Path, namespace: &str, id: &str) -> Result<Self, JournalError> {
+        let directory = directory(root, namespace, id);
+        let failed = |source| state_error("create", &directory, source);
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o700);
+        if let Some(parent) = directory.parent() {
+            builder.recursive(true).create(parent).map_err(failed)?;
+        }
+        builder
+            .recursive(false)
+            .create(&directory)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::AlreadyExists => JournalError::Exists(directory.clone()),
+                _ => failed(source),
+            })?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(directory.join("journal"))
+            .map_err(failed)?;
+        Ok(Self { directory, file })
+    }
+
+    /// Writes one step, in one call, before it is taken.
+    ///
+    /// # Errors
+    /// [`JournalError::State`].
+    pub fn record(&self, step: &Step) -> Result<(), JournalError> {
+        let failed = |source| state_error("write", &self.directory, source);
+        let mut line = serde_json::to_vec(step).map_err(|err| failed(err.into()))?;
+        line.push(b'\n');
+        (&self.file).write_all(&line).map_err(failed)
+    }
+
+    /// Removes the task's state: after all else is undone.
+    ///
+    /// # Errors
+    /// [`JournalError::State`].
+    pub fn remove(&self) -> Result<(), JournalError> {
+        remove(&self.directory)
+    }
+}
+
+/// The steps recorded for a task, oldest first; `None` when it has no state. A line that was cut off
+/// by a crash is passed over: its step was not taken.
+///
+/// # Errors
+/// [`JournalError::State`].
+pub fn read(root: &Path, namespace: &str, id: &str) -> Result<Option<Vec<Step>>, JournalError> {
+    let path = directory(root, namespace, id).join("journal");
+    let read = || -> io::Result<String> {
+        let file = File::open(&path)?;
+        io::read_to_string(io::Read::take(file, JOURNAL_BYTES_MAX))
+    };
+    match read() {
+        Ok(text) => Ok(Some(
+            text.lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect(),
+        )),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            // The directory alone: the shim died between making it and the file.
+            let there = path.parent().is_some_and(Path::exists);
+            Ok(there.then(Vec::new))
+        }
+        Err(source) => Err(state_error("read", &path, source)),
+    }
+}
+
+/// Removes a task's state directory, if any.
+///
+/// # Errors
+/// [`JournalError::State`].
+pub fn forget(root: &Path, namespace: &str, id: &str) -> Result<(), JournalError> {
+    remove(&directory(root, namespace, id))
+}
+
+/// The state directory of one task.
+fn directory(root: &Path, namespace: &str, id: &str) -> PathBuf {
+    root.join(namespace).join(id)
+}
+
+fn remove(directory: &Path) -> Result<(), JournalError> {
+    match fs::remove_dir_all(directory) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            return Err(state_error("remove", directory, err));
+        }
+        _ => {}
+    }
+    // The namespace's directory goes with its last task; not empty is the usual answer.
+    if let Some(parent) = directory.parent() {
+        let _ = fs::remove_dir(parent);
+    }
+    Ok(())
+}
+
+fn state_error(action: &'static str, path: &Path, source: io::Error) -> JournalError {
+    JournalError::State {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::tempdir;
+
+    fn vmm() -> Step {
+        Step::Vmm {
+            pid: 42,
+            start_time: 7,
+        }
+    }
+
+    #[test]
+    fn steps_come_back_in_order() {
+        let root = tempdir().unwrap();
+        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        let cgroup = Step::Cgroup {
+            path: "/sys/fs/cgroup/default/web".into(),
+        };
+        journal.record(&cgroup).unwrap();
+        journal.record(&vmm()).unwrap();
+        let steps = read(root.path(), "default", "web").unwrap().unwrap();
+        assert_eq!(steps, [cgroup, vmm()]);
+        journal.remove().unwrap();
+        assert_eq!(read(root.path(), "default", "web").unwrap(), None);
+        assert!(!root.path().join("default").exists());
+    }
+
+    #[test]
+    fn a_line_cut_off_by_a_crash_is_passed_over() {
+        let root = tempdir().unwrap();
+        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        journal.record(&vmm()).unwrap();
+        (&journal.file).write_all(b"{\"exit\":{\"sta").unwrap();
+        assert_eq!(
+            read(root.path(), "default", "web").unwrap().unwrap(),
+            [vmm()]
+        );
+    }
+
+    #[test]
+    fn a_second_task_of_the_id_is_refused() {
+        let root = tempdir().unwrap();
+        let _first = Journal::create(root.path(), "default", "web").unwrap();
+        let second = Journal::create(root.path(), "default", "web").unwrap_err();
+        assert_eq!(second.code(), ErrorCode::AlreadyExists);
+    }
+
+    #[test]
+    fn a_directory_without_a_journal_is_an_empty_journal() {
+        let root = tempdir().unwrap();
+        fs::create_dir_all(root.path().join("default/web")).unwrap();
+        assert_eq!(
+            read(root.path(), "default", "web").unwrap(),
+            Some(Vec::new())
+        );
+        forget(root.path(), "default", "web").unwrap();
+        assert_eq!(read(root.path(), "default", "web").unwrap(), None);
+    }
+}

@@ -1,0 +1,391 @@
+//! One task's VM, from a bundle to an agent that listens, and back to nothing.
+//!
+//! ```text
+//! TaskSpec ─► journal ─► cgroup ─► launch thread: tree, program, VMM ─┬─► guest boots ───────┬─► slot ─► ready
+//!                                                                     └─► artifact resolved ─┘
+//! ```
+//!
+//! Whatever step fails, [`crate::cleanup`] undoes those before it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::UnixStream;
+use wasmvm_protocol::control::{BootConfig, Role};
+
+use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, CompileError, compile};
+use crate::artifact::{ArtifactKey, KeyError, Store, StoreError};
+use crate::bundle::{self, BundleError, TaskSpec, ram_mib};
+use crate::cgroup::{self, Cgroup, CgroupError, CgroupLimits, cgroup_path, mounted_root};
+use crate::cleanup::{self, CleanupError};
+use crate::config::{Config, ConfigError, GuestFiles};
+use crate::error::ErrorCode;
+use crate::journal::{ExitRecord, Journal, JournalError, STATE_ROOT, Step};
+use crate::program::{Program, ProgramError};
+use crate::tree::{self, RootfsMount, TreeError};
+use crate::vm::launch::{LaunchError, LaunchRequest, Network, VmFiles, launch};
+use crate::vm::process::start_time;
+use crate::vm::{Vm, VmEnd, VmError};
+
+/// Memory limit from which on guest RAM is backed by huge pages, bytes. Below, one touch of a huge
+/// page would charge too much of the limit at once.
+const HUGE_PAGES_LIMIT_BYTES_MIN: u64 = 512 << 20;
+
+/// What containerd asks for.
+#[derive(Clone, Debug)]
+pub struct SandboxRequest {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The task's id, unique within the namespace.
+    pub id: String,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The mounts that make up the root file system.
+    pub rootfs: Vec<RootfsMount>,
+}
+
+/// A VM whose agent listens and whose slot holds the program's artifact.
+#[derive(Debug)]
+pub struct Sandbox {
+    namespace: String,
+    id: String,
+    spec: Arc<TaskSpec>,
+    mounted_directories: Vec<PathBuf>,
+    ram_mib: u32,
+    journal: Journal,
+    vm: Vm,
+}
+
+/// What comes out of [`boot`].
+struct Booted {
+    vm: Vm,
+    mounted_directories: Vec<PathBuf>,
+}
+
+/// Why there is no sandbox, or why it does not go away.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "one variant per module, named after its error")]
+pub enum SandboxError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
+    #[error("cannot {action}")]
+    Step {
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SandboxError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Config(err) => err.code(),
+            Self::Bundle(err) => err.code(),
+            Self::Journal(err) => err.code(),
+            Self::Cgroup(err) => err.code(),
+            Self::Tree(err) => err.code(),
+            Self::Program(err) => err.code(),
+            Self::Launch(err) => err.code(),
+            Self::Vm(err) => err.code(),
+            Self::Compile(err) => err.code(),
+            Self::Cleanup(err) => err.code(),
+            Self::Key(_) => ErrorCode::FailedPrecondition,
+            Self::Store(_) | Self::Step { .. } => ErrorCode::Internal,
+        }
+    }
+}
+
+impl Sandbox {
+    /// Makes all that a task needs, up to a guest that waits for the agent's Create.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; then nothing is left.
+    pub async fn create(request: SandboxRequest, config: &Config) -> Result<Self, SandboxError> {
+        let guest = GuestFiles::find()?;
+        let spec = Arc::new(TaskSpec::load(&request.bundle)?);
+        let journal = Self::begin(&request.namespace, &request.id)?;
+        let (namespace, id) = (request.namespace.clone(), request.id.clone());
+        let ram_mib = ram_mib(spec.memory_bytes_max, config.default_memory_mib);
+        let host = Host {
+            journal: &journal,
+            config,
+            guest: &guest,
+        };
+        match boot(request, Arc::clone(&spec), ram_mib, &host).await {
+            Ok(Booted {
+                vm,
+                mounted_directories,
+            }) => Ok(Self {
+                namespace,
+                id,
+                spec,
+                mounted_directories,
+                ram_mib,
+                journal,
+                vm,
+            }),
+            Err(err) => {
+                if let Err(left) = undo(namespace, id).await {
+                    tracing::error!(error = %crate::error::chain(&left), "a failed create left something");
+                }
+                Err(err)
+            }
+        }
+    }
+
+    /// Starts the journal; what a task of the same id has left after a crash goes first.
+    fn begin(namespace: &str, id: &str) -> Result<Journal, SandboxError> {
+        let root = Path::new(STATE_ROOT);
+        match Journal::create(root, namespace, id) {
+            Err(JournalError::Exists(path)) => {
+                tracing::warn!(path = %path.display(), "undoing what an earlier task has left");
+                cleanup::undo(root, namespace, id)?;
+                Ok(Journal::create(root, namespace, id)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// The VMM's pid on the host: the task's.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// What the bundle says.
+    #[must_use]
+    pub fn spec(&self) -> &TaskSpec {
+        &self.spec
+    }
+
+    /// Directories of the tree that are mounts of their own.
+    #[must_use]
+    pub fn mounted_directories(&self) -> &[PathBuf] {
+        &self.mounted_directories
+    }
+
+    /// The most that the instance's linear memories may take, bytes.
+    #[must_use]
+    pub fn wasm_memory_bytes_max(&self) -> u64 {
+        bundle::wasm_memory_bytes_max(self.spec.memory_bytes_max, self.ram_mib)
+    }
+
+    /// Opens a byte stream to a port of the guest.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub async fn connect(&self, port: u32) -> Result<UnixStream, VmError> {
+        self.vm.connect(port).await
+    }
+
+    /// Waits until the VM is gone. Any number of callers.
+    pub async fn vm_ended(&self) -> VmEnd {
+        self.vm.ended().await
+    }
+
+    /// Kills the VM; [`Sandbox::vm_ended`] reports its end.
+    pub fn kill_vm(&self) {
+        self.vm.kill();
+    }
+
+    /// Writes down how init ended, for a `delete` after the shim's own death.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn record_exit(&self, exit: ExitRecord) -> Result<(), JournalError> {
+        self.journal.record(&Step::Exit(exit))
+    }
+
+    /// Ends the VM and removes all that [`Sandbox::create`] has made. May be called again.
+    ///
+    /// # Errors
+    /// [`CleanupError`]; the journal is kept then, so that `delete` can try again.
+    pub async fn destroy(&self) -> Result<(), SandboxError> {
+        self.vm.kill();
+        self.vm.ended().await;
+        undo(self.namespace.clone(), self.id.clone()).await
+    }
+}
+
+/// What every step needs.
+struct Host<'a> {
+    journal: &'a Journal,
+    config: &'a Config,
+    guest: &'a GuestFiles,
+}
+
+/// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.
+async fn undo(namespace: String, id: String) -> Result<(), SandboxError> {
+    let undone = tokio::task::spawn_blocking(move || {
+        cleanup::undo(Path::new(STATE_ROOT), &namespace, &id).map(drop)
+    });
+    match undone.await {
+        Ok(undone) => Ok(undone?),
+        Err(err) => Err(SandboxError::Step {
+            action: "run the cleanup",
+            source: err.into(),
+        }),
+    }
+}
+
+/// From the first step on the host to a mapped slot and a guest that listens.
+async fn boot(
+    request: SandboxRequest,
+    spec: Arc<TaskSpec>,
+    ram_mib: u32,
+    host: &Host<'_>,
+) -> Result<Booted, SandboxError> {
+    let SandboxRequest {
+        namespace,
+        id,
+        rootfs,
+        ..
+    } = request;
+    let launch_request = LaunchRequest {
+        name: id.clone(),
+        files: files(host.guest, Role::Task),
+        boot: BootConfig {
+            role: Role::Task,
+            ram_mib,
+            huge_pages: spec
+                .memory_bytes_max
+                .is_none_or(|limit| limit >= HUGE_PAGES_LIMIT_BYTES_MIN),
+            console: host.config.console,
+        },
+        cgroup: make_task_cgroup(&namespace, &id, &spec, host.journal)?,
+        network: match &spec.network {
+            bundle::Network::Host | bundle::Network::New => Network::Empty,
+            bundle::Network::Path(path) => Network::Path(path.clone()),
+        },
+        oom_score_adj: spec.oom_score_adj.unwrap_or(0),
+    };
+    let (vm, (tree, program)) = launch(launch_request, move || {
+        let tree = tree::assemble(&spec, &rootfs)?;
+        let program = Program::open(tree.root.as_fd(), &spec)?;
+        Ok::<_, SandboxError>((tree, program))
+    })
+    .await?;
+    let start_time = start_time(vm.pid()).map_err(|source| SandboxError::Step {
+        action: "read the VMM's start time",
+        source,
+    })?;
+    host.journal.record(&Step::Vmm {
+        pid: vm.pid(),
+        start_time,
+    })?;
+    let booted = async { Ok::<_, SandboxError>(vm.ready(host.config.boot_timeout()).await?) };
+    let resolved = resolve(&namespace, &id, &program, host);
+    let (boot_time, artifact) = tokio::try_join!(booted, resolved)?;
+    tracing::debug!(boot_us = boot_time.as_micros(), "the agent listens");
+    vm.map_slot(artifact.as_fd()).await?;
+    Ok(Booted {
+        vm,
+        mounted_directories: tree.mounted_directories,
+    })
+}
+
+/// The artifact of a program: from the store, or compiled now.
+async fn resolve(
+    namespace: &str,
+    id: &str,
+    program: &Program,
+    host: &Host<'_>,
+) -> Result<File, SandboxError> {
+    let store = Store::new(
+        Path::new(STATE_ROOT).join("artifacts"),
+        host.config.artifact_dir.clone(),
+    );
+    let files = files(host.guest, Role::Compiler);
+    let key = ArtifactKey::new(&program.sha256, &files.initramfs)?;
+    if let Some(file) = store.find(&key)? {
+        return Ok(file);
+    }
+    let path = mounted_root()?
+        .join("wasmvm-compile")
+        .join(format!("{namespace}-{id}"));
+    let limits = CgroupLimits {
+        memory_bytes_max: Some(u64::from(COMPILER_MEMORY_MIB) << 20),
+        ..CgroupLimits::default()
+    };
+    let compiled = compile(Compile {
+        name: format!("{id} (compiler)"),
+        files,
+        cgroup: make_cgroup(&path, &limits, host.journal)?,
+        program,
+        boot_limit: host.config.boot_timeout(),
+        compile_limit: host.config.compile_timeout(),
+        console: host.config.console,
+    })
+    .await;
+    let removed = cgroup::remove(&path, cleanup::KILL_MAX);
+    let artifact = store.insert(&key, &compiled?)?;
+    removed?;
+    Ok(artifact)
+}
+
+fn make_task_cgroup(
+    namespace: &str,
+    id: &str,
+    spec: &TaskSpec,
+    journal: &Journal,
+) -> Result<OwnedFd, SandboxError> {
+    let path = cgroup_path(&mounted_root()?, spec.cgroup_path.as_deref(), namespace, id)?;
+    make_cgroup(&path, &CgroupLimits::from(spec), journal)
+}
+
+/// Makes a cgroup, written down before; returns its directory.
+fn make_cgroup(
+    path: &Path,
+    limits: &CgroupLimits,
+    journal: &Journal,
+) -> Result<OwnedFd, SandboxError> {
+    journal.record(&Step::Cgroup {
+        path: path.to_owned(),
+    })?;
+    let cgroup = Cgroup::create(path, limits)?;
+    cgroup
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| SandboxError::Step {
+            action: "copy the cgroup's descriptor",
+            source,
+        })
+}
+
+fn files(guest: &GuestFiles, role: Role) -> VmFiles {
+    VmFiles {
+        vmm: guest.vmm.clone(),
+        kernel: guest.kernel.clone(),
+        initramfs: match role {
+            Role::Task => guest.agent.clone(),
+            Role::Compiler => guest.compiler.clone(),
+        },
+    }
+}

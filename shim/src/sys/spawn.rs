@@ -1,0 +1,246 @@
+//! Spawns a VMM: `clone3(CLONE_INTO_CGROUP | CLONE_PIDFD | new namespaces)`, then exec.
+//!
+//! `std::process` can do none of the three, and moving a process into its cgroup afterwards costs an
+//! RCU grace period. The child is a copy of a multi-threaded process, so between `clone3` and exec it
+//! may only make system calls: all it needs is allocated before, and it never returns.
+//!
+//! The calling thread's mount namespace and working directory become the child's: the caller has left
+//! the host's ones (`unshare(CLONE_FS | CLONE_NEWNS)`), stands in the root of the task's tree, and ends
+//! afterwards, so that the VMM's death is the unmount.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use wasmvm_protocol::control::CONTROL_FD;
+
+/// Descriptors are first moved above this number, out of the way of the child's fixed ones.
+const FD_FLOOR: RawFd = 16;
+
+/// `clone3(2)` flag, `linux/sched.h`; libc's type for it overflows.
+const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+/// `clone3(2)` flag, `linux/sched.h`.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// What the VMM inherits.
+#[derive(Debug)]
+pub struct SpawnRequest<'a> {
+    /// The VMM's executable.
+    pub executable: BorrowedFd<'a>,
+    /// Becomes [`CONTROL_FD`].
+    pub control: BorrowedFd<'a>,
+    /// Becomes standard output and standard error.
+    pub log: BorrowedFd<'a>,
+    /// Directory of the cgroup to be born in.
+    pub cgroup: BorrowedFd<'a>,
+    /// Gives the child a network namespace of its own, with nothing in it.
+    pub new_network: bool,
+}
+
+/// A running child.
+#[derive(Debug)]
+pub struct Spawned {
+    /// In the shim's PID namespace.
+    pub pid: u32,
+    /// For waiting and killing, without the races of a number.
+    pub pidfd: OwnedFd,
+}
+
+/// Why no VMM was spawned.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// Before the child existed.
+    #[error("cannot prepare the VMM's descriptors")]
+    Prepare(#[source] io::Error),
+    /// `clone3(2)`.
+    #[error("cannot clone a process into the VMM's namespaces and cgroup")]
+    Clone(#[source] io::Error),
+    /// The child's system calls up to exec.
+    #[error("cannot execute the VMM")]
+    Exec(#[source] io::Error),
+}
+
+/// All that the child touches, allocated before it exists.
+struct Child {
+    executable: OwnedFd,
+    stdin: OwnedFd,
+    log: OwnedFd,
+    control: OwnedFd,
+    failure: OwnedFd,
+}
+
+/// Spawns the VMM and waits until it has executed.
+///
+/// # Errors
+/// [`SpawnError`]; then no process is left.
+pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
+    let prepare = |errno: rustix::io::Errno| SpawnError::Prepare(errno.into());
+    let above = |fd: BorrowedFd<'_>| fcntl_dupfd_cloexec(fd, FD_FLOOR).map_err(prepare);
+    let null = rustix::fs::open(
+        c"/dev/null",
+        rustix::fs::OFlags::RDWR,
+        rustix::fs::Mode::empty(),
+    )
+    .map_err(prepare)?;
+    let (failure_reader, failure) = pipe_with(PipeFlags::CLOEXEC).map_err(prepare)?;
+    let child = Child {
+        executable: above(request.executable)?,
+        stdin: above(null.as_fd())?,
+        log: above(request.log)?,
+        control: above(request.control)?,
+        failure: above(failure.as_fd())?,
+    };
+    drop(failure);
+    let spawned = clone_child(request, &child)?;
+    drop(child);
+    let mut errno = [0; 4];
+    match File::from(failure_reader).read_exact(&mut errno) {
+        // The pipe closed on exec.
+        Err(_) => Ok(spawned),
+        Ok(()) => {
+            let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
+            wait_for(&spawned.pidfd);
+            Err(SpawnError::Exec(error))
+        }
+    }
+}
+
+/// Gives the calling thread a mount namespace, root and working directory of its own; the other
+/// threads keep the host's.
+///
+/// # Errors
+/// `unshare(2)`'s.
+pub fn unshare_mounts() -> io::Result<()> {
+    let flags = UnshareFlags::FS | UnshareFlags::NEWNS;
+    // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
+    unsafe { unshare_unsafe(flags) }?;
+    Ok(())
+}
+
+fn clone_child(request: &SpawnRequest<'_>, child: &Child) -> Result<Spawned, SpawnError> {
+    let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let network = if request.new_network {
+        libc::CLONE_NEWNET
+    } else {
+        0
+    };
+    let flags = u64::from((namespaces | network | libc::CLONE_PIDFD).unsigned_abs())
+        | CLONE_INTO_CGROUP
+        | CLONE_CLEAR_SIGHAND;
+    let mut pidfd: RawFd = -1;
+    let mut args = libc::clone_args {
+        flags,
+        pidfd: (&raw mut pidfd).addr() as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: u64::from(request.cgroup.as_raw_fd().unsigned_abs()),
+    };
+    // SAFETY: `args` is a valid clone_args that outlives the call, `pidfd` receives the descriptor.
+    // Without CLONE_VM the child runs on its own copy of this stack.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut args,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    match pid {
+        -1 => Err(SpawnError::Clone(io::Error::last_os_error())),
+        0 => run_child(child),
+        pid => {
+            // SAFETY: the kernel has just created this descriptor for us (CLONE_PIDFD).
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pid = u32::try_from(pid).map_err(|_| {
+                SpawnError::Clone(io::Error::other(format!("clone3 returned pid {pid}")))
+            })?;
+            Ok(Spawned { pid, pidfd })
+        }
+    }
+}
+
+/// The child between `clone3` and exec: system calls only, no allocation, no return.
+fn run_child(child: &Child) -> ! {
+    let error = exec_child(child);
+    // SAFETY: writes four bytes of a local to our own pipe.
+    unsafe {
+        libc::write(
+            child.failure.as_raw_fd(),
+            (&raw const error).cast(),
+            size_of::<i32>(),
+        )
+    };
+    // SAFETY: ends the child without running the parent's exit handlers.
+    unsafe { libc::_exit(127) }
+}
+
+/// Sets up the descriptors and the signal mask, executes; returns the errno of what failed.
+fn exec_child(child: &Child) -> i32 {
+    const NAME: &CStr = c"wasmvm-vmm";
+    let moves = [
+        (&child.stdin, 0),
+        (&child.log, 1),
+        (&child.log, 2),
+        (&child.control, CONTROL_FD),
+    ];
+    for (fd, number) in moves {
+        // SAFETY: `fd` is an open descriptor; `number` is below FD_FLOOR, so none of ours is hit.
+        if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+            return errno();
+        }
+    }
+    let above_control = CONTROL_FD.unsigned_abs() + 1;
+    // SAFETY: marks every other descriptor close-on-exec; closes none that this function still uses.
+    let marked = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            above_control,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if marked != 0 {
+        return errno();
+    }
+    // SAFETY: an all-zero sigset_t is the empty set on Linux.
+    let empty: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: a valid set; the old mask is not wanted.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut()) };
+    let argv = [NAME.as_ptr(), std::ptr::null()];
+    let envp = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: the path is empty and AT_EMPTY_PATH set, argv and envp are null-terminated arrays that
+    // live until the call replaces this process image, or fails.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            child.executable.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    errno()
+}
+
+fn errno() -> i32 {
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
+}
+
+/// Reaps a child that is about to end.
+fn wait_for(pidfd: &OwnedFd) {
+    let id = rustix::process::WaitId::PidFd(pidfd.as_fd());
+    // A failure means that there is nothing to reap.
+    let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+}

@@ -1,0 +1,243 @@
+//! The one task that reads a VMM's control socket, until the process is gone.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+use wasmvm_protocol::control::{self, ControlError, FromVmm};
+
+use crate::sys::watch::watch_readable;
+use crate::vm::process::Process;
+use crate::vm::{VmEnd, VmError};
+
+/// How long a VMM may take to exit after it has said that it does.
+const EXIT_MAX: Duration = Duration::from_secs(2);
+
+/// What is known of a VM.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    /// The guest listens; how long it took.
+    pub ready: Option<Duration>,
+    pub slot_mapped: bool,
+    /// The process is gone and reaped.
+    pub end: Option<VmEnd>,
+}
+
+/// Answers that somebody waits for, by the order's id.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answers {
+    waiting: Arc<Mutex<HashMap<u32, Option<FromVmm>>>>,
+    arrived: Arc<Notify>,
+}
+
+/// Reads the control socket and waits for the process.
+#[derive(Debug)]
+pub(super) struct Driver {
+    control: AsyncFd<OwnedFd>,
+    process: Process,
+    state: watch::Sender<State>,
+    answers: Answers,
+}
+
+impl Answers {
+    /// An answer to `id` is wanted; all others are dropped.
+    pub fn expect(&self, id: u32) {
+        self.table().insert(id, None);
+    }
+
+    /// The answer to `id` is no longer wanted.
+    pub fn forget(&self, id: u32) {
+        self.table().remove(&id);
+    }
+
+    /// Waits for the next answer to `id`. A connection of a sink is answered twice, so that one stays
+    /// expected.
+    pub async fn next(&self, id: u32) -> FromVmm {
+        loop {
+            let arrived = self.arrived.notified();
+            tokio::pin!(arrived);
+            // Registered before the look, so that no answer slips in between.
+            arrived.as_mut().enable();
+            if let Some(answer) = self.take(id) {
+                return answer;
+            }
+            arrived.await;
+        }
+    }
+
+    fn take(&self, id: u32) -> Option<FromVmm> {
+        let mut table = self.table();
+        let answer = table.get_mut(&id)?.take()?;
+        if !matches!(answer, FromVmm::Connected { .. }) {
+            table.remove(&id);
+        }
+        Some(answer)
+    }
+
+    fn deliver(&self, id: u32, answer: FromVmm) {
+        if let Some(place) = self.table().get_mut(&id) {
+            *place = Some(answer);
+            self.arrived.notify_waiters();
+        }
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Option<FromVmm>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Driver {
+    pub fn new(
+        control: OwnedFd,
+        process: Process,
+    ) -> Result<(Self, watch::Receiver<State>, Answers), VmError> {
+        let control = watch_readable(control).map_err(|source| VmError::Descriptor {
+            action: "watch the control socket",
+            source,
+        })?;
+        let (state, receiver) = watch::channel(State::default());
+        let answers = Answers::default();
+        Ok((
+            Self {
+                control,
+                process,
+                state,
+                answers: answers.clone(),
+            },
+            receiver,
+            answers,
+        ))
+    }
+
+    /// Until the VMM is gone: then the end is published, once.
+    pub async fn run(self) {
+        let mut last_words = None;
+        let status = loop {
+            tokio::select! {
+                // What the VMM said comes before the fact that it is gone.
+                biased;
+                message = self.next() => match message {
+                    Ok(Some(message)) => {
+                        if let Some(end) = self.take_in(message) {
+                            last_words = Some(end);
+                        }
+                    }
+                    Ok(None) => break self.reap().await,
+                    Err(err) => {
+                        last_words = Some(VmEnd {
+                            reason: format!("the VMM broke the control protocol: {err}"),
+                            console_tail: String::new(),
+                        });
+                        break self.reap().await;
+                    }
+                },
+                status = self.process.wait() => {
+                    while let Some(message) = self.pending() {
+                        last_words = self.take_in(message).or(last_words);
+                    }
+                    break status.ok().flatten();
+                }
+            }
+        };
+        let end = last_words.unwrap_or_else(|| VmEnd {
+            reason: process_end(status.as_ref()),
+            console_tail: String::new(),
+        });
+        self.state.send_modify(|state| state.end = Some(end));
+    }
+
+    async fn next(&self) -> Result<Option<FromVmm>, ControlError> {
+        loop {
+            let mut ready = self
+                .control
+                .readable()
+                .await
+                .map_err(ControlError::Socket)?;
+            if !readable(self.control.get_ref()) {
+                ready.clear_ready();
+                continue;
+            }
+            return Ok(control::recv(self.control.get_ref())?.map(|(message, _fds)| message));
+        }
+    }
+
+    /// A message that was sent before the process ended.
+    fn pending(&self) -> Option<FromVmm> {
+        if !readable(self.control.get_ref()) {
+            return None;
+        }
+        control::recv(self.control.get_ref())
+            .ok()
+            .flatten()
+            .map(|(message, _fds)| message)
+    }
+
+    /// The control socket is closed: the process follows, by itself or by force.
+    async fn reap(&self) -> Option<rustix::process::WaitIdStatus> {
+        if let Ok(status) = timeout(EXIT_MAX, self.process.wait()).await {
+            return status.ok().flatten();
+        }
+        self.process.kill();
+        self.process.wait().await.ok().flatten()
+    }
+
+    /// Takes a message in; returns the end it announces.
+    fn take_in(&self, message: FromVmm) -> Option<VmEnd> {
+        match message {
+            FromVmm::AgentReady { boot_us } => {
+                let boot = Duration::from_micros(boot_us);
+                self.state.send_modify(|state| state.ready = Some(boot));
+            }
+            FromVmm::SlotMapped => self.state.send_modify(|state| state.slot_mapped = true),
+            FromVmm::Connected { id }
+            | FromVmm::Refused { id, .. }
+            | FromVmm::SinkDone { id, .. }
+            | FromVmm::SinkFailed { id, .. } => self.answers.deliver(id, message),
+            FromVmm::BootFailed { reason } => {
+                return Some(VmEnd {
+                    reason,
+                    console_tail: String::new(),
+                });
+            }
+            FromVmm::GuestEnded {
+                reason,
+                console_tail,
+            } => {
+                return Some(VmEnd {
+                    reason,
+                    console_tail,
+                });
+            }
+            // Belongs to the handshake; a VMM that repeats it gains nothing.
+            FromVmm::NeedMaps | FromVmm::Jailed => {}
+        }
+        None
+    }
+}
+
+/// Whether a receive would not block. The socket stays blocking: its descriptor's mode is shared with
+/// the sending side, which must not lose orders.
+fn readable(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    matches!(poll(&mut fds, Some(&now)), Ok(1))
+}
+
+fn process_end(status: Option<&rustix::process::WaitIdStatus>) -> String {
+    match status {
+        Some(status) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => format!("the VMM exited with status {code}"),
+            (None, Some(signal)) => format!("the VMM was killed by signal {signal}"),
+            (None, None) => "the VMM ended".into(),
+        },
+        None => "the VMM ended".into(),
+    }
+}

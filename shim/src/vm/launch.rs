@@ -1,0 +1,320 @@
+//! Spawns a VMM and leads it through the handshake of [`wasmvm_protocol::control`].
+//!
+//! All of it happens on one thread of its own, because the VMM inherits that thread's mount namespace,
+//! working directory and network namespace:
+//!
+//! ```text
+//! unshare(FS | NEWNS) ─► prepare: mount the tree, stand in it ─► setns(network) ─► spawn
+//!   ─► Boot ─► NeedMaps ─► write uid_map, gid_map ─► MapsWritten ─► Jailed ─► the thread ends
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+use wasmvm_protocol::control::{self, BootConfig, ControlError, FromVmm, ToVmm};
+
+use crate::error::ErrorCode;
+use crate::sys::spawn::{self, SpawnError, SpawnRequest};
+use crate::vm::process::Process;
+use crate::vm::{Vm, VmError, log};
+
+/// From exec to a closed jail; the guest's boot is not in it.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(20);
+/// Identity map of all ids but -1, `user_namespaces(7)`.
+const IDENTITY_MAP: &str = "0 0 4294967295\n";
+
+/// The network namespace a VMM lives in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// A new one, with nothing in it.
+    Empty,
+    /// The task's own, by path.
+    Path(PathBuf),
+}
+
+/// The files a VM is made of.
+#[derive(Clone, Debug)]
+pub struct VmFiles {
+    /// `wasmvm-vmm`.
+    pub vmm: PathBuf,
+    /// The guest kernel, an uncompressed ELF.
+    pub kernel: PathBuf,
+    /// The guest's initramfs, an uncompressed cpio.
+    pub initramfs: PathBuf,
+}
+
+/// What to launch.
+#[derive(Debug)]
+pub struct LaunchRequest {
+    /// Names the VM in the log.
+    pub name: String,
+    /// What it is made of.
+    pub files: VmFiles,
+    /// How it is built.
+    pub boot: BootConfig,
+    /// Directory of the cgroup it is born in.
+    pub cgroup: OwnedFd,
+    /// Where it lives.
+    pub network: Network,
+    /// `/proc/PID/oom_score_adj`: the shim's own must not be inherited.
+    pub oom_score_adj: i32,
+}
+
+/// Why a VMM was not launched.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// No KVM.
+    #[error("cannot open /dev/kvm; `wasmvm check` says what this host lacks")]
+    Kvm(#[source] io::Error),
+    /// An installed file is missing or unreadable.
+    #[error("cannot open {}; `make install` puts it there", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The network namespace that the spec names.
+    #[error("cannot enter config.json: linux.namespaces[network].path = {}", .path.display())]
+    Network {
+        /// From the spec.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A step of the launch itself.
+    #[error("cannot {action}")]
+    Step {
+        /// What was attempted.
+        action: &'static str,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// `clone3` or exec.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The handshake.
+    #[error("the VMM did not come up")]
+    Control(#[source] ControlError),
+    /// The VMM's own reason.
+    #[error("the VMM cannot start: {0}")]
+    Refused(String),
+    /// Dead or silent.
+    #[error("the VMM {0} before its jail was closed")]
+    Silent(&'static str),
+    /// After the handshake.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+}
+
+impl LaunchError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Kvm(_) | Self::File { .. } => ErrorCode::FailedPrecondition,
+            Self::Network { .. } => ErrorCode::InvalidArgument,
+            Self::Vm(err) => err.code(),
+            Self::Step { .. }
+            | Self::Spawn(_)
+            | Self::Control(_)
+            | Self::Refused(_)
+            | Self::Silent(_) => ErrorCode::Internal,
+        }
+    }
+}
+
+/// A VMM whose jail is closed.
+struct Launched {
+    process: Process,
+    control: OwnedFd,
+    log: OwnedFd,
+}
+
+/// Runs `prepare` on the VMM's thread, in a mount namespace of its own, then launches the VMM in the
+/// working directory that `prepare` left. Returns when the guest has started.
+///
+/// # Errors
+/// `prepare`'s, or [`LaunchError`]; then no process and no mount is left.
+pub async fn launch<T, E>(
+    request: LaunchRequest,
+    prepare: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<(Vm, T), E>
+where
+    T: Send + 'static,
+    E: From<LaunchError> + Send + 'static,
+{
+    let name = request.name.clone();
+    let (sender, receiver) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("vm-launch".into())
+        .spawn(move || {
+            let prepared = leave_host_mounts()
+                .map_err(E::from)
+                .and_then(|()| prepare());
+            let launched = prepared.and_then(|value| Ok((spawn_and_lead(&request)?, value)));
+            // Nobody waits any more: what was launched is dropped, which ends it.
+            let _ = sender.send(launched);
+        })
+        .map_err(|source| step("start the launch thread", source))?;
+    let launched = receiver
+        .await
+        .map_err(|_| LaunchError::Silent("launch was abandoned"))?;
+    let (launched, value) = launched?;
+    let vm = launched.into_vm(name)?;
+    Ok((vm, value))
+}
+
+impl Launched {
+    fn into_vm(self, name: String) -> Result<Vm, LaunchError> {
+        let reader = pipe::Receiver::from_owned_fd(self.log)
+            .map_err(|source| step("watch the VMM's log", source))?;
+        tokio::spawn(async move {
+            if let Err(err) = log::forward(reader, name).await {
+                tracing::warn!(error = %err, "the VMM's log ended");
+            }
+        });
+        Ok(Vm::new(self.process, self.control)?)
+    }
+}
+
+/// Leaves the mount namespace of the host; what is mounted from here on, the host never sees.
+fn leave_host_mounts() -> Result<(), LaunchError> {
+    spawn::unshare_mounts().map_err(|source| step("unshare the mount namespace", source))?;
+    let private = rustix::mount::MountPropagationFlags::DOWNSTREAM
+        | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change(c"/", private)
+        .map_err(|errno| step("detach mount propagation", errno.into()))
+}
+
+fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
+    let kvm = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .map_err(LaunchError::Kvm)?;
+    let vmm = open(&request.files.vmm)?;
+    let kernel = open(&request.files.kernel)?;
+    let initramfs = open(&request.files.initramfs)?;
+    if let Network::Path(path) = &request.network {
+        enter_network(path)?;
+    }
+    let (control, theirs) =
+        control::pair().map_err(|source| step("make the control socket", source))?;
+    let (log, log_writer) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|errno| step("make the log pipe", errno.into()))?;
+    // The shim's end only: the VMM's writes wait rather than fail.
+    fcntl_setfl(&log, OFlags::NONBLOCK)
+        .map_err(|errno| step("make the log pipe non-blocking", errno.into()))?;
+    let spawned = spawn::spawn(&SpawnRequest {
+        executable: vmm.as_fd(),
+        control: theirs.as_fd(),
+        log: log_writer.as_fd(),
+        cgroup: request.cgroup.as_fd(),
+        new_network: request.network == Network::Empty,
+    })?;
+    drop((theirs, log_writer));
+    let process = Process::new(spawned.pid, spawned.pidfd);
+    let boot = ToVmm::Boot(request.boot.clone());
+    let led = score_oom(process.pid(), request.oom_score_adj).and_then(|()| {
+        lead(
+            &control,
+            process.pid(),
+            &boot,
+            [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd()],
+        )
+    });
+    if let Err(err) = led {
+        process.kill();
+        // A killed child ends; were it stuck in the kernel, the cgroup's removal would say so.
+        let _ = process.wait_blocking(HANDSHAKE_MAX);
+        return Err(err);
+    }
+    Ok(Launched {
+        process,
+        control,
+        log,
+    })
+}
+
+/// The handshake, from [`ToVmm::Boot`] to [`FromVmm::Jailed`].
+fn lead(
+    control: &OwnedFd,
+    pid: u32,
+    boot: &ToVmm,
+    fds: [std::os::fd::BorrowedFd<'_>; 3],
+) -> Result<(), LaunchError> {
+    let deadline = Instant::now() + HANDSHAKE_MAX;
+    control::send(control, boot, &fds).map_err(LaunchError::Control)?;
+    loop {
+        match next(control, deadline)? {
+            FromVmm::NeedMaps => {
+                for map in ["uid_map", "gid_map"] {
+                    fs::write(format!("/proc/{pid}/{map}"), IDENTITY_MAP)
+                        .map_err(|source| step("write the VMM's identity maps", source))?;
+                }
+                control::send(control, &ToVmm::MapsWritten, &[]).map_err(LaunchError::Control)?;
+            }
+            FromVmm::Jailed => return Ok(()),
+            FromVmm::BootFailed { reason } => return Err(LaunchError::Refused(reason)),
+            other => {
+                return Err(LaunchError::Refused(format!(
+                    "it answered {other:?} to the boot order"
+                )));
+            }
+        }
+    }
+}
+
+fn next(control: &OwnedFd, deadline: Instant) -> Result<FromVmm, LaunchError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let limit = Timespec::try_from(left).map_err(|_| LaunchError::Silent("fell silent"))?;
+    let mut fds = [PollFd::new(control, PollFlags::IN)];
+    let ready =
+        poll(&mut fds, Some(&limit)).map_err(|errno| step("wait for the VMM", errno.into()))?;
+    if ready == 0 {
+        return Err(LaunchError::Silent("fell silent"));
+    }
+    let received = control::recv(control).map_err(LaunchError::Control)?;
+    received
+        .map(|(message, _fds)| message)
+        .ok_or(LaunchError::Silent("ended"))
+}
+
+fn enter_network(path: &Path) -> Result<(), LaunchError> {
+    let failed = |source| LaunchError::Network {
+        path: path.to_owned(),
+        source,
+    };
+    let namespace = File::open(path).map_err(failed)?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|errno| failed(errno.into()))
+}
+
+fn score_oom(pid: u32, score: i32) -> Result<(), LaunchError> {
+    fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+        .map_err(|source| step("set the VMM's oom_score_adj", source))
+}
+
+fn open(path: &Path) -> Result<File, LaunchError> {
+    File::open(path).map_err(|source| LaunchError::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn step(action: &'static str, source: io::Error) -> LaunchError {
+    LaunchError::Step { action, source }
+}

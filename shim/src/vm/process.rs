@@ -1,0 +1,128 @@
+//! A child process, held by its descriptor: no race with a reused pid, no `waitpid(-1)`.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
+    waitid,
+};
+
+use crate::sys::watch::watch_readable;
+
+/// A process of the host and the descriptor that pins it.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pid: u32,
+    pidfd: Arc<OwnedFd>,
+}
+
+impl Process {
+    /// Takes over what `clone3` returned.
+    #[must_use]
+    pub fn new(pid: u32, pidfd: OwnedFd) -> Self {
+        Self {
+            pid,
+            pidfd: Arc::new(pidfd),
+        }
+    }
+
+    /// Finds a process again by pid and start time; `None` when it is gone.
+    ///
+    /// # Errors
+    /// `pidfd_open(2)`'s but `ESRCH`.
+    pub fn find(pid: u32, start: u64) -> io::Result<Option<Self>> {
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
+        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        // Read after the descriptor pins the process: now both belong to the same one.
+        let same = start_time(pid).is_ok_and(|found| found == start);
+        Ok(same.then(|| Self::new(pid, pidfd)))
+    }
+
+    /// On the host.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends `SIGKILL`. That the process is gone already is no error.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
+    }
+
+    /// Waits, without blocking the runtime, until the process has ended, and reaps it if it is ours.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be polled.
+    pub async fn wait(&self) -> io::Result<Option<WaitIdStatus>> {
+        let ready = watch_readable(self.pidfd.try_clone()?)?;
+        let _ended = ready.readable().await?;
+        Ok(self.reap())
+    }
+
+    /// Blocks until the process has ended, at most `limit`; `false` when it still runs.
+    ///
+    /// # Errors
+    /// `poll(2)`'s.
+    pub fn wait_blocking(&self, limit: Duration) -> io::Result<bool> {
+        let limit = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut fds = [PollFd::new(&*self.pidfd, PollFlags::IN)];
+        let ended = poll(&mut fds, Some(&limit))? > 0;
+        if ended {
+            self.reap();
+        }
+        Ok(ended)
+    }
+
+    fn reap(&self) -> Option<WaitIdStatus> {
+        // ECHILD: not our child, or reaped before.
+        waitid(
+            WaitId::PidFd(self.pidfd.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        )
+        .ok()
+        .flatten()
+    }
+}
+
+/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): ticks since boot when the process started.
+///
+/// # Errors
+/// No such process, or not in the documented form.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the name in parentheses and may hold anything, spaces and `)` included.
+    stat.rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_process_is_found_by_pid_and_start_time_only() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let start = start_time(child.id()).unwrap();
+        assert!(Process::find(child.id(), start + 1).unwrap().is_none());
+        let process = Process::find(child.id(), start).unwrap().unwrap();
+        assert!(!process.wait_blocking(Duration::ZERO).unwrap());
+        process.kill();
+        assert!(process.wait_blocking(Duration::from_secs(10)).unwrap());
+        assert!(Process::find(child.id(), start).unwrap().is_none());
+        assert!(child.wait().is_err(), "reaped before");
+    }
+}
