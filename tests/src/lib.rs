@@ -1,1 +1,13 @@
-//! End-to-end tests of wasmvm through a real containerd.
+//! What the end-to-end tests are written in.
+//!
+//! A test drives `ctr` as a user would, against a real containerd, and afterwards looks at the host as
+//! an operator would: [`task`] runs images and holds tasks, [`ctr`] runs one `ctr` command,
+//! [`leftovers`] finds what was left behind.
+//!
+//! `tests/run-e2e` builds the tests, and runs them on this host or in the testbed. They find their
+//! surroundings in the environment: `CONTAINERD_ADDRESS`, `WASMVM_IMAGES`.
+#![forbid(unsafe_code)]
+
+pub mod ctr;
+pub mod leftovers;
+pub mod task;

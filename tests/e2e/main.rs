@@ -1,0 +1,19 @@
+//! End-to-end tests: each one behaviour that a user of `ctr` would notice.
+//!
+//! * [`run`]: what a program sees, and what its user sees of it.
+//! * [`examples`]: the example images' cases, third-party programs among them.
+//! * [`streams`]: standard input and output, large and slow.
+//! * [`signals`]: ending a program from outside.
+//! * [`memory`]: limits.
+//! * [`refusals`]: bad input; each a clear error and nothing left behind.
+//! * [`load`]: many tasks, in a row and at once.
+//! * [`faults`]: `kill -9` of our own processes.
+
+mod examples;
+mod faults;
+mod load;
+mod memory;
+mod refusals;
+mod run;
+mod signals;
+mod streams;

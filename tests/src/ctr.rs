@@ -1,0 +1,195 @@
+//! One `ctr` command, bounded in time.
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::Once;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// The runtime under test.
+pub const RUNTIME: &str = "io.containerd.wasmvm.v1";
+/// No command takes longer, under emulation and with a compile in it.
+pub const COMMAND_MAX: Duration = Duration::from_secs(180);
+
+/// What a command has printed and how it ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The command line, for messages.
+    pub command: String,
+    /// Exit status; 128 + n when it was ended by signal n.
+    pub status: i32,
+    /// Standard output, byte for byte.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+    /// Wall clock.
+    pub took: Duration,
+}
+
+impl Outcome {
+    /// Standard output as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard error as text.
+    #[must_use]
+    pub fn error(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Fails the test unless the command ended with `status`.
+    ///
+    /// # Panics
+    /// With everything that the command said.
+    #[track_caller]
+    pub fn expect_status(self, status: i32) -> Self {
+        assert_eq!(self.status, status, "{self}");
+        self
+    }
+
+    /// Fails the test unless the command failed with all of `parts` in what it said.
+    ///
+    /// # Panics
+    /// With everything that the command said.
+    #[track_caller]
+    pub fn expect_refusal(self, parts: &[&str]) -> Self {
+        assert_ne!(self.status, 0, "{self}");
+        for part in parts {
+            assert!(self.error().contains(part), "no {part:?} in: {self}");
+        }
+        self
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown =
+            |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(4000)]).into_owned();
+        write!(
+            f,
+            "`{}` ended with {} after {:.1?}\nstdout: {}\nstderr: {}",
+            self.command,
+            self.status,
+            self.took,
+            shown(&self.stdout),
+            shown(&self.stderr)
+        )
+    }
+}
+
+/// Runs `ctr` with these arguments and an empty standard input.
+///
+/// # Panics
+/// When it cannot be started or takes too long.
+#[track_caller]
+pub fn ctr<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Outcome {
+    ctr_with_stdin(arguments, Vec::new())
+}
+
+/// Runs `ctr` with these arguments and this standard input.
+///
+/// # Panics
+/// When it cannot be started or takes too long.
+#[track_caller]
+pub fn ctr_with_stdin<S: AsRef<OsStr>>(
+    arguments: impl IntoIterator<Item = S>,
+    stdin: Vec<u8>,
+) -> Outcome {
+    let mut command = Command::new("ctr");
+    command.args(arguments);
+    run(command, stdin)
+}
+
+/// Imports the example images, once for all tests.
+///
+/// # Panics
+/// When there are none.
+pub fn import_images() {
+    static IMPORTED: Once = Once::new();
+    IMPORTED.call_once(|| {
+        let directory = std::env::var("WASMVM_IMAGES")
+            .expect("WASMVM_IMAGES names the folder of the example images; tests/run-e2e sets it");
+        let entries = std::fs::read_dir(&directory).expect("WASMVM_IMAGES is a folder");
+        let mut images = 0;
+        for entry in entries {
+            let path = entry.expect("the folder can be read").path();
+            if path.extension().is_some_and(|extension| extension == "tar") {
+                ctr([OsStr::new("images"), OsStr::new("import"), path.as_os_str()])
+                    .expect_status(0);
+                images += 1;
+            }
+        }
+        assert_ne!(images, 0, "no images in {directory}");
+    });
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// When it cannot be started or takes too long.
+#[track_caller]
+pub fn run(mut command: Command, stdin: Vec<u8>) -> Outcome {
+    let line = format!("{command:?}");
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|err| panic!("cannot run {line}: {err}"));
+    let mut input = child.stdin.take().expect("piped");
+    // The program may end without reading all of it.
+    let writer = thread::spawn(move || drop(input.write_all(&stdin)));
+    let stdout = collect(child.stdout.take().expect("piped"));
+    let stderr = collect(child.stderr.take().expect("piped"));
+    let ended = wait(&mut child, COMMAND_MAX);
+    let status = child.wait().expect("the child can be waited for");
+    drop(writer);
+    let outcome = Outcome {
+        command: line,
+        status: exit_status(status),
+        stdout: stdout.join().expect("the reader ends"),
+        stderr: stderr.join().expect("the reader ends"),
+        took: start.elapsed(),
+    };
+    assert!(ended, "killed after {COMMAND_MAX:?}: {outcome}");
+    outcome
+}
+
+fn collect(mut source: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What arrived before an error is what there is to look at.
+        let _ = source.read_to_end(&mut bytes);
+        bytes
+    })
+}
+
+/// Waits for the child's end; kills it after `limit` and says so.
+fn wait(child: &mut Child, limit: Duration) -> bool {
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .expect("a pid");
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("an unreaped child has a pidfd");
+    let limit = Timespec::try_from(limit).expect("a short time");
+    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)) == Ok(1);
+    if !ended {
+        child.kill().expect("the child can be killed");
+    }
+    ended
+}
+
+fn exit_status(status: std::process::ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap_or(-1)
+}

@@ -1,0 +1,94 @@
+//! What a task must not leave behind: processes, mounts, cgroups, sockets, FIFOs, directories.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// containerd sends the last requests after `ctr` has returned; the shim ends a moment later.
+const SETTLE_MAX: Duration = Duration::from_secs(20);
+
+/// Programs of ours, as `/proc/PID/comm` shows them (15 bytes).
+const PROGRAMS: [&str; 2] = ["wasmvm-vmm", "containerd-shim"];
+/// Where directories, sockets and FIFOs of tasks live. The artifacts below `/run/wasmvm` stay.
+const FOLDERS: [&str; 3] = ["/run/wasmvm", "/run/containerd/s", "/run/containerd/fifo"];
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// What is on the host now that a task of ours could have put there.
+#[must_use]
+pub fn found() -> Vec<String> {
+    let mut found = Vec::new();
+    found.extend(processes());
+    found.extend(mounts());
+    found.extend(cgroups(Path::new(CGROUPS), 0));
+    for folder in FOLDERS {
+        found.extend(
+            entries(Path::new(folder))
+                .filter(|path| path != Path::new("/run/wasmvm/artifacts"))
+                .map(|path| path.display().to_string()),
+        );
+    }
+    found.sort();
+    found
+}
+
+/// Fails the test unless everything beyond `before` goes away by itself.
+///
+/// # Panics
+/// With the list of what stayed.
+#[track_caller]
+pub fn expect_none_since(before: &[String]) {
+    let start = Instant::now();
+    loop {
+        let left: Vec<_> = found()
+            .into_iter()
+            .filter(|thing| !before.contains(thing))
+            .collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(start.elapsed() < SETTLE_MAX, "left behind: {left:#?}");
+        std::thread::yield_now();
+    }
+}
+
+fn processes() -> impl Iterator<Item = String> {
+    entries(Path::new("/proc")).filter_map(|path| {
+        let comm = fs::read_to_string(path.join("comm")).ok()?;
+        let ours = PROGRAMS.iter().any(|program| comm.trim_end() == *program);
+        ours.then(|| format!("process {} {}", path.display(), comm.trim_end()))
+    })
+}
+
+fn mounts() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|point| {
+            point.starts_with("/run/wasmvm") || point.contains("/io.containerd.runtime.v2.task/")
+        })
+        .map(|point| format!("mount {point}"))
+        .collect()
+}
+
+/// All cgroups; the depth is bounded by what tasks make.
+fn cgroups(folder: &Path, depth: u32) -> Vec<String> {
+    if depth > 4 {
+        return Vec::new();
+    }
+    entries(folder)
+        .filter(|path| path.is_dir())
+        .flat_map(|path| {
+            let mut below = cgroups(&path, depth + 1);
+            below.push(format!("cgroup {}", path.display()));
+            below
+        })
+        .collect()
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+}

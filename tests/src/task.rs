@@ -1,0 +1,211 @@
+//! Containers and tasks, as `ctr` makes them.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::ctr::{Outcome, RUNTIME, ctr, ctr_with_stdin, import_images, run};
+
+/// How long a task may take to reach a state, under emulation and with a compile before it.
+const STATE_MAX: Duration = Duration::from_secs(120);
+
+/// A `ctr run` in the making.
+#[derive(Clone, Debug)]
+pub struct Run {
+    image: String,
+    id: String,
+    options: Vec<String>,
+    arguments: Vec<String>,
+    stdin: Vec<u8>,
+}
+
+impl Run {
+    /// Runs the example image of this name.
+    #[must_use]
+    pub fn image(name: &str) -> Self {
+        import_images();
+        Self {
+            image: format!("wasmvm.example/{name}:latest"),
+            id: fresh_id(),
+            options: Vec::new(),
+            arguments: Vec::new(),
+            stdin: Vec::new(),
+        }
+    }
+
+    /// Uses this id.
+    #[must_use]
+    pub fn id(mut self, id: &str) -> Self {
+        self.id = id.into();
+        self
+    }
+
+    /// Adds an option of `ctr run`.
+    #[must_use]
+    pub fn option(mut self, option: &str, value: &str) -> Self {
+        self.options.extend([option.into(), value.into()]);
+        self
+    }
+
+    /// Adds an option of `ctr run` that has no value.
+    #[must_use]
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.options.push(flag.into());
+        self
+    }
+
+    /// Replaces the image's command line.
+    #[must_use]
+    pub fn args<const N: usize>(mut self, arguments: [&str; N]) -> Self {
+        self.arguments = arguments.map(String::from).to_vec();
+        self
+    }
+
+    /// Replaces the image's command line.
+    #[must_use]
+    pub fn args_vec(mut self, arguments: Vec<String>) -> Self {
+        self.arguments = arguments;
+        self
+    }
+
+    /// Gives it a standard input.
+    #[must_use]
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    /// `ctr run --rm`, to the end.
+    #[must_use]
+    #[track_caller]
+    pub fn to_end(self) -> Outcome {
+        let line = self.line("--rm");
+        ctr_with_stdin(line, self.stdin)
+    }
+
+    /// `ctr run --rm` with another program, such as a shell, in front: for pipes of its own.
+    #[must_use]
+    #[track_caller]
+    pub fn through(self, program: &str, arguments: &[&str]) -> Outcome {
+        let mut command = Command::new(program);
+        command.args(arguments).arg("ctr").args(self.line("--rm"));
+        run(command, self.stdin)
+    }
+
+    /// `ctr run` in the background of this test, with its output piped and nobody reading it yet.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    #[track_caller]
+    pub fn in_background(self) -> (Task, Child) {
+        let task = Task {
+            id: self.id.clone(),
+        };
+        let child = Command::new("ctr")
+            .args(self.line("--rm"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("ctr can be started");
+        (task, child)
+    }
+
+    /// `ctr run -d`: returns when the task runs.
+    #[must_use]
+    #[track_caller]
+    pub fn detached(self) -> Task {
+        let task = Task {
+            id: self.id.clone(),
+        };
+        ctr(self.line("--detach")).expect_status(0);
+        task
+    }
+
+    fn line(&self, how: &str) -> Vec<String> {
+        let mut line = vec!["run".into(), how.into(), "--runtime".into(), RUNTIME.into()];
+        line.extend(self.options.iter().cloned());
+        line.extend([self.image.clone(), self.id.clone()]);
+        line.extend(self.arguments.iter().cloned());
+        line
+    }
+}
+
+/// A container with its task; both are removed when the test is done with it.
+#[derive(Debug)]
+pub struct Task {
+    id: String,
+}
+
+impl Task {
+    /// containerd's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Sends a signal, by name.
+    #[track_caller]
+    pub fn kill(&self, signal: &str) {
+        ctr(["task", "kill", "--signal", signal, &self.id]).expect_status(0);
+    }
+
+    /// The pid and the state as `ctr task ls` shows them; `None` when there is no such task.
+    #[must_use]
+    #[track_caller]
+    pub fn state(&self) -> Option<(u32, String)> {
+        let listing = ctr(["task", "ls"]).expect_status(0).text();
+        listing.lines().find_map(|line| {
+            let mut columns = line.split_ascii_whitespace();
+            (columns.next()? == self.id).then_some(())?;
+            Some((columns.next()?.parse().ok()?, columns.next()?.to_owned()))
+        })
+    }
+
+    /// Waits until `ctr task ls` shows the state; returns the pid.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    #[track_caller]
+    pub fn until(&self, wanted: &str) -> u32 {
+        let start = Instant::now();
+        loop {
+            let state = self.state();
+            if let Some((pid, found)) = &state
+                && found == wanted
+            {
+                return *pid;
+            }
+            assert!(
+                start.elapsed() < STATE_MAX,
+                "{} is {state:?}, not {wanted}",
+                self.id
+            );
+        }
+    }
+
+    /// Removes task and container as an operator does: `ctr task rm -f`, `ctr container rm`. What is
+    /// gone already is no error.
+    pub fn remove(&self) {
+        ctr(["task", "rm", "--force", &self.id]);
+        ctr(["container", "rm", &self.id]);
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// An id that no other test of this run has.
+#[must_use]
+pub fn fresh_id() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!(
+        "t{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
+}
