@@ -19,7 +19,9 @@ DISK_SIZE = 4096 * MIB
 
 KERNEL_LINE = (
     "console=ttyS0 root=/dev/vda ro init=/testbed/init panic=-1 tsc=reliable "
-    "random.trust_cpu=on rcupdate.rcu_expedited=1 mitigations=off"
+    "random.trust_cpu=on rcupdate.rcu_expedited=1 "
+    # One processor: a halted guest must not spin while its device threads wait.
+    "kvm.halt_poll_ns=0"
 )
 
 # What the EPYC model has and QEMU's TCG has not; naming it spares a page of warnings.
@@ -45,7 +47,9 @@ def command_line(kernel, root, disk, mode, fds):
         clock = ["-accel", "tcg", "-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm"]
     else:
         clock = ["-accel", "tcg,thread=multi", "-rtc", "base=utc"]
-    args = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    # Never outlives the driver, however that ends.
+    args = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+    args += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     args += ["-machine", "q35", *clock, "-smp", "1", "-m", str(MEMORY_MIB), "-cpu", cpu]
     args += ["-kernel", kernel, "-append", line]
     # First of the virtio devices: its ports are named /dev/vport0p1 and so on.
