@@ -113,6 +113,22 @@ impl AsFd for Cgroup {
     }
 }
 
+/// Makes sure that the cgroup at `path` is nobody's: an empty one, left over from a crash, is removed.
+/// To be called before [`remove`] is promised for it, as that kills whoever lives there.
+///
+/// # Errors
+/// [`CgroupError::InUse`] when it has processes or cgroups of its own.
+pub fn claim(path: &Path) -> Result<(), CgroupError> {
+    match std::fs::remove_dir(path) {
+        Ok(()) => Ok(()),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(err) if is_busy(&err) => Err(CgroupError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(err) => Err(CgroupError::at(path, "remove the left-over", err)),
+    }
+}
+
 /// Removes the cgroup at `path`, if it is there: kills what is in it, waits for the end of that at most
 /// `patience`, and removes the directory; and its parent, when that is a directory directly below the
 /// root (containerd's namespace) and empty now.
@@ -203,19 +219,11 @@ fn try_create_directories(root: &Path, path: &Path) -> Result<(), CgroupError> {
     for parent in parents(root, path) {
         create_one(parent)?;
     }
-    if create_one(path)? {
-        return Ok(());
+    if !create_one(path)? {
+        claim(path)?;
+        create_one(path)?;
     }
-    std::fs::remove_dir(path).map_err(|source| {
-        if is_busy(&source) {
-            CgroupError::InUse {
-                path: path.to_owned(),
-            }
-        } else {
-            CgroupError::at(path, "remove the left-over", source)
-        }
-    })?;
-    create_one(path).map(drop)
+    Ok(())
 }
 
 /// From the root down, without `path` itself.

@@ -28,7 +28,7 @@ pub enum CgroupError {
         reason: &'static str,
     },
     /// Processes live in it that are not ours.
-    #[error("the cgroup {} exists and has processes", path.display())]
+    #[error("the cgroup {} belongs to somebody: it has processes or cgroups", path.display())]
     InUse {
         /// The cgroup.
         path: PathBuf,

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Cgroup, CgroupError, CgroupLimits, mounted_root, remove};
+use super::{Cgroup, CgroupError, CgroupLimits, claim, mounted_root, remove};
+use crate::bundle::CpuLimits;
 use crate::error::{ErrorCode, chain};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -77,6 +78,8 @@ fn a_left_over_is_replaced_and_an_inhabited_one_is_not() {
     assert_eq!(error.code(), ErrorCode::FailedPrecondition);
     assert!(matches!(error, CgroupError::InUse { .. }), "{error}");
     assert!(path.exists(), "it belongs to whoever is in it");
+    let error = claim(&path).unwrap_err();
+    assert!(matches!(error, CgroupError::InUse { .. }), "{error}");
     second.kill().unwrap();
     child.wait().unwrap();
     second.remove(PATIENCE).unwrap();
@@ -100,17 +103,32 @@ fn siblings_come_and_go_at_once() {
 }
 
 #[test]
-fn a_memory_limit_is_exact_or_refused() {
-    let path = fresh("memory");
+fn limits_are_exact_or_refused() {
+    let path = fresh("limits");
     let limits = CgroupLimits {
         memory_bytes_max: Some(64 << 20),
-        ..CgroupLimits::default()
+        memory_swap_bytes_max: Some(64 << 20),
+        cpu: CpuLimits {
+            quota_us: Some(50_000),
+            shares: Some(1024),
+            ..CpuLimits::default()
+        },
+        pids_max: Some(100),
+        files: [("memory.oom.group".to_owned(), "1".to_owned())].into(),
     };
     let controllers = std::fs::read_to_string(root().join("cgroup.controllers")).unwrap();
     match Cgroup::create(&path, &limits) {
         Ok(cgroup) => {
-            let max = std::fs::read_to_string(path.join("memory.max")).unwrap();
-            assert_eq!(max.trim(), "67108864");
+            for (file, expected) in [
+                ("memory.max", "67108864"),
+                ("cpu.max", "50000 100000"),
+                ("cpu.weight", "39"),
+                ("pids.max", "100"),
+                ("memory.oom.group", "1"),
+            ] {
+                let value = std::fs::read_to_string(path.join(file)).unwrap();
+                assert_eq!(value.trim(), expected, "{file}");
+            }
             assert_eq!(cgroup.oom_kills().unwrap(), 0);
             assert!(cgroup.memory_current().unwrap() < 64 << 20);
             cgroup.remove(PATIENCE).unwrap();
