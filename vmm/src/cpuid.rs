@@ -35,10 +35,9 @@ const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
 const INVARIANT_TSC: u32 = 1 << 8;
 /// Leaf 0x80000008, ECX: number of cores, size of the APIC id.
 const CORES_AND_ID_SIZE: u32 = 0xf0ff;
-/// Leaf 0x40000001, EAX: kvm-clock (old and new MSRs), no I/O delay, and kvm-clock stable over CPUs.
-/// What is not named here is not offered; above all not bit 6, end-of-interrupt through a word of
-/// guest memory: under emulated SVM the timer then stopped for seconds.
-const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
+/// Leaf 0x40000001, EAX: kvm-clock (old and new MSRs), no I/O delay, end-of-interrupt without an
+/// exit, and kvm-clock stable over CPUs. What is not named here is not offered.
+const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24;
 /// Leaves 4 and 0x8000001d, EAX: how many share this cache, how many cores there are.
 const CACHE_SHARING: u32 = 0xffff_c000;
 
@@ -164,7 +163,7 @@ mod tests {
     #[test]
     fn kvm_offers_its_clock_and_little_else() {
         let features = filtered(0x4000_0001, 0, true);
-        assert_eq!((features.eax, features.edx), (0x0100_000b, 0));
+        assert_eq!((features.eax, features.edx), (0x0100_004b, 0));
         assert_eq!(filtered(0x4000_0000, 0, true).ebx, u32::MAX);
     }
 }

@@ -170,14 +170,23 @@ impl Vm {
         &self.memory
     }
 
-    /// Creates the VM's only vCPU.
+    /// Creates the VM's only vCPU, its TSC at the host's rate.
+    ///
+    /// The rate is set although it is the default: a host that corrected its own TSC's rate after
+    /// loading KVM, and cannot scale, refuses the default and leaves the vCPU's TSC without a rate. Its
+    /// deadline timer then fires seconds late (docs/decisions/002-tsc-rate.md).
     ///
     /// # Errors
     /// [`VmError::Kvm`].
     pub fn create_vcpu(&self) -> Result<VcpuFd, VmError> {
-        self.fd
+        const HOST_RATE: u32 = 0;
+        let vcpu = self
+            .fd
             .create_vcpu(0)
-            .map_err(VmError::of("KVM_CREATE_VCPU"))
+            .map_err(VmError::of("KVM_CREATE_VCPU"))?;
+        vcpu.set_tsc_khz(HOST_RATE)
+            .map_err(VmError::of("KVM_SET_TSC_KHZ"))?;
+        Ok(vcpu)
     }
 
     /// Makes a write of the 32-bit `value` to guest-physical `address` wake `event` without an exit.
