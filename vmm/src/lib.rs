@@ -9,6 +9,7 @@
 pub mod boot;
 pub mod builder;
 pub mod bus;
+pub mod check;
 pub mod console;
 pub mod control;
 pub mod cpuid;

@@ -1,0 +1,159 @@
+//! What the host says of its KVM before any guest runs.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{Cap, Kvm};
+
+use super::Finding;
+use crate::vm::open_kvm;
+
+/// Where KVM is.
+pub const KVM_PATH: &str = "/dev/kvm";
+/// The read-only slot lies at 32 GiB and may be 1 GiB long.
+const ADDRESS_BITS_MIN: u32 = 36;
+/// Leaf 0x40000001, EAX: kvm-clock (`KVM_FEATURE_CLOCKSOURCE2`).
+const KVM_CLOCK: u32 = 1 << 3;
+
+/// What the machine is built of (Linux Documentation/virt/kvm/api.rst), and what for.
+const CAPABILITIES: [(Cap, &str, &str); 10] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest RAM"),
+    (
+        Cap::ReadonlyMem,
+        "KVM_CAP_READONLY_MEM",
+        "the read-only slot",
+    ),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP", "interrupt controllers"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD", "devices' interrupts"),
+    (
+        Cap::Ioeventfd,
+        "KVM_CAP_IOEVENTFD",
+        "devices' notifications",
+    ),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "the guest's CPUID"),
+    (
+        Cap::TscDeadlineTimer,
+        "KVM_CAP_TSC_DEADLINE_TIMER",
+        "the guest's timer",
+    ),
+    (
+        Cap::ImmediateExit,
+        "KVM_CAP_IMMEDIATE_EXIT",
+        "stopping a guest",
+    ),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR", "Intel's real mode"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK", "kvm-clock"),
+];
+
+/// Opens KVM at `path`, or says why not.
+///
+/// # Errors
+/// The finding that nothing more can be found out.
+pub fn open(path: &Path) -> Result<(Kvm, Finding), Finding> {
+    let name = path.display();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|error| {
+            Finding::bad(match error.kind() {
+                io::ErrorKind::NotFound => format!(
+                    "{name} does not exist: the kernel has no KVM, its module is not loaded, \
+                 or virtualization is off in the firmware"
+                ),
+                io::ErrorKind::PermissionDenied => {
+                    format!("{name} cannot be opened: permission denied (run as root)")
+                }
+                _ => format!("{name} cannot be opened: {error}"),
+            })
+        })?;
+    match open_kvm(file.into()) {
+        Ok(kvm) => Ok((
+            kvm,
+            Finding::good(format!("{name} speaks KVM API version 12")),
+        )),
+        Err(error) => Err(Finding::bad(format!("{name} is not usable: {error}"))),
+    }
+}
+
+/// One finding per capability, and what CPUID has to offer.
+#[must_use]
+pub fn findings(kvm: &Kvm) -> Vec<Finding> {
+    let mut findings: Vec<_> = CAPABILITIES
+        .into_iter()
+        .map(|(capability, name, purpose)| has(kvm.check_extension(capability), name, purpose))
+        .collect();
+    match kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES) {
+        Ok(cpuid) => {
+            let leaf = |number| cpuid.as_slice().iter().find(|leaf| leaf.function == number);
+            let features = leaf(0x4000_0001).map_or(0, |leaf| leaf.eax);
+            findings.push(has(
+                features & KVM_CLOCK != 0,
+                "KVM_FEATURE_CLOCKSOURCE2",
+                "guest time",
+            ));
+            findings.push(address_bits(
+                leaf(0x8000_0008).map_or(0, |leaf| leaf.eax & 0xff),
+            ));
+        }
+        Err(errno) => {
+            findings.push(Finding::bad(format!(
+                "KVM_GET_SUPPORTED_CPUID failed: {errno}"
+            )));
+        }
+    }
+    findings
+}
+
+fn has(there: bool, name: &str, purpose: &str) -> Finding {
+    if there {
+        return Finding::good(format!("{name} is there ({purpose})"));
+    }
+    Finding::bad(format!("{name} is missing, which {purpose} would need"))
+}
+
+fn address_bits(bits: u32) -> Finding {
+    if bits >= ADDRESS_BITS_MIN {
+        return Finding::good(format!("guest-physical addresses have {bits} bits"));
+    }
+    Finding::bad(format!(
+        "guest-physical addresses have {bits} bits, fewer than {ADDRESS_BITS_MIN}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_kvm_is_told_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let finding = open(&directory.path().join("kvm")).unwrap_err();
+        assert!(
+            !finding.good && finding.sentence.contains("does not exist"),
+            "{finding:?}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_not_kvm_is_told_so() {
+        let finding = open(Path::new("/dev/null")).unwrap_err();
+        assert!(finding.sentence.contains("API version"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_missing_capability_names_its_purpose() {
+        let finding = has(false, "KVM_CAP_IRQFD", "devices' interrupts");
+        assert_eq!(
+            finding.sentence,
+            "KVM_CAP_IRQFD is missing, which devices' interrupts would need"
+        );
+    }
+
+    #[test]
+    fn narrow_addresses_are_a_bad_finding() {
+        assert!(!address_bits(32).good && address_bits(40).good);
+    }
+}

@@ -1,0 +1,115 @@
+//! `wasmvm check`: can this host run wasmvm's VMs?
+//!
+//! Flags do not tell: some hosts offer a `/dev/kvm` that emulates the guest's kernel and cannot run an
+//! ordinary one. So after asking for capabilities ([`host`]) a small guest ([`program`], [`guest`])
+//! does what Linux does: it enters ring 3, makes a system call, returns, takes an exception.
+
+pub mod guest;
+pub mod host;
+pub mod program;
+
+use std::error::Error;
+use std::fmt;
+use std::path::Path;
+
+/// One thing found out, in one sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether it is as it has to be.
+    pub good: bool,
+    /// What was found.
+    pub sentence: String,
+}
+
+impl Finding {
+    fn good(sentence: impl Into<String>) -> Self {
+        Self {
+            good: true,
+            sentence: sentence.into(),
+        }
+    }
+
+    fn bad(sentence: impl Into<String>) -> Self {
+        Self {
+            good: false,
+            sentence: sentence.into(),
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = if self.good { "ok " } else { "BAD" };
+        write!(f, "{mark} {}.", self.sentence)
+    }
+}
+
+/// Everything that can be found out about the KVM at `path`, in the order of asking. Runs a guest for
+/// at most some seconds.
+#[must_use]
+pub fn check(path: &Path) -> Vec<Finding> {
+    let (kvm, opened) = match host::open(path) {
+        Ok(opened) => opened,
+        Err(finding) => return vec![finding],
+    };
+    let mut findings = vec![opened];
+    findings.extend(host::findings(&kvm));
+    match guest::run(kvm) {
+        Ok(run) => findings.extend(guest::findings(&run)),
+        Err(error) => findings.push(Finding::bad(chain(&error))),
+    }
+    findings
+}
+
+/// The last line: whether the host will do.
+#[must_use]
+pub fn verdict(findings: &[Finding]) -> Finding {
+    match findings.iter().filter(|finding| !finding.good).count() {
+        0 => Finding::good("this host can run wasmvm"),
+        1 => Finding::bad("this host cannot run wasmvm, for the one reason above"),
+        count => Finding::bad(format!(
+            "this host cannot run wasmvm, for the {count} reasons above"
+        )),
+    }
+}
+
+/// An error and its causes in one sentence.
+fn chain(error: &dyn Error) -> String {
+    let mut sentence = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        sentence.push_str(": ");
+        sentence.push_str(&error.to_string());
+        cause = error.source();
+    }
+    sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_counts_reasons() {
+        let (good, bad) = (Finding::good("a"), Finding::bad("b"));
+        assert!(verdict(std::slice::from_ref(&good)).good);
+        assert!(
+            verdict(&[good.clone(), bad.clone()])
+                .to_string()
+                .contains("one reason")
+        );
+        assert!(
+            verdict(&[bad.clone(), bad])
+                .to_string()
+                .contains("2 reasons")
+        );
+        assert_eq!(good.to_string(), "ok  a.");
+    }
+
+    #[test]
+    fn without_kvm_there_is_one_finding() {
+        let findings = check(Path::new("/nonexistent/kvm"));
+        assert_eq!(findings.len(), 1);
+        assert!(!verdict(&findings).good);
+    }
+}
