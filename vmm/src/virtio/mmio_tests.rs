@@ -7,6 +7,7 @@ use super::super::{ActivateError, INTERRUPT_USED_RING};
 use crate::layout::MIB;
 use crate::memory::allocate;
 use proptest::prelude::*;
+use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX;

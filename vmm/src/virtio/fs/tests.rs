@@ -1,6 +1,12 @@
 //! The device, driven by a queue in guest memory as Linux's driver does it. Needs root: files are made
 //! with the owner who asks for them.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small lengths and flags, put into the fields of FUSE"
+)]
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
