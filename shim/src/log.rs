@@ -1,0 +1,108 @@
+//! The daemon's log: lines into the bundle's `log` FIFO, which containerd copies to its own log.
+//!
+//! ```text
+//! tracing ──► LogFifo (non-blocking) ──► <bundle>/log ──► containerd's standard error
+//! ```
+//!
+//! A log never stops the shim: when containerd does not read, what does not fit into the FIFO is
+//! dropped. It is opened for reading too, so that a restart of containerd is no error.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use tracing::Level;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// The FIFO that containerd creates in every bundle.
+const LOG_FIFO: &str = "log";
+
+/// Where lines go; nowhere when there is no FIFO.
+#[derive(Clone, Debug)]
+struct LogFifo(Option<Arc<File>>);
+
+impl LogFifo {
+    fn open(bundle: &Path) -> Self {
+        let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(bundle.join(LOG_FIFO));
+        Self(file.ok().map(Arc::new))
+    }
+}
+
+impl Write for LogFifo {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Some(mut file) = self.0.as_deref() {
+            // Full: the line is lost, the task is not.
+            let _ = file.write(line);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogFifo {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// Sends every `tracing` line of this process, and the message of a panic, to the bundle's FIFO.
+pub fn init(bundle: &Path, debug: bool) {
+    let level = if debug { Level::DEBUG } else { Level::INFO };
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(LogFifo::open(bundle))
+        .with_max_level(level)
+        .with_ansi(false)
+        .finish();
+    // Only fails when called twice; the first one stays.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    std::panic::set_hook(Box::new(
+        |panic| tracing::error!(%panic, "the shim panicked"),
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    #[test]
+    fn lines_reach_the_fifo_and_a_full_one_blocks_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            dir.path().join(LOG_FIFO),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        let log = LogFifo::open(dir.path());
+        let mut first = [0; 6];
+        log.make_writer().write_all(b"first\n").unwrap();
+        log.0.as_deref().unwrap().read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"first\n");
+        for _ in 0..1000 {
+            log.make_writer().write_all(&[b'x'; 1024]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_bundle_without_a_fifo_is_silent() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = LogFifo::open(dir.path());
+        log.make_writer().write_all(b"lost\n").unwrap();
+    }
+}
