@@ -1,0 +1,183 @@
+//! Opening the client's FIFOs.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use tokio::net::unix::pipe;
+
+use crate::error::ErrorCode;
+
+/// Why a stream was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum StdioError {
+    /// `file://`, `binary://` or what else may come before a path.
+    #[error("{stream} is {uri:?}; only the path of a FIFO is supported yet")]
+    Scheme {
+        /// `stdin`, `stdout` or `stderr`.
+        stream: &'static str,
+        /// What the request says.
+        uri: String,
+    },
+    /// Something else lies there.
+    #[error("{stream} is {path}, which is not a FIFO")]
+    NotFifo {
+        /// `stdin`, `stdout` or `stderr`.
+        stream: &'static str,
+        /// What the request says.
+        path: PathBuf,
+    },
+    /// The FIFO cannot be opened.
+    #[error("cannot open {path} as {stream}")]
+    Open {
+        /// `stdin`, `stdout` or `stderr`.
+        stream: &'static str,
+        /// What the request says.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl StdioError {
+    /// How containerd is answered.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            // Not Unimplemented: on that containerd 2.x repeats the request in an older dialect.
+            Self::Scheme { .. } | Self::NotFifo { .. } => ErrorCode::InvalidArgument,
+            Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                ErrorCode::NotFound
+            }
+            Self::Open { .. } => ErrorCode::Internal,
+        }
+    }
+}
+
+/// The path in a stream's name: a bare path or `fifo://` before it; `None` when empty.
+pub fn path<'a>(stream: &'static str, name: &'a str) -> Result<Option<&'a Path>, StdioError> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let path = name.strip_prefix("fifo://").unwrap_or(name);
+    if path.starts_with('/') {
+        return Ok(Some(Path::new(path)));
+    }
+    Err(StdioError::Scheme {
+        stream,
+        uri: name.to_owned(),
+    })
+}
+
+/// The FIFO that a client writes.
+#[derive(Debug)]
+pub struct InputFifo {
+    pub(super) reader: pipe::Receiver,
+    /// Ours: without it a client that goes away would be the end of the file. Dropped by `CloseIO`.
+    pub(super) writer: Option<File>,
+}
+
+impl InputFifo {
+    /// Opens both ends, without waiting for a client.
+    ///
+    /// # Errors
+    /// [`StdioError`], naming the path.
+    pub fn open(path: &Path) -> Result<Self, StdioError> {
+        let reader = open("stdin", path, OpenOptions::new().read(true))?;
+        let writer = open("stdin", path, OpenOptions::new().write(true))?;
+        let reader = pipe::Receiver::from_file(reader).map_err(|source| StdioError::Open {
+            stream: "stdin",
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            reader,
+            writer: Some(writer),
+        })
+    }
+}
+
+/// A FIFO that a client reads.
+#[derive(Debug)]
+pub struct OutputFifo {
+    pub(super) stream: &'static str,
+    pub(super) writer: pipe::Sender,
+    /// Ours: with it a client that goes away and comes back breaks nothing, and what is in the FIFO
+    /// stays there until somebody reads it.
+    pub(super) reader: Option<File>,
+}
+
+impl OutputFifo {
+    /// Opens both ends, without waiting for a client.
+    ///
+    /// # Errors
+    /// [`StdioError`], naming the path.
+    pub fn open(stream: &'static str, path: &Path) -> Result<Self, StdioError> {
+        // In this order: to open a FIFO for writing fails as long as nobody reads it.
+        let reader = open(stream, path, OpenOptions::new().read(true))?;
+        let writer = open(stream, path, OpenOptions::new().write(true))?;
+        let writer = pipe::Sender::from_file(writer).map_err(|source| StdioError::Open {
+            stream,
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            stream,
+            writer,
+            reader: Some(reader),
+        })
+    }
+}
+
+fn open(stream: &'static str, path: &Path, options: &mut OpenOptions) -> Result<File, StdioError> {
+    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let error = |source| StdioError::Open {
+        stream,
+        path: path.to_owned(),
+        source,
+    };
+    let file = options
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .map_err(error)?;
+    if file.metadata().map_err(error)?.file_type().is_fifo() {
+        return Ok(file);
+    }
+    Err(StdioError::NotFifo {
+        stream,
+        path: path.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_paths_of_fifos() {
+        assert_eq!(path("stdin", "").unwrap(), None);
+        assert_eq!(path("stdin", "/a/b").unwrap(), Some(Path::new("/a/b")));
+        assert_eq!(path("stdin", "fifo:///a").unwrap(), Some(Path::new("/a")));
+        let error = path("stdout", "binary:///usr/bin/log?a=b").unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        assert!(
+            error.to_string().starts_with("stdout is \"binary:"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_no_fifo_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let error = OutputFifo::open("stderr", &file).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        let error = InputFifo::open(&dir.path().join("absent")).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::NotFound);
+        let directory = OutputFifo::open("stdout", dir.path()).unwrap_err();
+        assert_eq!(directory.code(), ErrorCode::InvalidArgument);
+    }
+}
