@@ -1,0 +1,184 @@
+//! `Create`: streams opened, VM booted, program loaded.
+//!
+//! Cheap refusals come first. `Delete` may come at any point (`ctr` gave up) and ends the boot.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protobuf::MessageField;
+use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
+
+use super::{Move, SandboxMaker, Task, TaskSandbox, Vm, life};
+use crate::agent::{Agent, AgentError};
+use crate::error::{ErrorCode, Refusal};
+use crate::events::Event;
+use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError};
+
+/// How long a broken connection waits for the VMM's word on why.
+const REASON_MAX: Duration = Duration::from_secs(1);
+
+/// Why a task was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// A FIFO of the request.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The bundle, the rootfs, the program or the host.
+    #[error(transparent)]
+    Sandbox(Refusal),
+    /// The agent would not load the program.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The guest died meanwhile.
+    #[error("the VM ended before the program was loaded: {reason}{}", console(.console_tail))]
+    VmEnded {
+        /// What the VMM says.
+        reason: String,
+        /// The end of the guest's console.
+        console_tail: String,
+    },
+    /// `Delete` came first.
+    #[error("task {0} was deleted while it was being created")]
+    Aborted(String),
+}
+
+fn console(tail: &str) -> String {
+    match tail.trim() {
+        "" => String::new(),
+        tail => format!("; its console ends with: {tail}"),
+    }
+}
+
+impl CreateError {
+    /// How containerd is answered.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Stdio(error) => error.code(),
+            Self::Sandbox(refusal) => refusal.code,
+            Self::Agent(error) => error.code(),
+            Self::VmEnded { .. } => ErrorCode::Unavailable,
+            Self::Aborted(_) => ErrorCode::FailedPrecondition,
+        }
+    }
+}
+
+impl From<CreateError> for Refusal {
+    fn from(error: CreateError) -> Self {
+        Self::new(error.code(), &error)
+    }
+}
+
+impl Task {
+    /// Boots the VM and loads the program: the task's pid.
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        maker: &dyn SandboxMaker,
+    ) -> Result<u32, CreateError> {
+        let stdio = Stdio::open(&self.names)?;
+        let sandbox = tokio::select! {
+            made = maker.create(self.order.clone()) => made.map_err(CreateError::Sandbox)?,
+            error = self.aborted() => {
+                if let Err(left) = maker.undo(&self.order).await {
+                    tracing::error!(task_id = %self.order.id, %left, "cannot undo an aborted create");
+                }
+                return Err(error);
+            }
+        };
+        let loaded = tokio::select! {
+            loaded = self.load(&*sandbox, &stdio) => loaded,
+            error = self.aborted() => Err(error),
+        };
+        match loaded {
+            Ok((agent, streams)) => Ok(self.created(sandbox, agent, stdio, streams)),
+            Err(error) => {
+                let error = explain(&*sandbox, error).await;
+                if let Err(left) = sandbox.destroy().await {
+                    tracing::error!(task_id = %self.order.id, %left, "cannot undo a failed create");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn aborted(&self) -> CreateError {
+        // Fails only when the sender is gone, and the sender is ours.
+        let _ = self.abort.subscribe().wait_for(|abort| *abort).await;
+        CreateError::Aborted(self.order.id.clone())
+    }
+
+    async fn load(
+        &self,
+        sandbox: &dyn TaskSandbox,
+        stdio: &Stdio,
+    ) -> Result<(Agent, GuestStreams), CreateError> {
+        let load = async {
+            let agent = Agent::connect(sandbox, &self.order.id).await?;
+            let streams = agent.create(sandbox, stdio).await?;
+            Ok::<_, AgentError>((agent, streams))
+        };
+        tokio::select! {
+            biased;
+            loaded = load => Ok(loaded?),
+            end = sandbox.vm_ended() => Err(CreateError::VmEnded {
+                reason: end.reason,
+                console_tail: end.console_tail,
+            }),
+        }
+    }
+
+    fn created(
+        self: &Arc<Self>,
+        sandbox: Arc<dyn TaskSandbox>,
+        agent: Agent,
+        stdio: Stdio,
+        streams: GuestStreams,
+    ) -> u32 {
+        let pid = sandbox.pid();
+        let pumps = Pumps::start(stdio, streams);
+        let stdin = pumps.stdin_closer();
+        let vm = Vm {
+            sandbox,
+            agent,
+            stdin,
+            destroyed: tokio::sync::Mutex::new(false),
+        };
+        // Both happen once: nobody else sets them while the task is being created.
+        let set = self.vm.set(vm).is_ok() && self.make(Move::Created).is_ok();
+        debug_assert!(set, "a task is created once");
+        self.events.publish(Event::Create(self.create_event(pid)));
+        tokio::spawn(life::live(self.clone(), pumps));
+        pid
+    }
+
+    fn create_event(&self, pid: u32) -> TaskCreate {
+        TaskCreate {
+            container_id: self.order.id.clone(),
+            bundle: self.bundle(),
+            rootfs: self.order.rootfs.clone(),
+            io: MessageField::some(TaskIO {
+                stdin: self.names.stdin.clone(),
+                stdout: self.names.stdout.clone(),
+                stderr: self.names.stderr.clone(),
+                ..Default::default()
+            }),
+            pid,
+            ..Default::default()
+        }
+    }
+}
+
+/// A connection breaks when the VM ends; the VMM knows why, a moment later.
+async fn explain(sandbox: &dyn TaskSandbox, error: CreateError) -> CreateError {
+    let silent = matches!(&error, CreateError::Agent(agent) if agent.is_silence());
+    if !silent {
+        return error;
+    }
+    match tokio::time::timeout(REASON_MAX, sandbox.vm_ended()).await {
+        Ok(end) => CreateError::VmEnded {
+            reason: end.reason,
+            console_tail: end.console_tail,
+        },
+        Err(_) => error,
+    }
+}

@@ -1,0 +1,290 @@
+//! A sandbox whose guest is a ttrpc server in this process, and an event sink that remembers.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+use wasmvm_protocol::agent::Program;
+use wasmvm_protocol::agent::containerd::api as pb;
+use wasmvm_protocol::agent::containerd::shim_async::{Task as TaskService, create_task};
+use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
+use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
+
+use super::{SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+use crate::error::{ErrorCode, Refusal};
+use crate::events::{Event, EventSink};
+
+pub const PID: u32 = 4711;
+
+/// Keeps what is published.
+#[derive(Debug, Default)]
+pub struct Recorder(pub Mutex<Vec<Event>>);
+
+impl EventSink for Recorder {
+    fn publish(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+impl Recorder {
+    /// One word per event; an exit with its status.
+    pub fn words(&self) -> Vec<String> {
+        let events = self.0.lock().unwrap();
+        let word = |event: &Event| match event {
+            Event::Create(create) => format!("create {}", create.pid),
+            Event::Start(start) => format!("start {}", start.pid),
+            Event::Exit(exit) => format!("exit {}", exit.exit_status),
+            Event::Delete(delete) => format!("delete {}", delete.exit_status),
+        };
+        events.iter().map(word).collect()
+    }
+}
+
+/// How the guest takes a signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Obedience {
+    /// The program ends, with 128+n.
+    #[default]
+    Obeys,
+    /// Says yes and does nothing.
+    Lies,
+    /// Says nothing.
+    Silent,
+}
+
+/// The guest's side: what the tests set and see.
+#[derive(Debug)]
+pub struct Guest {
+    pub exit: watch::Sender<Option<u32>>,
+    /// Start is answered only when this is true.
+    pub answers_start: watch::Sender<bool>,
+    pub obedience: Mutex<Obedience>,
+    pub refuses_create: Mutex<Option<(ttrpc::Code, &'static str)>>,
+    pub created: Mutex<Option<pb::CreateTaskRequest>>,
+    pub streams: Mutex<HashMap<u64, (StreamHeader, UnixStream)>>,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            exit: watch::Sender::new(None),
+            answers_start: watch::Sender::new(true),
+            obedience: Mutex::default(),
+            refuses_create: Mutex::default(),
+            created: Mutex::default(),
+            streams: Mutex::default(),
+        }
+    }
+}
+
+impl Guest {
+    /// The program's end of a stream.
+    pub fn take(&self, token: u64) -> UnixStream {
+        self.streams.lock().unwrap().remove(&token).unwrap().1
+    }
+
+    /// The program ends, and its streams with it.
+    pub fn exits(&self, status: u32) {
+        self.streams.lock().unwrap().clear();
+        self.exit.send_replace(Some(status));
+    }
+}
+
+struct Agent(Arc<Guest>);
+
+#[async_trait]
+impl TaskService for Agent {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: pb::CreateTaskRequest,
+    ) -> ttrpc::Result<pb::CreateTaskResponse> {
+        if let Some((code, sentence)) = *self.0.refuses_create.lock().unwrap() {
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, sentence)));
+        }
+        *self.0.created.lock().unwrap() = Some(request);
+        Ok(pb::CreateTaskResponse::new())
+    }
+
+    async fn start(
+        &self,
+        _: &TtrpcContext,
+        _: pb::StartRequest,
+    ) -> ttrpc::Result<pb::StartResponse> {
+        let mut answers = self.0.answers_start.subscribe();
+        answers.wait_for(|answers| *answers).await.unwrap();
+        Ok(pb::StartResponse::new())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: pb::KillRequest) -> ttrpc::Result<pb::Empty> {
+        let obedience = *self.0.obedience.lock().unwrap();
+        match obedience {
+            Obedience::Obeys => self.0.exits(128 + request.signal),
+            Obedience::Lies => {}
+            Obedience::Silent => std::future::pending().await,
+        }
+        Ok(pb::Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, _: pb::WaitRequest) -> ttrpc::Result<pb::WaitResponse> {
+        let mut exits = self.0.exit.subscribe();
+        let status = exits.wait_for(Option::is_some).await.unwrap().unwrap();
+        Ok(pb::WaitResponse {
+            exit_status: status,
+            ..Default::default()
+        })
+    }
+}
+
+/// A VM that is a socket.
+pub struct FakeSandbox {
+    guest: Arc<Guest>,
+    agent: PathBuf,
+    _dir: tempfile::TempDir,
+    _server: Mutex<Server>,
+    end: watch::Sender<Option<VmEnding>>,
+    pub recorded: AtomicU32,
+    pub destroyed: AtomicU32,
+    pub destroy_fails: AtomicBool,
+}
+
+impl FakeSandbox {
+    async fn boot(guest: Arc<Guest>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = dir.path().join("agent");
+        let listener = UnixListener::bind(&agent).unwrap();
+        let mut server = Server::new()
+            .add_listener(Listener::from(listener))
+            .register_service(create_task(Arc::new(Agent(guest.clone()))));
+        server.start().await.unwrap();
+        Self {
+            guest,
+            agent,
+            _dir: dir,
+            _server: Mutex::new(server),
+            end: watch::Sender::new(None),
+            recorded: AtomicU32::new(u32::MAX),
+            destroyed: AtomicU32::new(0),
+            destroy_fails: AtomicBool::new(false),
+        }
+    }
+
+    /// The VM ends by itself.
+    pub fn dies(&self, reason: &str) {
+        self.guest.streams.lock().unwrap().clear();
+        self.end.send_if_modified(|end| {
+            let first = end.is_none();
+            end.get_or_insert(VmEnding {
+                reason: reason.to_owned(),
+                console_tail: String::new(),
+            });
+            first
+        });
+    }
+}
+
+#[async_trait]
+impl TaskSandbox for FakeSandbox {
+    fn pid(&self) -> u32 {
+        PID
+    }
+
+    fn program(&self) -> Program {
+        Program {
+            args: vec!["/app.wasm".to_owned()],
+            ..Default::default()
+        }
+    }
+
+    async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {
+        match port {
+            AGENT_PORT => Ok(UnixStream::connect(&self.agent).await.unwrap()),
+            STREAM_PORT => {
+                let (shim, mut guest) = UnixStream::pair().unwrap();
+                let streams = self.guest.clone();
+                tokio::spawn(async move {
+                    let mut fixed = [0; STREAM_HEADER_FIXED_BYTES];
+                    guest.read_exact(&mut fixed).await.unwrap();
+                    let (task, exec) = StreamHeader::id_lengths(&fixed).unwrap();
+                    let mut ids = vec![0; task + exec];
+                    guest.read_exact(&mut ids).await.unwrap();
+                    let header = StreamHeader::from_parts(&fixed, &ids).unwrap();
+                    let mut streams = streams.streams.lock().unwrap();
+                    streams.insert(header.token, (header, guest));
+                });
+                Ok(shim)
+            }
+            _ => Err(Refusal::say(ErrorCode::Unavailable, "nobody listens")),
+        }
+    }
+
+    async fn vm_ended(&self) -> VmEnding {
+        let mut ends = self.end.subscribe();
+        let end = ends.wait_for(Option::is_some).await.unwrap();
+        end.clone().unwrap()
+    }
+
+    fn kill_vm(&self) {
+        self.dies("killed");
+    }
+
+    fn record_exit(&self, status: u32, _: SystemTime) {
+        self.recorded.store(status, Ordering::Relaxed);
+    }
+
+    async fn destroy(&self) -> Result<(), Refusal> {
+        self.dies("destroyed");
+        if self.destroy_fails.load(Ordering::Relaxed) {
+            return Err(Refusal::say(ErrorCode::Internal, "the cgroup is busy"));
+        }
+        self.destroyed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Makes one kind of sandbox and remembers the last.
+#[derive(Default)]
+pub struct FakeMaker {
+    pub guest: Arc<Guest>,
+    pub last: Mutex<Option<Arc<FakeSandbox>>>,
+    pub never_boots: AtomicBool,
+    pub undone: AtomicU32,
+}
+
+impl FakeMaker {
+    pub fn sandbox(&self) -> Arc<FakeSandbox> {
+        self.last.lock().unwrap().clone().unwrap()
+    }
+}
+
+#[async_trait]
+impl SandboxMaker for FakeMaker {
+    async fn create(&self, _: SandboxOrder) -> Result<Arc<dyn TaskSandbox>, Refusal> {
+        if self.never_boots.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        let sandbox = Arc::new(FakeSandbox::boot(self.guest.clone()).await);
+        *self.last.lock().unwrap() = Some(sandbox.clone());
+        Ok(sandbox)
+    }
+
+    async fn undo(&self, _: &SandboxOrder) -> Result<(), Refusal> {
+        self.undone.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Far longer than anything takes, so that a hang is a failure.
+pub async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), work)
+        .await
+        .expect("hangs")
+}

@@ -1,0 +1,127 @@
+//! The tasks of this shim, by id. One today; the containers of a pod later.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::{Exit, Move, SandboxMaker, SandboxOrder, Task};
+use crate::error::{ErrorCode, Refusal};
+use crate::events::EventSink;
+use crate::stdio::StdioNames;
+
+/// Everything of a `Create` request that counts.
+#[derive(Clone, Debug)]
+pub struct TaskOrder {
+    /// What the VM is made of.
+    pub sandbox: SandboxOrder,
+    /// The client's FIFOs.
+    pub stdio: StdioNames,
+}
+
+/// All tasks.
+pub struct Tasks {
+    maker: Arc<dyn SandboxMaker>,
+    events: Arc<dyn EventSink>,
+    tasks: Mutex<HashMap<String, Arc<Task>>>,
+    count: watch::Sender<usize>,
+}
+
+impl std::fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tasks")
+            .field("tasks", &*self.lock())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tasks {
+    /// None yet.
+    #[must_use]
+    pub fn new(maker: Arc<dyn SandboxMaker>, events: Arc<dyn EventSink>) -> Self {
+        Self {
+            maker,
+            events,
+            tasks: Mutex::default(),
+            count: watch::Sender::new(0),
+        }
+    }
+
+    /// How many there are, those being created included.
+    #[must_use]
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    /// The task of this id.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn get(&self, id: &str) -> Result<Arc<Task>, Refusal> {
+        self.lock()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Refusal::say(ErrorCode::NotFound, format!("task {id} does not exist")))
+    }
+
+    /// Creates a task: its pid. To be run where it is not dropped.
+    ///
+    /// # Errors
+    /// A [`super::CreateError`] as containerd is to read it; then nothing is left of the task.
+    pub async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
+        let id = order.sandbox.id.clone();
+        let task = Task::new(order.sandbox, order.stdio, self.events.clone());
+        let task = self.insert(&id, Arc::new(task))?;
+        let created = task.create(&*self.maker).await;
+        if let Err(error) = &created {
+            self.remove(&id, &task);
+            let never_ran = Exit {
+                status: 0,
+                at: std::time::SystemTime::now(),
+            };
+            // Releases a Delete that waits; no other move can have come before.
+            let _ = task.make(Move::CreateFailed(never_ran));
+            tracing::info!(task_id = id, error = crate::error::chain(error), "no task");
+        }
+        created.map_err(Refusal::from)
+    }
+
+    /// Deletes a task: its pid and how it ended. To be run where it is not dropped.
+    ///
+    /// # Errors
+    /// [`super::TaskError`] as containerd is to read it; the task stays.
+    pub async fn delete(&self, id: &str) -> Result<(u32, Exit), Refusal> {
+        let task = self.get(id)?;
+        let exit = task.delete().await?;
+        self.remove(id, &task);
+        Ok((task.pid(), exit))
+    }
+
+    fn insert(&self, id: &str, task: Arc<Task>) -> Result<Arc<Task>, Refusal> {
+        let mut tasks = self.lock();
+        let inserted = match tasks.entry(id.to_owned()) {
+            Entry::Occupied(_) => Err(Refusal::say(
+                ErrorCode::AlreadyExists,
+                format!("task {id} exists already; delete it first"),
+            )),
+            Entry::Vacant(vacant) => Ok(vacant.insert(task).clone()),
+        };
+        self.count.send_replace(tasks.len());
+        inserted
+    }
+
+    /// Removes this task; a later one of the same id stays.
+    fn remove(&self, id: &str, task: &Arc<Task>) {
+        let mut tasks = self.lock();
+        if tasks.get(id).is_some_and(|there| Arc::ptr_eq(there, task)) {
+            tasks.remove(id);
+        }
+        self.count.send_replace(tasks.len());
+    }
+
+    /// The map is whole after every statement, so a panic elsewhere has not broken it.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Task>>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,64 @@
+//! What a task needs of the host: the seam where tests put a fake.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+use wasmvm_protocol::agent::Program;
+use wasmvm_protocol::agent::containerd::api::Mount;
+
+use crate::error::Refusal;
+
+/// What containerd asks for in `Create`, without the streams.
+#[derive(Clone, Debug)]
+pub struct SandboxOrder {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The task's id.
+    pub id: String,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// Mounts that make the rootfs.
+    pub rootfs: Vec<Mount>,
+}
+
+/// Why a VM is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmEnding {
+    /// One sentence.
+    pub reason: String,
+    /// The last of the guest's console; often empty.
+    pub console_tail: String,
+}
+
+/// Makes sandboxes.
+#[async_trait]
+pub trait SandboxMaker: Send + Sync + 'static {
+    /// Boots a VM whose agent is ready. When it fails nothing stays; when the future is dropped,
+    /// [`SandboxMaker::undo`] has to follow.
+    async fn create(&self, order: SandboxOrder) -> Result<Arc<dyn TaskSandbox>, Refusal>;
+
+    /// Removes what a dropped `create` has left.
+    async fn undo(&self, order: &SandboxOrder) -> Result<(), Refusal>;
+}
+
+/// The VM of one task and everything on the host that belongs to it.
+#[async_trait]
+pub trait TaskSandbox: Send + Sync + 'static {
+    /// The VMM's pid, which is the task's.
+    fn pid(&self) -> u32;
+    /// What to run, from the bundle.
+    fn program(&self) -> Program;
+    /// A byte stream to a port of the guest.
+    async fn connect(&self, port: u32) -> Result<UnixStream, Refusal>;
+    /// Waits for the end of the VM. Any number may wait.
+    async fn vm_ended(&self) -> VmEnding;
+    /// Ends the VM at once, whatever the guest does.
+    fn kill_vm(&self);
+    /// Keeps the exit for a `delete` after the shim's death.
+    fn record_exit(&self, status: u32, exited_at: SystemTime);
+    /// Ends the VM, waits for it and removes all that belongs to it. Idempotent.
+    async fn destroy(&self) -> Result<(), Refusal>;
+}

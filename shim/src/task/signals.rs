@@ -1,0 +1,31 @@
+//! Linux signal numbers, as far as the shim has to tell them apart (signal(7)).
+
+/// The highest real-time signal.
+pub const SIGNAL_MAX: u32 = 64;
+/// Not a signal: asks whether the program is there.
+pub const PROBE: u32 = 0;
+/// Cannot be caught.
+pub const SIGKILL: u32 = 9;
+
+/// SIGCHLD, SIGCONT, SIGURG and SIGWINCH are ignored; SIGSTOP, SIGTSTP, SIGTTIN and SIGTTOU stop.
+const HARMLESS: [u32; 8] = [17, 18, 23, 28, 19, 20, 21, 22];
+
+/// Whether the signal ends a program that does not handle it.
+pub fn ends_by_default(signal: u32) -> bool {
+    !HARMLESS.contains(&signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_ones_end_a_program() {
+        for signal in [1, 2, 9, 15, 34, 64] {
+            assert!(ends_by_default(signal));
+        }
+        for signal in [17, 19, 28] {
+            assert!(!ends_by_default(signal));
+        }
+    }
+}
