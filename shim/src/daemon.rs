@@ -1,0 +1,180 @@
+//! The daemon: serves one task (later one pod) until containerd has no more use for it.
+//!
+//! ```text
+//! start ─ listener as standard input ─► serve ─► task v2 + v3 on one socket
+//!                                         └ ends: Shutdown, or no task for IDLE_MAX
+//! ```
+//!
+//! One thread runs everything here. What blocks (mounts, clone, compile) has threads of its own.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, Service as ServiceTable};
+use wasmvm_protocol::agent::containerd::shim_async::{Task as TaskService, create_task};
+
+use crate::events::{EventSink, Publisher};
+use crate::host::Host;
+use crate::launch::{Args, EVENTS_ADDRESS_VARIABLE};
+use crate::service::Service;
+use crate::task::Tasks;
+
+/// A daemon without a task ends by itself: containerd may have refused the reply of `start`, or died
+/// between two requests.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// For the last answers to leave; nothing else is on its way then.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// As `containerd-shim-protos` registers it.
+const TASK_V3: &str = "containerd.task.v3.Task";
+/// What containerd 1.6 to 2.x asks for when it was told a bare address.
+const TASK_V2: &str = "containerd.task.v2.Task";
+
+/// Why the daemon does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Not started by `start`.
+    #[error("standard input is not a listening socket; `serve` is run by `start` alone")]
+    Listener(#[source] io::Error),
+    /// The process could not be set up.
+    #[error("cannot {0}")]
+    SetUp(&'static str, #[source] io::Error),
+    /// ttrpc does not start.
+    #[error("cannot serve the socket")]
+    Server(#[source] ttrpc::Error),
+}
+
+/// Serves until there is nothing left to serve.
+///
+/// # Errors
+/// [`DaemonError`], when it cannot begin to.
+pub fn serve(args: &Args) -> Result<(), DaemonError> {
+    let (listener, path) = take_listener()?;
+    // Fails only when we lead a session already, which is what we want.
+    let _ = rustix::process::setsid();
+    let bundle = std::env::current_dir()
+        .map_err(|error| DaemonError::SetUp("find the working directory", error))?;
+    crate::log::init(&bundle, args.debug);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| DaemonError::SetUp("start the runtime", error))?;
+    let served = runtime.block_on(run(args, listener, &path));
+    if let Err(error) = &served {
+        tracing::error!(error = crate::error::chain(error), "the shim cannot serve");
+    }
+    // Threads that still block must not keep the process.
+    runtime.shutdown_background();
+    served
+}
+
+/// The listener is standard input; in its place comes the null device.
+fn take_listener() -> Result<(UnixListener, PathBuf), DaemonError> {
+    let listener = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(UnixListener::from)
+        .map_err(DaemonError::Listener)?;
+    let path = listener
+        .local_addr()
+        .map_err(DaemonError::Listener)?
+        .as_pathname()
+        .map(Path::to_owned)
+        .ok_or_else(|| DaemonError::Listener(io::ErrorKind::AddrNotAvailable.into()))?;
+    let null = std::fs::File::open("/dev/null")
+        .map_err(|error| DaemonError::SetUp("open /dev/null", error))?;
+    rustix::stdio::dup2_stdin(&null)
+        .map_err(|errno| DaemonError::SetUp("replace standard input", errno.into()))?;
+    listener
+        .set_nonblocking(true)
+        .map_err(DaemonError::Listener)?;
+    Ok((listener, path))
+}
+
+async fn run(args: &Args, listener: UnixListener, path: &Path) -> Result<(), DaemonError> {
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(DaemonError::Listener)?;
+    let events = Arc::new(Publisher::new(&args.namespace, events_address(args)));
+    let (shutdown, mut wanted) = watch::channel(false);
+    let tasks = Arc::new(Tasks::new(
+        Arc::new(Host),
+        events.clone() as Arc<dyn EventSink>,
+    ));
+    let service = Service::new(&args.namespace, tasks.clone(), shutdown);
+    let mut server = Server::new()
+        .add_listener(Listener::from(listener))
+        .register_service(services(&Arc::new(service)));
+    ignore_signals()?;
+    server.start().await.map_err(DaemonError::Server)?;
+    tracing::debug!(task_id = %args.id, pid = std::process::id(), "serving");
+    let why = tokio::select! {
+        // The sender lives in the service, and that in the server.
+        _ = wanted.wait_for(|shutdown| *shutdown) => "asked to",
+        () = idle(tasks.count()) => "no task",
+    };
+    // Before the socket closes: what is bound to the name afterwards is not ours.
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
+    }
+    events.flush().await;
+    let closed = tokio::time::timeout(CLOSE_MAX, server.shutdown()).await;
+    tracing::debug!(task_id = %args.id, why, in_order = closed.is_ok(), "the shim ends");
+    Ok(())
+}
+
+/// One implementation under two names: the messages differ in the name of their package only.
+fn services<T: TaskService + Send + Sync + 'static>(
+    service: &Arc<T>,
+) -> std::collections::HashMap<String, ServiceTable> {
+    let mut services = create_task(service.clone());
+    for (name, table) in create_task(service.clone()) {
+        debug_assert_eq!(name, TASK_V3, "the version that the protos crate speaks");
+        services.insert(TASK_V2.to_owned(), table);
+    }
+    services
+}
+
+/// Returns when there has been no task for [`IDLE_MAX`].
+async fn idle(mut count: watch::Receiver<usize>) {
+    loop {
+        // Errors mean that the tasks are gone, and with them any use.
+        if count.wait_for(|count| *count == 0).await.is_err() {
+            return;
+        }
+        let busy = count.wait_for(|count| *count > 0);
+        match tokio::time::timeout(IDLE_MAX, busy).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+fn events_address(args: &Args) -> PathBuf {
+    match std::env::var_os(EVENTS_ADDRESS_VARIABLE) {
+        Some(address) => address.into(),
+        None => format!("{}.ttrpc", args.address).into(),
+    }
+}
+
+/// The task's end is containerd's to decide; a signal to the shim's group must not take it away.
+fn ignore_signals() -> Result<(), DaemonError> {
+    for kind in [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ] {
+        let mut signals =
+            signal(kind).map_err(|error| DaemonError::SetUp("handle signals", error))?;
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                tracing::info!(signal = kind.as_raw_value(), "ignored");
+            }
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! The real sandbox behind the seam of [`crate::task`]: types translated, nothing else.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+use wasmvm_protocol::agent::Program;
+
+use crate::cleanup;
+use crate::config::Config;
+use crate::error::{ErrorCode, Refusal, chain};
+use crate::journal::{ExitRecord, STATE_ROOT};
+use crate::sandbox::{Sandbox, SandboxError, SandboxRequest};
+use crate::task::{SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+use crate::tree::RootfsMount;
+
+/// Boots VMs on this host.
+#[derive(Debug)]
+pub struct Host;
+
+fn refuse(error: &SandboxError) -> Refusal {
+    Refusal::new(error.code(), error)
+}
+
+impl From<SandboxOrder> for SandboxRequest {
+    fn from(order: SandboxOrder) -> Self {
+        let rootfs = order.rootfs.into_iter().map(|mount| RootfsMount {
+            kind: mount.type_,
+            source: mount.source,
+            target: mount.target,
+            options: mount.options,
+        });
+        Self {
+            rootfs: rootfs.collect(),
+            namespace: order.namespace,
+            id: order.id,
+            bundle: order.bundle,
+        }
+    }
+}
+
+#[async_trait]
+impl SandboxMaker for Host {
+    async fn create(&self, order: SandboxOrder) -> Result<Arc<dyn TaskSandbox>, Refusal> {
+        let config = Config::load().map_err(|error| Refusal::new(error.code(), &error))?;
+        match Sandbox::create(order.into(), &config).await {
+            Ok(sandbox) => Ok(Arc::new(sandbox)),
+            Err(error) => Err(refuse(&error)),
+        }
+    }
+
+    async fn undo(&self, order: &SandboxOrder) -> Result<(), Refusal> {
+        let (namespace, id) = (order.namespace.clone(), order.id.clone());
+        // It waits for processes and cgroups to end.
+        let undone = tokio::task::spawn_blocking(move || {
+            cleanup::undo(Path::new(STATE_ROOT), &namespace, &id)
+                .map(drop)
+                .map_err(|error| Refusal::new(error.code(), &error))
+        });
+        undone
+            .await
+            .unwrap_or_else(|error| Err(Refusal::new(ErrorCode::Internal, &error)))
+    }
+}
+
+#[async_trait]
+impl TaskSandbox for Sandbox {
+    fn pid(&self) -> u32 {
+        Self::pid(self)
+    }
+
+    fn program(&self) -> Program {
+        let spec = self.spec();
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let preopens = self.mounted_directories().iter();
+        Program {
+            args: spec.args.clone(),
+            env: spec.env.clone(),
+            cwd: text(&spec.cwd),
+            uid: spec.user.uid,
+            gid: spec.user.gid,
+            additional_gids: spec.user.additional_gids.clone(),
+            memory_bytes_max: self.wasm_memory_bytes_max(),
+            preopens: preopens.map(|path| text(path)).collect(),
+            guest_dev: spec.guest_dev,
+            hostname: spec.hostname.clone(),
+            ..Default::default()
+        }
+    }
+
+    async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {
+        Self::connect(self, port)
+            .await
+            .map_err(|error| Refusal::new(error.code(), &error))
+    }
+
+    async fn vm_ended(&self) -> VmEnding {
+        let end = Self::vm_ended(self).await;
+        VmEnding {
+            reason: end.reason,
+            console_tail: end.console_tail,
+        }
+    }
+
+    fn kill_vm(&self) {
+        Self::kill_vm(self);
+    }
+
+    fn record_exit(&self, status: u32, exited_at: SystemTime) {
+        let since_epoch = exited_at
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let record = ExitRecord {
+            status,
+            exited_at_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
+        };
+        if let Err(error) = Self::record_exit(self, record) {
+            // The exit is told all the same; only a `delete` after our own death would not know it.
+            tracing::warn!(error = chain(&error), "cannot keep the exit");
+        }
+    }
+
+    async fn destroy(&self) -> Result<(), Refusal> {
+        Self::destroy(self).await.map_err(|error| refuse(&error))
+    }
+}

@@ -1,0 +1,81 @@
+//! `delete`: undo a task from outside.
+//!
+//! containerd runs it after *every* task, crashed or not, for that id only: a daemon of the same pod
+//! may be alive and serve others. The journal says what there is to undo.
+
+use std::io;
+use std::path::Path;
+
+use protobuf::well_known_types::timestamp::Timestamp;
+use protobuf::{Message as _, MessageField};
+use wasmvm_protocol::agent::containerd::api::DeleteResponse;
+
+use super::args::Args;
+use super::socket;
+use crate::cleanup::{self, CleanupError, Outcome};
+use crate::journal::STATE_ROOT;
+
+/// Why a task could not be deleted from outside.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// Neither `-bundle` nor a working directory.
+    #[error("cannot find the bundle: -bundle is missing, and so is the working directory")]
+    Bundle(#[source] io::Error),
+    /// Something is left.
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
+    /// The reply cannot be encoded.
+    #[error("cannot encode the reply to delete")]
+    Encode(#[source] protobuf::Error),
+}
+
+/// Removes everything that is left of the task and returns what to print.
+pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
+    let bundle = match &args.bundle {
+        Some(bundle) => bundle.clone(),
+        None => std::env::current_dir().map_err(DeleteError::Bundle)?,
+    };
+    let outcome = cleanup::undo(Path::new(STATE_ROOT), &args.namespace, &args.id);
+    socket::remove_dead(&bundle);
+    encode(&outcome?)
+}
+
+fn encode(outcome: &Outcome) -> Result<Vec<u8>, DeleteError> {
+    DeleteResponse {
+        pid: outcome.pid,
+        exit_status: outcome.exit.status,
+        exited_at: MessageField::some(timestamp(outcome.exit.exited_at_ns)),
+        ..Default::default()
+    }
+    .write_to_bytes()
+    .map_err(DeleteError::Encode)
+}
+
+fn timestamp(ns: u64) -> Timestamp {
+    const NS_PER_S: u64 = 1_000_000_000;
+    Timestamp {
+        // Both fit: 2^64 ns are 584 years, and the remainder is below 10^9.
+        seconds: i64::try_from(ns / NS_PER_S).unwrap_or_default(),
+        nanos: i32::try_from(ns % NS_PER_S).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::ExitRecord;
+
+    #[test]
+    fn golden_reply() {
+        let outcome = Outcome {
+            pid: 300,
+            exit: ExitRecord {
+                status: 137,
+                exited_at_ns: 1_000_000_002,
+            },
+        };
+        let golden = b"\x08\xac\x02\x10\x89\x01\x1a\x04\x08\x01\x10\x02";
+        assert_eq!(encode(&outcome).unwrap(), golden);
+    }
+}

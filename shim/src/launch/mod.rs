@@ -1,0 +1,80 @@
+//! The roles in which containerd executes this program, and the daemon that `start` leaves behind.
+//!
+//! ```text
+//! containerd ─ exec … start ──► start: bind socket, spawn daemon, print address, exit
+//!                                  └─ exec … serve, the listener is its standard input ──► daemon
+//! containerd ─ exec … delete ─► delete: undo what the journal names, print DeleteResponse, exit
+//! containerd ─ exec … -info ──► info: print RuntimeInfo, exit
+//! ```
+//!
+//! `start`, `delete` and `-info` run for every task, so they start no async runtime. Whatever they
+//! print besides the reply corrupts it: containerd reads standard output and standard error together.
+
+mod args;
+mod bootstrap;
+mod delete;
+mod info;
+mod socket;
+mod start;
+
+pub use args::{Action, Args, ArgsError};
+pub use delete::DeleteError;
+pub use start::{EVENTS_ADDRESS_VARIABLE, StartError};
+
+use std::io::{self, Read, Write};
+
+/// Longest standard input that is read: containerd's options, far below ttrpc's largest message.
+const STDIN_BYTES_MAX: u64 = 4 << 20;
+
+/// Why a launch failed; printed to standard error, from where containerd quotes it.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The command line is not containerd's.
+    #[error("cannot read the command line")]
+    Args(#[from] ArgsError),
+    /// No daemon came about.
+    #[error("cannot start the shim")]
+    Start(#[from] StartError),
+    /// Something of the task may be left.
+    #[error("cannot delete the task")]
+    Delete(#[from] DeleteError),
+    /// The daemon could not begin to serve.
+    #[error("cannot serve")]
+    Serve(#[from] crate::daemon::DaemonError),
+    /// Standard input or output failed.
+    #[error("cannot {0}")]
+    Stdio(&'static str, #[source] io::Error),
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// [`LaunchError`], whose chain is one sentence for the operator.
+pub fn run(arguments: impl Iterator<Item = String>) -> Result<(), LaunchError> {
+    let args = Args::parse(arguments)?;
+    match args.action {
+        Action::Info => reply(&info::runtime_info()),
+        Action::Version => reply(info::version().as_bytes()),
+        Action::Start => reply(&start::start(&args, &stdin()?)?),
+        Action::Delete => reply(&delete::delete(&args)?),
+        Action::Serve => Ok(crate::daemon::serve(&args)?),
+    }
+}
+
+fn stdin() -> Result<Vec<u8>, LaunchError> {
+    let mut input = Vec::new();
+    io::stdin()
+        .lock()
+        .take(STDIN_BYTES_MAX)
+        .read_to_end(&mut input)
+        .map_err(|error| LaunchError::Stdio("read standard input", error))?;
+    Ok(input)
+}
+
+fn reply(bytes: &[u8]) -> Result<(), LaunchError> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(|error| LaunchError::Stdio("write the reply to standard output", error))
+}

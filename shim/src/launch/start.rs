@@ -1,0 +1,109 @@
+//! `start`: bind the socket, leave a daemon behind that inherits it, reply with its address.
+//!
+//! The socket listens before the daemon runs, so containerd's first request waits in its backlog
+//! and nothing has to be awaited here. The listener is the daemon's standard input: a descriptor
+//! number that needs no unsafe code on either side.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::args::Args;
+use super::bootstrap::{BootstrapError, Dialect};
+use super::socket::{self, Bound, SocketError};
+
+/// Names containerd's event socket, in the environment of shims.
+pub const EVENTS_ADDRESS_VARIABLE: &str = "TTRPC_ADDRESS";
+/// The kernel's upper bound of `oom_score_adj`.
+const OOM_SCORE_ADJ_MAX: i32 = 1000;
+
+/// Why no daemon was started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No socket, or no record of it.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The parameters on standard input.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// Our own executable or working directory cannot be named.
+    #[error("cannot find {0}")]
+    Self_(&'static str, #[source] io::Error),
+    /// The daemon did not start.
+    #[error("cannot execute {0}")]
+    Spawn(PathBuf, #[source] io::Error),
+}
+
+/// Starts the daemon, unless one serves this group already, and returns what to print.
+pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
+    let dialect = Dialect::of(input, &args.namespace, &args.id);
+    let bundle = std::env::current_dir()
+        .map_err(|error| StartError::Self_("the working directory", error))?;
+    // The task's own id groups it with nobody. Pods will be grouped by their sandbox.
+    let path = socket::path(
+        &dialect.socket_dir()?,
+        &args.address,
+        &args.namespace,
+        &args.id,
+    );
+    let address = socket::address(&path);
+    let reply = dialect.reply(&address)?;
+    let bound = socket::bind(&path)?;
+    if let Bound::New(listener) = bound {
+        let started = socket::write_address(&bundle, &address)
+            .map_err(StartError::from)
+            .and_then(|()| spawn(args, &dialect, listener));
+        if let Err(error) = started {
+            // Nobody will ever listen there; the error tells what matters.
+            let _ = fs::remove_file(&path);
+            return Err(error);
+        }
+    } else {
+        socket::write_address(&bundle, &address)?;
+    }
+    Ok(reply)
+}
+
+fn spawn(args: &Args, dialect: &Dialect, listener: UnixListener) -> Result<(), StartError> {
+    let program =
+        std::env::current_exe().map_err(|error| StartError::Self_("this executable", error))?;
+    let mut command = Command::new(&program);
+    command
+        .args(["-namespace", &args.namespace, "-id", &args.id])
+        .args(["-address", &args.address])
+        .args(["-publish-binary", &args.publish_binary])
+        .args((args.debug || dialect.debug()).then_some("-debug"))
+        .arg("serve")
+        .stdin(OwnedFd::from(listener))
+        // containerd reads ours until everybody has closed them.
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    if let Some(address) = dialect.events_address() {
+        command.env(EVENTS_ADDRESS_VARIABLE, address);
+    }
+    let child = command
+        .spawn()
+        .map_err(|error| StartError::Spawn(program, error))?;
+    adjust_oom_score(child.id());
+    Ok(())
+}
+
+/// The daemon dies before containerd does when memory runs out: containerd's own score plus one. A
+/// kernel that refuses leaves containerd's score, which is no reason to fail.
+fn adjust_oom_score(daemon: u32) {
+    let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
+    let score = fs::read_to_string(
+        Path::new("/proc")
+            .join(parent.to_string())
+            .join("oom_score_adj"),
+    )
+    .ok()
+    .and_then(|text| text.trim().parse::<i32>().ok());
+    if let Some(score) = score {
+        let score = score.saturating_add(1).min(OOM_SCORE_ADJ_MAX);
+        let _ = fs::write(format!("/proc/{daemon}/oom_score_adj"), score.to_string());
+    }
+}
