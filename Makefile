@@ -1,0 +1,85 @@
+# wasmvm: `make demo` shows it, `make test` proves it. `make help` lists the rest.
+
+SHELL    := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+# release: what ships. fast: the edit-run loop (no link-time optimisation).
+PROFILE  ?= release
+# Where everything built lands; `stage` is the tree that `make install` copies.
+OUT      := build
+STAGE    := $(OUT)/stage-$(PROFILE)
+CARGO    := cargo
+BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
+
+.PHONY: help packages build stage images testbed demo test unit lint deny docs-check e2e it bench shell check install uninstall clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+packages: ## install the Debian packages that building and testing need
+	@tests/packages
+
+stage: packages ## build all that is installed, into build/stage-PROFILE
+	@tests/step "shim and VMM" $(CARGO) build --profile $(PROFILE) -p containerd-shim-wasmvm-v1
+	@tests/step "VMM" $(CARGO) build --profile $(PROFILE) -p wasmvm-vmm
+	@mkdir -p $(STAGE)/bin $(STAGE)/lib/wasmvm
+	@install $(BINARIES)/containerd-shim-wasmvm-v1 $(BINARIES)/wasmvm $(STAGE)/bin/
+	@install $(BINARIES)/wasmvm-vmm $(STAGE)/lib/wasmvm/
+	@tests/step "guest agent and compiler" images/guest --profile $(PROFILE) $(STAGE)/lib/wasmvm
+	@tests/step "guest kernel" kernel-config/build $(STAGE)/lib/wasmvm/kernel
+
+images: packages ## build the example OCI images, into build/images
+	@tests/step "example images" images/build $(OUT)/images
+
+build: stage images
+
+check: stage ## say whether this host's KVM can run a guest
+	@$(STAGE)/bin/wasmvm check
+
+demo: build ## the main job: containerd runs Wasm programs, each in a microVM
+	@tests/where --stage $(STAGE) --images $(OUT)/images --add tests/demo:demo -- sh -c 'exec "$$WASMVM_FILES/demo"'
+
+test: packages lint deny docs-check unit e2e ## everything that must hold
+
+lint:
+	@tests/step "format" $(CARGO) fmt --check
+	@tests/step "clippy" $(CARGO) clippy --workspace --all-targets -- -D warnings
+	@tests/step "clippy, compiler" $(CARGO) clippy -p wasmvm-guest-agent --all-targets --features compiler -- -D warnings
+
+deny:
+	@tests/step "dependency policy" .ci/deny
+
+docs-check:
+	@RUSTDOCFLAGS="-D warnings" tests/step "documentation" $(CARGO) doc --workspace --no-deps --document-private-items
+
+unit: ## unit tests, no VM
+	@$(CARGO) test --workspace --exclude wasmvm-tests
+	@$(CARGO) test -p wasmvm-guest-agent --features compiler
+	@$(CARGO) test -p wasmvm-tests --lib
+
+e2e: build ## end-to-end tests, on the host's KVM or in the testbed
+	@tests/run-e2e --stage $(STAGE) --images $(OUT)/images
+
+it: build ## one end-to-end test: make it TEST=name
+	@tests/run-e2e --stage $(STAGE) --images $(OUT)/images $(TEST)
+
+bench: build ## the figures, by the testbed's instruction clock
+	@tests/bench --stage $(STAGE) --images $(OUT)/images
+
+shell: build ## a shell in the testbed, with everything installed
+	@tests/where --shell --stage $(STAGE) --images $(OUT)/images
+
+install: stage ## put binaries and guest files below PREFIX (default /usr/local)
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(STAGE)/bin/*
+	install -D -t $(DESTDIR)$(PREFIX)/lib/wasmvm $(STAGE)/lib/wasmvm/wasmvm-vmm
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/wasmvm $(addprefix $(STAGE)/lib/wasmvm/,kernel agent.cpio compiler.cpio compiler.cpio.sha256)
+
+uninstall: ## remove what install put there
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,containerd-shim-wasmvm-v1 wasmvm)
+	rm -rf $(DESTDIR)$(PREFIX)/lib/wasmvm
+
+clean: ## remove what was built in this folder (the cache outside stays)
+	rm -rf $(OUT) target
