@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -29,7 +29,6 @@ const CREATE_TRIES_MAX: usize = 64;
 /// A cgroup that exists.
 #[derive(Debug)]
 pub struct Cgroup {
-    path: PathBuf,
     dir: File,
 }
 
@@ -49,60 +48,8 @@ impl Cgroup {
         // From here on the cgroup itself keeps its parents.
         parents(root, path).into_iter().try_for_each(delegate)?;
         limits.write(path)?;
-        Self::open(path)
-    }
-
-    /// Opens a cgroup that was made before.
-    ///
-    /// # Errors
-    /// [`CgroupError`] when it is gone.
-    pub fn open(path: &Path) -> Result<Self, CgroupError> {
         let dir = File::open(path).map_err(|source| CgroupError::at(path, "open", source))?;
-        Ok(Self {
-            path: path.to_owned(),
-            dir,
-        })
-    }
-
-    /// Its directory, absolute.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What is charged to it now, bytes; with page cache.
-    ///
-    /// # Errors
-    /// [`CgroupError`] when the file cannot be read.
-    pub fn memory_current(&self) -> Result<u64, CgroupError> {
-        let text = read(&self.path, "memory.current")?;
-        text.trim()
-            .parse()
-            .map_err(|_| CgroupError::content(&self.path, "memory.current", &text))
-    }
-
-    /// How many processes the OOM killer took here.
-    ///
-    /// # Errors
-    /// [`CgroupError`] when the file cannot be read.
-    pub fn oom_kills(&self) -> Result<u64, CgroupError> {
-        keyed(&self.path, "memory.events", "oom_kill")
-    }
-
-    /// Kills every process in it.
-    ///
-    /// # Errors
-    /// [`CgroupError`] when the file cannot be written.
-    pub fn kill(&self) -> Result<(), CgroupError> {
-        kill(&self.path)
-    }
-
-    /// As [`remove`].
-    ///
-    /// # Errors
-    /// As [`remove`].
-    pub fn remove(self, patience: Duration) -> Result<(), CgroupError> {
-        remove(&self.path, patience)
+        Ok(Self { dir })
     }
 }
 
@@ -285,11 +232,4 @@ fn write(path: &Path, name: &str, value: &str) -> Result<(), CgroupError> {
             value: value.to_owned(),
             source,
         })
-}
-
-fn keyed(path: &Path, name: &str, key: &str) -> Result<u64, CgroupError> {
-    let text = read(path, name)?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
-        .ok_or_else(|| CgroupError::content(path, name, &text))
 }

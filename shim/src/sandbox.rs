@@ -366,6 +366,7 @@ fn make_cgroup(
     limits: &CgroupLimits,
     journal: &Journal,
 ) -> Result<OwnedFd, SandboxError> {
+    cgroup::claim(path)?;
     journal.record(&Step::Cgroup {
         path: path.to_owned(),
     })?;

@@ -78,14 +78,6 @@ pub enum CgroupError {
         /// The cgroup.
         path: PathBuf,
     },
-    /// The kernel's file says something unexpected.
-    #[error("{} holds {text:?}, which is not understood", file.display())]
-    Content {
-        /// The file.
-        file: PathBuf,
-        /// Its content.
-        text: String,
-    },
 }
 
 impl CgroupError {
@@ -94,13 +86,6 @@ impl CgroupError {
             path: path.to_owned(),
             action,
             source,
-        }
-    }
-
-    pub(super) fn content(path: &Path, name: &str, text: &str) -> Self {
-        Self::Content {
-            file: path.join(name),
-            text: text.to_owned(),
         }
     }
 
@@ -116,7 +101,7 @@ impl CgroupError {
                 io::ErrorKind::InvalidInput => ErrorCode::InvalidArgument,
                 _ => ErrorCode::Internal,
             },
-            Self::Busy { .. } | Self::File { .. } | Self::Content { .. } => ErrorCode::Internal,
+            Self::Busy { .. } | Self::File { .. } => ErrorCode::Internal,
         }
     }
 }
