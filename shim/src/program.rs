@@ -48,12 +48,14 @@ impl Program {
         let (path, source) = lookup::find(root, spec)?;
         let copy = seal::copy(&source, &path)?;
         let kind = format::judge(&copy.file, &path, copy.bytes)?;
-        Ok(Self {
+        let program = Self {
             path,
             file: copy.file,
             sha256: copy.sha256,
             bytes: copy.bytes,
             kind,
-        })
+        };
+        tracing::debug!(path = ?program.path, bytes = program.bytes, kind = ?program.kind, "program found");
+        Ok(program)
     }
 }

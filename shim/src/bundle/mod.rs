@@ -19,5 +19,5 @@ mod spec;
 mod tests;
 
 pub use error::BundleError;
-pub use memory::{MEMORY_BYTES_MIN, ram_mib, wasm_memory_bytes_max};
+pub use memory::{ram_mib, wasm_memory_bytes_max};
 pub use spec::{CpuLimits, MountSource, Network, TaskSpec, TmpfsOptions, TreeMount, User};

@@ -1,5 +1,4 @@
 //! `mount_setattr(2)`, which rustix does not have.
-#![allow(unsafe_code, reason = "module sys is where the shim may")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

@@ -5,7 +5,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::super::{MEMORY_BYTES_MIN, TaskSpec};
+use super::super::TaskSpec;
+use super::super::memory::MEMORY_BYTES_MIN;
 use super::{BUNDLE, CTR_RUN_OPTIONS, parse};
 
 fn any_json() -> impl Strategy<Value = Value> {

@@ -4,7 +4,8 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::super::{MEMORY_BYTES_MIN, TaskSpec};
+use super::super::TaskSpec;
+use super::super::memory::MEMORY_BYTES_MIN;
 use super::{CTR_RUN, parse, with};
 use crate::error::{ErrorCode, chain};
 

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use tempfile::TempDir;
 
-use super::{AssembledTree, TreeError, mountinfo};
+use super::assemble::AssembledTree;
+use super::{TreeError, mountinfo};
 use crate::bundle::TaskSpec;
 use crate::error::{ErrorCode, chain};
 
