@@ -9,13 +9,13 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::unix::pipe;
@@ -249,6 +249,12 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
     })
 }
 
+fn write_map(proc: &OwnedFd, map: &str) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, map, flags, Mode::empty())?;
+    File::from(file).write_all(IDENTITY_MAP.as_ref())
+}
+
 /// The handshake, from [`ToVmm::Boot`] to [`FromVmm::Jailed`].
 fn lead(
     control: &OwnedFd,
@@ -257,12 +263,17 @@ fn lead(
     fds: [std::os::fd::BorrowedFd<'_>; 3],
 ) -> Result<(), LaunchError> {
     let deadline = Instant::now() + HANDSHAKE_MAX;
+    // Opened before the boot order: this thread shares the VMM's mount namespace, and pivot_root(2)
+    // moves the root of every process in it that stood on the old one, so /proc is out of reach then.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())
+        .map_err(|errno| step("open the VMM's /proc directory", errno.into()))?;
     control::send(control, boot, &fds).map_err(LaunchError::Control)?;
     loop {
         match next(control, deadline)? {
             FromVmm::NeedMaps => {
                 for map in ["uid_map", "gid_map"] {
-                    fs::write(format!("/proc/{pid}/{map}"), IDENTITY_MAP)
+                    write_map(&proc, map)
                         .map_err(|source| step("write the VMM's identity maps", source))?;
                 }
                 control::send(control, &ToVmm::MapsWritten, &[]).map_err(LaunchError::Control)?;
