@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ErrorCode;
@@ -125,6 +126,9 @@ impl Journal {
             .mode(0o600)
             .open(directory.join("journal"))
             .map_err(failed)?;
+        // Held as long as this shim lives: the mark of a task that is somebody's.
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|errno| failed(errno.into()))?;
         Ok(Self { directory, file })
     }
 
@@ -137,14 +141,6 @@ impl Journal {
         let mut line = serde_json::to_vec(step).map_err(|err| failed(err.into()))?;
         line.push(b'\n');
         (&self.file).write_all(&line).map_err(failed)
-    }
-
-    /// Removes the task's state: after all else is undone.
-    ///
-    /// # Errors
-    /// [`JournalError::State`].
-    pub fn remove(&self) -> Result<(), JournalError> {
-        remove(&self.directory)
     }
 }
 
@@ -172,6 +168,14 @@ pub fn read(root: &Path, namespace: &str, id: &str) -> Result<Option<Vec<Step>>,
         }
         Err(source) => Err(state_error("read", &path, source)),
     }
+}
+
+/// Whether a living shim holds the task of this id.
+#[must_use]
+pub fn is_held(root: &Path, namespace: &str, id: &str) -> bool {
+    let file = File::open(directory(root, namespace, id).join("journal"));
+    // What cannot be opened is held by nobody: a shim makes and locks it in one go.
+    file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
 }
 
 /// Removes a task's state directory, if any.
@@ -232,7 +236,7 @@ mod tests {
         journal.record(&vmm()).unwrap();
         let steps = read(root.path(), "default", "web").unwrap().unwrap();
         assert_eq!(steps, [cgroup, vmm()]);
-        journal.remove().unwrap();
+        forget(root.path(), "default", "web").unwrap();
         assert_eq!(read(root.path(), "default", "web").unwrap(), None);
         assert!(!root.path().join("default").exists());
     }
@@ -255,6 +259,16 @@ mod tests {
         let _first = Journal::create(root.path(), "default", "web").unwrap();
         let second = Journal::create(root.path(), "default", "web").unwrap_err();
         assert_eq!(second.code(), ErrorCode::AlreadyExists);
+    }
+
+    #[test]
+    fn a_journal_is_held_as_long_as_its_shim_lives() {
+        let root = tempdir().unwrap();
+        assert!(!is_held(root.path(), "default", "web"));
+        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        assert!(is_held(root.path(), "default", "web"));
+        drop(journal);
+        assert!(!is_held(root.path(), "default", "web"));
     }
 
     #[test]

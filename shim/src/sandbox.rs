@@ -23,7 +23,7 @@ use crate::cgroup::{self, Cgroup, CgroupError, CgroupLimits, cgroup_path, mounte
 use crate::cleanup::{self, CleanupError};
 use crate::config::{Config, ConfigError, GuestFiles};
 use crate::error::ErrorCode;
-use crate::journal::{ExitRecord, Journal, JournalError, STATE_ROOT, Step};
+use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step};
 use crate::program::{Program, ProgramError};
 use crate::tree::{self, RootfsMount, TreeError};
 use crate::vm::launch::{LaunchError, LaunchRequest, Network, VmFiles, launch};
@@ -67,7 +67,6 @@ struct Booted {
 
 /// Why there is no sandbox, or why it does not go away.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "one variant per module, named after its error")]
 pub enum SandboxError {
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -164,7 +163,7 @@ impl Sandbox {
     fn begin(namespace: &str, id: &str) -> Result<Journal, SandboxError> {
         let root = Path::new(STATE_ROOT);
         match Journal::create(root, namespace, id) {
-            Err(JournalError::Exists(path)) => {
+            Err(JournalError::Exists(path)) if !journal::is_held(root, namespace, id) => {
                 tracing::warn!(path = %path.display(), "undoing what an earlier task has left");
                 cleanup::undo(root, namespace, id)?;
                 Ok(Journal::create(root, namespace, id)?)

@@ -135,12 +135,6 @@ impl Vm {
         self.inner.process.pid()
     }
 
-    /// The VMM's process.
-    #[must_use]
-    pub fn process(&self) -> &Process {
-        &self.inner.process
-    }
-
     /// Waits until the guest listens; returns the boot time on the host's monotonic clock.
     ///
     /// # Errors
