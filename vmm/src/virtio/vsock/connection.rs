@@ -257,6 +257,8 @@ impl Connection {
 
     fn on_reset(&mut self) -> Option<VsockEvent> {
         let id = self.id;
+        // The guest's end is gone: nothing that was to be said finds it.
+        self.pending = Pending::default();
         match self.state {
             State::Waiting | State::Connecting => {
                 self.finish();

@@ -4,7 +4,7 @@
 //! something once: a request for [`wasmvm_protocol::ports::READY_PORT`] says that the guest listens.
 //!
 //! ```text
-//!   VsockHandle ──commands──► worker ◄──kicks, interrupts──► virtqueues
+//!   VsockHandle ──orders────► worker ◄──kicks, interrupts──► virtqueues
 //!                               │ one thread, one epoll
 //!   VsockEventFn ◄──events─── muxer ── table ── connection ◄──► host socket or sink file
 //! ```
