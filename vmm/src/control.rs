@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -155,7 +156,7 @@ impl Reporter {
     /// Sends a message. A shim that is gone is noticed by [`serve`], so a failure is only logged.
     pub fn send(&self, message: &FromVmm) {
         if let Err(err) = control::send(self.socket(), message, &[]) {
-            eprintln!("{}", sentence(&err));
+            note(&sentence(&err));
         }
     }
 
@@ -191,7 +192,7 @@ impl Reporter {
         self.send(&FromVmm::BootFailed {
             reason: reason.clone(),
         });
-        eprintln!("{reason}");
+        note(&reason);
         std::process::exit(ENDED_STATUS)
     }
 
@@ -203,7 +204,7 @@ impl Reporter {
             reason: reason.clone(),
             console_tail,
         });
-        eprintln!("guest ended: {reason}");
+        note(&format!("guest ended: {reason}"));
         std::process::exit(ENDED_STATUS)
     }
 
@@ -221,6 +222,11 @@ impl Reporter {
         let elapsed = started.map(Instant::elapsed).unwrap_or_default();
         u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
     }
+}
+
+/// A line on standard error. The shim may be gone, which is no reason to panic.
+pub(crate) fn note(text: &str) {
+    let _closed = writeln!(io::stderr(), "{text}");
 }
 
 /// An error and what caused it, in one line.
@@ -255,6 +261,7 @@ fn console_tail(console: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::vsock::VsockDevice;
     use proptest::prelude::*;
     use std::fs::File;
     use wasmvm_protocol::control::{CONTROL_BYTES_MAX, Role};
@@ -289,7 +296,7 @@ mod tests {
 
     #[test]
     fn causes_are_part_of_the_sentence() {
-        let io = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let io = io::Error::from_raw_os_error(libc::ENOENT);
         let text = sentence(&OrderError::MapSlot(Box::new(io)));
         assert_eq!(
             text,
@@ -297,6 +304,48 @@ mod tests {
         );
         let long = OrderError::OutOfTurn("ü".repeat(REASON_BYTES_MAX));
         assert!(sentence(&long).len() <= REASON_BYTES_MAX);
+    }
+
+    /// What `serve` makes of one message with `fds` descriptors; the shim's end is closed after it.
+    fn served(message: &ToVmm, fds: usize) -> (Result<(), OrderError>, Vec<FromVmm>) {
+        let (shim, vmm) = control::pair().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        control::send(&shim, message, &vec![null.as_fd(); fds]).unwrap();
+        rustix::net::shutdown(&shim, rustix::net::Shutdown::Write).unwrap();
+        let (_device, vsock) = VsockDevice::new(3, Box::new(|_| {})).unwrap();
+        let map_slot = |file: OwnedFd| match rustix::fs::fstat(&file) {
+            Ok(_) => Ok::<(), io::Error>(()),
+            Err(errno) => Err(errno.into()),
+        };
+        let result = serve(&Reporter::new(vmm), &vsock, map_slot);
+        let answers = std::iter::from_fn(|| control::recv::<FromVmm>(&shim).unwrap());
+        (result, answers.map(|(answer, _)| answer).collect())
+    }
+
+    #[test]
+    fn orders_are_carried_out_until_the_shim_is_gone() {
+        let (result, answers) = served(&ToVmm::MapSlot, 1);
+        assert!(result.is_ok());
+        assert_eq!(answers, [FromVmm::SlotMapped]);
+        let connect = ToVmm::Connect { id: 1, port: 1024 };
+        let (result, answers) = served(&connect, 1);
+        assert!(result.is_ok() && answers.is_empty(), "{answers:?}");
+    }
+
+    #[test]
+    fn orders_that_make_no_sense_end_the_vm() {
+        let (result, answers) = served(&ToVmm::MapSlot, 2);
+        assert!(matches!(
+            result,
+            Err(OrderError::Descriptors {
+                found: 2,
+                meant: 1,
+                ..
+            })
+        ));
+        assert!(answers.is_empty(), "{answers:?}");
+        let (result, _) = served(&boot(), 3);
+        assert!(matches!(result, Err(OrderError::OutOfTurn(_))));
     }
 
     proptest! {

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
+use crate::control::note;
+
 /// Most lines in one [`WINDOW`]; more are counted and left out.
 pub const LINES_MAX: u32 = 20;
 /// See [`LINES_MAX`].
@@ -39,10 +41,10 @@ impl Log for LibraryLog {
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         match budget.take(Instant::now()) {
             Take::No => {}
-            Take::Yes { left_out: 0 } => eprintln!("{}", line(record)),
+            Take::Yes { left_out: 0 } => note(&line(record)),
             Take::Yes { left_out } => {
-                eprintln!("{left_out} log lines left out");
-                eprintln!("{}", line(record));
+                note(&format!("{left_out} log lines left out"));
+                note(&line(record));
             }
         }
     }
