@@ -276,3 +276,54 @@ impl SlotMapping {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn refused(file: &File) -> SlotError {
+        SlotMapping::of(file).map(drop).unwrap_err()
+    }
+
+    #[test]
+    fn a_read_only_file_is_mapped_in_whole_pages() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[1; 5000]).unwrap();
+        let mapping = SlotMapping::of(&file.reopen().unwrap());
+        assert!(matches!(mapping, Err(SlotError::Writable(_))));
+        let mapping = SlotMapping::of(&File::open(file.path()).unwrap()).unwrap();
+        assert_eq!(mapping.bytes, 8192);
+    }
+
+    #[test]
+    fn a_file_that_could_be_written_through_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        assert!(matches!(refused(&file), SlotError::Writable(_)));
+    }
+
+    #[test]
+    fn only_regular_files_of_a_bounded_size_are_mapped() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let reader = File::open(file.path()).unwrap();
+        for bytes in [0, SLOT_BYTES_MAX + 1] {
+            file.as_file().set_len(bytes).unwrap();
+            assert!(
+                matches!(refused(&reader), SlotError::File { .. }),
+                "{bytes}"
+            );
+        }
+        let device = File::open("/dev/zero").unwrap();
+        assert!(matches!(refused(&device), SlotError::File { .. }));
+    }
+
+    #[test]
+    fn what_is_not_kvm_is_refused() {
+        let null = File::open("/dev/null").unwrap();
+        assert!(matches!(
+            open_kvm(null.into()),
+            Err(VmError::ApiVersion(-1))
+        ));
+    }
+}

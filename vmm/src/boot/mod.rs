@@ -1,7 +1,7 @@
 //! Loading the guest by the 64-bit boot protocol of x86 Linux (Documentation/arch/x86/boot.rst).
 //!
-//! [`kernel`] and the initramfs are mapped from their files, [`params`], [`cmdline`] and [`mp_table`]
-//! describe the machine to the kernel, [`entry`] is the processor's state.
+//! [`kernel`] and the initramfs are mapped from their files, [`params`], [`mod@cmdline`] and
+//! [`mod@mp_table`] describe the machine to the kernel, [`entry`] is the processor's state.
 
 pub mod cmdline;
 pub mod entry;

@@ -16,8 +16,8 @@ use crate::layout::RAM_MIB_MIN;
 use crate::memory::{self, MemoryError};
 use crate::vm::{Vm, VmError};
 
-/// The guest needs microseconds; where KVM emulates, a second.
-const RUN_TIME_MAX: Duration = Duration::from_secs(10);
+/// The guest needs microseconds; where KVM emulates, seconds.
+pub const RUN_TIME_MAX: Duration = Duration::from_secs(10);
 /// Slower ring-0 code is not run by a processor. (Emulated SVM in the testbed: above 100.)
 const MIPS_MIN: f64 = 20.0;
 /// Exits after which the guest is given up; it needs 12.

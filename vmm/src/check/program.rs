@@ -14,6 +14,8 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMm
 
 /// Where the guest writes its stage.
 pub const STAGE_PORT: u16 = 0xe0;
+/// Where it leaves its [`Notes`].
+pub const NOTES_ADDRESS: u64 = 0x4000;
 /// Instructions in one round of the loop.
 pub const LOOP_INSTRUCTIONS: u32 = 2 * LOOP_COUNT;
 /// CPUID leaf in which the host hides [`BRAND`]: the end of the brand string.
@@ -29,7 +31,6 @@ const LOOP_ROUNDS: u32 = 5;
 const GDT_ADDRESS: u64 = 0x1000;
 const IDT_ADDRESS: u64 = 0x2000;
 const TSS_ADDRESS: u64 = 0x3000;
-const NOTES_ADDRESS: u64 = 0x4000;
 const PAGE_TABLES: [u64; 3] = [0x5000, 0x6000, 0x7000];
 const KERNEL_STACK: u64 = 0x9000;
 const USER_STACK: u64 = 0xa000;
