@@ -12,7 +12,7 @@ use wasmvm_protocol::agent::containerd::TASK_API_VERSION;
 use wasmvm_protocol::agent::containerd::bootstrap_api::{BootstrapParams, BootstrapResult};
 
 /// Where containerd keeps the sockets of its shims, in every version.
-const SOCKET_DIR: &str = "/run/containerd/s";
+pub const SOCKET_DIR: &str = "/run/containerd/s";
 /// With a slash and 64 hexadecimal digits it fills the 107 bytes of a socket's path.
 const SOCKET_DIR_BYTES_MAX: usize = 42;
 

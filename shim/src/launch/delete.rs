@@ -11,7 +11,7 @@ use protobuf::{Message as _, MessageField};
 use wasmvm_protocol::agent::containerd::api::DeleteResponse;
 
 use super::args::Args;
-use super::socket;
+use super::{bootstrap, socket};
 use crate::cleanup::{self, CleanupError, Outcome};
 use crate::journal::STATE_ROOT;
 
@@ -36,7 +36,16 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
         None => std::env::current_dir().map_err(DeleteError::Bundle)?,
     };
     let outcome = cleanup::undo(Path::new(STATE_ROOT), &args.namespace, &args.id);
-    socket::remove_dead(&bundle);
+    // Noted before the daemon ran; without a note `start` itself was killed, and the name is known.
+    let path = socket::noted(&bundle).unwrap_or_else(|| {
+        socket::path(
+            bootstrap::SOCKET_DIR,
+            &args.address,
+            &args.namespace,
+            &args.id,
+        )
+    });
+    socket::remove_dead(&path);
     encode(&outcome?)
 }
 

@@ -115,13 +115,15 @@ pub fn write_address(bundle: &Path, address: &str) -> Result<(), SocketError> {
         .map_err(|error| SocketError::AddressFile(file, error))
 }
 
-/// Removes the socket that the bundle's address file names when nobody listens on it any more: a
-/// killed daemon cannot do so itself, and a living one may serve other tasks.
-pub fn remove_dead(bundle: &Path) {
-    let Ok(address) = fs::read_to_string(bundle.join(ADDRESS_FILE)) else {
-        return;
-    };
-    let path = unix_path(address.trim());
+/// The socket that `start` noted in the bundle.
+pub fn noted(bundle: &Path) -> Option<PathBuf> {
+    let address = fs::read_to_string(bundle.join(ADDRESS_FILE)).ok()?;
+    Some(unix_path(address.trim()).to_owned())
+}
+
+/// Removes a socket on which nobody listens any more: a killed daemon cannot do so itself, and a
+/// living one may serve other tasks.
+pub fn remove_dead(path: &Path) {
     let refused = UnixStream::connect(path)
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
     if refused {
@@ -173,11 +175,12 @@ mod tests {
         let Bound::New(listener) = bind(&path).unwrap() else {
             panic!("nobody listens yet");
         };
-        remove_dead(dir.path());
+        assert_eq!(noted(dir.path()), Some(path.clone()));
+        remove_dead(&path);
         assert!(path.exists());
         drop(listener);
-        remove_dead(dir.path());
+        remove_dead(&path);
         assert!(!path.exists());
-        remove_dead(&dir.path().join("absent"));
+        remove_dead(&path);
     }
 }
