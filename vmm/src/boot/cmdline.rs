@@ -11,7 +11,9 @@ use crate::layout::{CMDLINE_BYTES_MAX, GSI_FIRST, mmio_address};
 /// * every end is a triple fault, which KVM reports (`reboot=k` would poll a keyboard controller);
 /// * the initramfs stays where it is mapped: freeing it would fill it with poison, and every VM
 ///   would pay for its own copy of pages that all VMs share.
-const ALWAYS: &str = "earlyprintk=ttyS0,115200,keep reboot=t panic=-1 retain_initrd";
+/// * no bounce buffers, which Linux would clear 64 MiB for as soon as RAM goes beyond 4 GiB.
+const ALWAYS: &str =
+    "earlyprintk=ttyS0,115200,keep reboot=t panic=-1 retain_initrd swiotlb=noforce";
 
 /// A command line longer than the kernel takes.
 #[derive(Debug, thiserror::Error)]
