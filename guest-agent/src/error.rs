@@ -1,0 +1,167 @@
+//! Why a request failed, and the one mapping to ttrpc's status codes.
+
+use ttrpc::Code;
+
+use crate::init::GuestError;
+use crate::log::chain;
+use crate::request::RequestError;
+use crate::spawn::SpawnError;
+use crate::streams::ClaimError;
+
+/// A refused or failed request.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The request itself is wrong.
+    #[error("invalid request")]
+    Request(#[from] RequestError),
+    /// A stream it names never came.
+    #[error("stdio")]
+    Stream(#[from] ClaimError),
+    /// The program cannot be run; the sentence is the runner's.
+    #[error("{0}")]
+    Refused(String),
+    /// Loading failed on our side; the sentence is the child's.
+    #[error("{0}")]
+    Failed(String),
+    /// The child ended without a word.
+    #[error("the {mode} process ended before it could answer ({how})")]
+    Silent {
+        /// Which kind of child.
+        mode: &'static str,
+        /// By which signal or code.
+        how: String,
+    },
+    /// No child came about.
+    #[error("process")]
+    Spawn(#[from] SpawnError),
+    /// The guest could not be set up for the task.
+    #[error("guest set-up")]
+    Guest(#[from] GuestError),
+    /// A number that is no signal.
+    #[error("there is no signal {0}")]
+    Signal(u32),
+    /// An id that is in use.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// An id that is not, or whose process is gone.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// The process has ended.
+    #[error("process of {0} has ended already")]
+    Ended(String),
+    /// The state forbids it.
+    #[error("cannot {action} {id}: it is {phase}")]
+    Phase {
+        /// What was asked.
+        action: &'static str,
+        /// Of which instance.
+        id: String,
+        /// What it is.
+        phase: &'static str,
+    },
+    /// The system refused.
+    #[error("cannot {0}")]
+    System(&'static str, #[source] std::io::Error),
+    /// Not offered.
+    #[error("the wasmvm agent does not offer {0}")]
+    Unimplemented(&'static str),
+}
+
+impl AgentError {
+    /// For a child that ended with `status` and no report.
+    #[must_use]
+    pub fn silent(mode: &'static str, status: u32) -> Self {
+        let how = match status {
+            137 => "killed, most likely for want of memory".to_owned(),
+            status => format!("status {status}"),
+        };
+        Self::Silent { mode, how }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Request(_) | Self::Refused(_) | Self::Signal(_) => Code::INVALID_ARGUMENT,
+            Self::Exists(_) => Code::ALREADY_EXISTS,
+            Self::NotFound(_) | Self::Ended(_) => Code::NOT_FOUND,
+            Self::Phase { .. } => Code::FAILED_PRECONDITION,
+            Self::Unimplemented(_) => Code::UNIMPLEMENTED,
+            Self::Stream(_)
+            | Self::Failed(_)
+            | Self::Silent { .. }
+            | Self::Spawn(_)
+            | Self::Guest(_)
+            | Self::System(..) => Code::INTERNAL,
+        }
+    }
+}
+
+impl From<AgentError> for ttrpc::Error {
+    fn from(error: AgentError) -> Self {
+        let text = match &error {
+            // "invalid request: args is empty" and "stdio: …" only say more with their cause.
+            AgentError::Request(cause) => cause.to_string(),
+            other => chain(other),
+        };
+        Self::RpcStatus(ttrpc::get_status(error.code(), text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(error: AgentError) -> (i32, String) {
+        match ttrpc::Error::from(error) {
+            ttrpc::Error::RpcStatus(status) => (status.code() as i32, status.message),
+            other => panic!("not a status: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_error_has_its_code_and_sentence() {
+        let cases = [
+            (
+                AgentError::Refused("no _start".into()),
+                Code::INVALID_ARGUMENT,
+                "no _start",
+            ),
+            (
+                AgentError::Exists("task web".into()),
+                Code::ALREADY_EXISTS,
+                "task web exists already",
+            ),
+            (
+                AgentError::NotFound("task web".into()),
+                Code::NOT_FOUND,
+                "task web not found",
+            ),
+            (
+                AgentError::Ended("task web".into()),
+                Code::NOT_FOUND,
+                "process of task web has ended already",
+            ),
+            (
+                AgentError::Phase {
+                    action: "start",
+                    id: "task web".into(),
+                    phase: "running",
+                },
+                Code::FAILED_PRECONDITION,
+                "cannot start task web: it is running",
+            ),
+            (
+                AgentError::Unimplemented("Exec"),
+                Code::UNIMPLEMENTED,
+                "the wasmvm agent does not offer Exec",
+            ),
+            (
+                AgentError::System("read the report", std::io::ErrorKind::NotFound.into()),
+                Code::INTERNAL,
+                "cannot read the report: entity not found",
+            ),
+        ];
+        for (error, code, text) in cases {
+            assert_eq!(status(error), (code as i32, text.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The guest agent: everything that runs in user space of a wasmvm microVM.
+//!
+//! One static binary, `/init` of the guest's initramfs, in three modes:
+//!
+//! ```text
+//! PID 1 ── init ─► supervisor ◄── service (ttrpc, vsock AGENT_PORT) ◄── shim
+//!            │          ▲
+//!            │          └──────── streams (vsock STREAM_PORT)
+//!            └ fork, exec ─► `runner`  one process per instance: maps the artifact, drops privileges, runs it
+//!                          ► `compile` compiler VM only: turns the module in the slot into an artifact
+//! ```
+//!
+//! * [`init`]: mounts, device nodes, role, clock, the listeners; the only code that needs to be PID 1.
+//! * [`supervisor`]: the table of instances; [`instance`]: the state machine of one.
+//! * [`service`]: a thin adapter from containerd's Task service to the supervisor; [`request`]: its door.
+//! * [`streams`]: stdio streams that no instance has claimed yet.
+//! * [`spawn`]: fork and exec with a fixed set of descriptors; [`report`]: what the child answers.
+//! * [`slot`], [`engine`]: the artifact's mapping, and the one engine configuration.
+//! * [`runner`]: the process of one instance; [`compiler`] (feature `compiler`): the process of one compile.
+//!
+//! # Building
+//!
+//! Two builds, both static. No relocations means no start-up work and no dirtied pages in each runner:
+//!
+//! ```text
+//! RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
+//!   cargo build --release --target x86_64-unknown-linux-gnu -p wasmvm-guest-agent                      # agent.cpio
+//!   cargo build --release --target x86_64-unknown-linux-gnu -p wasmvm-guest-agent --features compiler  # compiler.cpio
+//! ```
+//!
+//! (`--target` keeps the flags away from build scripts and macros.) Both leave `wasmvm-agent`, which
+//! `images/initramfs` packs.
+//!
+//! # Exit codes
+//!
+//! An instance's status is its process' wait status: the module's own code modulo 256, as on Linux;
+//! 128+n when signal n ended it; 134 after a trap, whose message and Wasm backtrace are on stderr.
+
+#[cfg(feature = "compiler")]
+pub mod compiler;
+pub mod engine;
+pub mod error;
+pub mod init;
+pub mod instance;
+pub mod log;
+pub mod report;
+pub mod request;
+pub mod runner;
+pub mod service;
+pub mod slot;
+pub mod spawn;
+pub mod streams;
+pub mod supervisor;
+mod watch;
+
+/// Dispatches by process id and arguments; returns the exit status.
+#[must_use]
+pub fn main() -> i32 {
+    ignore_sigpipe();
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some(spawn::RUNNER_MODE) => runner::main(args),
+        #[cfg(feature = "compiler")]
+        Some(spawn::COMPILE_MODE) => compiler::main(args),
+        _ if std::process::id() == 1 => init::main(),
+        _ => {
+            log::line(
+                log::Level::Error,
+                "this program is PID 1 of a wasmvm guest; there is nothing to do for it here",
+            );
+            2
+        }
+    }
+}
+
+/// A write to a gone reader is an error of that write. (Rust's own start-up would do this, see `main.rs`.)
+fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN is a valid disposition, and no thread exists yet that could rely on another.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}

@@ -1,0 +1,64 @@
+//! The agent's few words: lines on descriptor 2.
+//!
+//! In PID 1 that is `/dev/kmsg`, so they are kernel messages and reach the early-printk console by
+//! their level. One line is one `write`, as `/dev/kmsg` makes one record of each.
+
+use std::os::fd::BorrowedFd;
+
+/// Longest line, bytes; `/dev/kmsg` refuses more than 1024 - 48 (kernel `printk/internal.h`).
+pub const LINE_BYTES_MAX: usize = 900;
+
+/// Severity, as the kernel counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// What was asked for did not happen.
+    Error = 3,
+    /// Abnormal, but harmless.
+    Warning = 4,
+    /// Rare state changes.
+    Info = 6,
+}
+
+/// Writes one line; failures are ignored, there is nobody to tell.
+pub fn line(level: Level, text: &str) {
+    let text = clip(text, LINE_BYTES_MAX);
+    let record = format!(
+        "<{}>wasmvm-agent: {}\n",
+        level as u8,
+        text.replace('\n', " ")
+    );
+    // SAFETY: descriptor 2 is open in every mode of this program and never closed by it.
+    let stderr = unsafe { BorrowedFd::borrow_raw(2) };
+    let _ = rustix::io::write(stderr, record.as_bytes());
+}
+
+/// The start of `text`, at most `bytes` long, cut at a character.
+#[must_use]
+pub fn clip(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+/// An error and its causes in one sentence.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clips_at_a_character() {
+        assert_eq!(clip("aé", 2), "a");
+        assert_eq!(clip("aé", 3), "aé");
+        assert_eq!(clip("", 3), "");
+    }
+}

@@ -1,0 +1,85 @@
+//! Components: the world `wasi:cli/command` of preview 2.
+
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Engine, Store};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi::p2::{self, bindings::CommandPre};
+use wasmvm_protocol::agent::Program;
+
+use crate::slot::SlotContent;
+
+use super::failure::LoadError;
+use super::limits::check_initial;
+use super::wasi::State;
+
+/// What a command exports, without its version.
+const ENTRY: &str = "wasi:cli/run";
+
+/// Worlds that are told apart by what they export (without versions), and their names.
+const KNOWN_WORLDS: [(&str, &str); 3] = [
+    ("wasi:http/incoming-handler", "wasi:http/proxy"),
+    ("wasi:http/handler", "wasi:http/service"),
+    ("wasi:messaging/messaging-guest", "wasi:messaging"),
+];
+
+/// A linked component.
+pub struct ComponentProgram {
+    linked: CommandPre<State>,
+}
+
+impl ComponentProgram {
+    /// Takes the artifact from the slot and links it.
+    ///
+    /// # Errors
+    /// [`LoadError`], one sentence for the component's author.
+    pub fn load(engine: &Engine, slot: &SlotContent, program: &Program) -> Result<Self, LoadError> {
+        // SAFETY: the content was made by this version's compiler in a VM of its own and is mapped,
+        // unchanging, as long as the process lives.
+        let component = unsafe { Component::deserialize_raw(engine, slot.memory()) }
+            .map_err(LoadError::Artifact)?;
+        check_entry(engine, &component)?;
+        let pages = component
+            .resources_required()
+            .and_then(|resources| resources.max_initial_memory_size);
+        check_initial(pages, program.memory_bytes_max)?;
+        let mut linker = Linker::new(engine);
+        p2::add_to_linker_async(&mut linker).map_err(LoadError::Engine)?;
+        let linked = linker
+            .instantiate_pre(&component)
+            .map_err(LoadError::Link)?;
+        let linked = CommandPre::new(linked).map_err(LoadError::Link)?;
+        Ok(Self { linked })
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// A trap, or [`I32Exit`] for `wasi:cli/exit` and for a run that returns an error.
+    pub async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
+        let command = self.linked.instantiate_async(&mut store).await?;
+        match command.wasi_cli_run().call_run(&mut store).await? {
+            Ok(()) => Ok(()),
+            Err(()) => Err(I32Exit(1).into()),
+        }
+    }
+}
+
+fn check_entry(engine: &Engine, component: &Component) -> Result<(), LoadError> {
+    let ty = component.component_type();
+    let exports: Vec<&str> = ty.exports(engine).map(|(name, _)| name).collect();
+    let plain = |name: &'static str| move |export: &&str| export.split('@').next() == Some(name);
+    if exports.iter().any(|export| plain(ENTRY)(export)) {
+        return Ok(());
+    }
+    for (export, world) in KNOWN_WORLDS {
+        if exports.iter().any(|name| plain(export)(name)) {
+            return Err(LoadError::NoRun(format!(
+                ": it looks like {world}, which wasmvm does not offer"
+            )));
+        }
+    }
+    Err(LoadError::NoRun(match exports.as_slice() {
+        [] => ": it exports nothing".to_owned(),
+        some => format!(": it exports {}", some.join(", ")),
+    }))
+}

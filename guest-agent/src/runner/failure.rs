@@ -1,0 +1,84 @@
+//! Why a program could not be loaded, and how it ended when it ran.
+
+use std::io;
+
+use wasmtime_wasi::I32Exit;
+
+use crate::log::chain;
+use crate::report::Report;
+use crate::slot::SlotError;
+
+use super::TRAPPED;
+
+/// Why there is nothing to start.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The system refused.
+    #[error("the runner cannot {0}")]
+    System(&'static str, #[source] io::Error),
+    /// The slot cannot be read.
+    #[error("the runner finds no artifact")]
+    Slot(#[source] SlotError),
+    /// A Wasm module where an artifact belongs.
+    #[error("the slot holds a module that was not compiled")]
+    NotCompiled,
+    /// wasmtime does not start.
+    #[error("the runner's engine does not start: {0:#}")]
+    Engine(wasmtime::Error),
+    /// Compiled by another version or for another processor.
+    #[error("the compiled module does not fit this agent: {0:#}")]
+    Artifact(wasmtime::Error),
+    /// Something is imported that we do not have.
+    #[error("module imports {0}, which wasmvm does not offer")]
+    Import(String),
+    /// Something is imported as a type that it is not.
+    #[error("module does not link: {0:#}")]
+    Link(wasmtime::Error),
+    /// A core module that is no command.
+    #[error("module exports no function `_start`, so it is not a WASI command{0}")]
+    NoStart(&'static str),
+    /// A component that is no command.
+    #[error("component does not export wasi:cli/run, so it is not a command{0}")]
+    NoRun(String),
+    /// The first memory is beyond the bound.
+    #[error("module begins with a memory of {wanted} bytes; the task's limit allows {max}")]
+    Memory {
+        /// What it asks for, bytes.
+        wanted: u64,
+        /// What it may have, bytes.
+        max: u64,
+    },
+}
+
+impl LoadError {
+    /// As it is told to PID 1.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        match self {
+            Self::System(..) | Self::Slot(_) | Self::NotCompiled | Self::Engine(_) => {
+                Report::Failed(chain(self))
+            }
+            Self::Artifact(_)
+            | Self::Import(_)
+            | Self::Link(_)
+            | Self::NoStart(_)
+            | Self::NoRun(_)
+            | Self::Memory { .. } => Report::Refused(self.to_string()),
+        }
+    }
+}
+
+/// The process' exit status; a trap's message and backtrace go to stderr as `wasmtime run` prints them.
+#[must_use]
+pub fn status(name: &str, ended: wasmtime::Result<()>) -> i32 {
+    let error = match ended {
+        Ok(()) => return 0,
+        Err(error) => error,
+    };
+    if let Some(exit) = error.downcast_ref::<I32Exit>() {
+        return exit.0;
+    }
+    let error = error.context(format!("failed to run main module `{name}`"));
+    super::stdio::write_stderr(format!("Error: {error:?}\n").as_bytes());
+    TRAPPED
+}

@@ -1,0 +1,169 @@
+//! The process of one instance.
+//!
+//! ```text
+//! map the slot ─► read the program ─► chroot, drop privileges ─► load, link ─► report ─► wait for Start ─► run
+//! ```
+//!
+//! Everything that needs root happens before the first byte of the artifact is looked at. One thread:
+//! the program runs on a fibre of a current-thread runtime, so that waiting for a clock and for input
+//! at once works, and blocking calls simply block.
+//!
+//! A module cannot hear signals, so the default actions end it: SIGTERM is 143 however busy it is.
+
+mod component;
+mod core;
+mod failure;
+mod limits;
+mod privileges;
+mod stdio;
+mod wasi;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+
+use protobuf::Message;
+use wasmtime::{Engine, Store};
+use wasmvm_protocol::agent::{ModuleKind, Program};
+use wasmvm_protocol::slot::SlotKind;
+
+use crate::engine::runner_config;
+use crate::log::{self, Level};
+use crate::report::Report;
+use crate::slot::SlotContent;
+use crate::spawn::{self, REPORT_FD, SLOT_FD, START_FD, WORK_FD};
+
+use self::failure::LoadError;
+use self::wasi::State;
+
+/// Status of a process that a trap ended: 128 + SIGABRT, as `wasmtime run`'s.
+pub const TRAPPED: i32 = 134;
+/// Status of a runner that could not do its work; PID 1 has the sentence.
+const UNLOADED: i32 = 1;
+
+/// A linked program.
+enum Loaded {
+    Core(core::CoreProgram),
+    Component(component::ComponentProgram),
+}
+
+/// What the parent passed.
+struct Inherited {
+    slot: OwnedFd,
+    slot_offset: u64,
+    root: String,
+    program: File,
+    report: File,
+    start: File,
+}
+
+/// The mode `runner SLOT_OFFSET ROOT`; the descriptors are [`spawn`]'s.
+#[must_use]
+pub fn main(args: impl Iterator<Item = String>) -> i32 {
+    let Some(inherited) = Inherited::take(args) else {
+        log::line(Level::Error, "usage: runner SLOT_OFFSET ROOT");
+        return 2;
+    };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+    else {
+        return UNLOADED;
+    };
+    runtime.block_on(run(inherited))
+}
+
+async fn run(inherited: Inherited) -> i32 {
+    let Inherited {
+        slot,
+        slot_offset,
+        root,
+        mut program,
+        report,
+        mut start,
+    } = inherited;
+    let loaded = read_program(&mut program).and_then(|program| {
+        let slot = map_slot(slot, slot_offset)?;
+        privileges::drop_to(&program, &root)?;
+        let kind = kind_of(&slot)?;
+        let (store, loaded) = load(&program, &slot)?;
+        Ok((program, kind, store, loaded))
+    });
+    let (program, kind, store, loaded) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let _ = error.report().send(report);
+            return UNLOADED;
+        }
+    };
+    let mut go = [0];
+    if Report::Ready(kind).send(report).is_err() || start.read_exact(&mut go).is_err() {
+        return UNLOADED;
+    }
+    drop(start);
+    let name = program.args.first().map_or("", String::as_str);
+    let ended = match loaded {
+        Loaded::Core(core) => core.run(store).await,
+        Loaded::Component(component) => component.run(store).await,
+    };
+    failure::status(name, ended)
+}
+
+impl Inherited {
+    fn take(mut args: impl Iterator<Item = String>) -> Option<Self> {
+        let slot_offset = args.next()?.parse().ok()?;
+        let root = args.next()?;
+        // SAFETY: the parent put them there for us; each is taken once.
+        let slot = unsafe { spawn::take(SLOT_FD) };
+        // SAFETY: as above.
+        let program = unsafe { spawn::take(WORK_FD) };
+        // SAFETY: as above.
+        let report = unsafe { spawn::take(REPORT_FD) };
+        // SAFETY: as above.
+        let start = unsafe { spawn::take(START_FD) };
+        Some(Self {
+            slot,
+            slot_offset,
+            root,
+            program: program.into(),
+            report: report.into(),
+            start: start.into(),
+        })
+    }
+}
+
+fn read_program(file: &mut File) -> Result<Program, LoadError> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)
+        .map_err(|error| LoadError::System("read the program", error))?;
+    Program::parse_from_bytes(&bytes)
+        .map_err(|error| LoadError::System("decode the program", error.into()))
+}
+
+/// Maps the artifact; the device is closed for good.
+fn map_slot(slot: OwnedFd, offset: u64) -> Result<SlotContent, LoadError> {
+    SlotContent::map(slot, offset, true).map_err(LoadError::Slot)
+}
+
+fn kind_of(slot: &SlotContent) -> Result<ModuleKind, LoadError> {
+    match slot.header.kind {
+        SlotKind::CoreArtifact => Ok(ModuleKind::MODULE_KIND_CORE),
+        SlotKind::ComponentArtifact => Ok(ModuleKind::MODULE_KIND_COMPONENT),
+        SlotKind::Wasm => Err(LoadError::NotCompiled),
+    }
+}
+
+fn load(program: &Program, slot: &SlotContent) -> Result<(Store<State>, Loaded), LoadError> {
+    let engine = Engine::new(&runner_config()).map_err(LoadError::Engine)?;
+    let component = slot.header.kind == SlotKind::ComponentArtifact;
+    let loaded = if component {
+        Loaded::Component(component::ComponentProgram::load(&engine, slot, program)?)
+    } else {
+        Loaded::Core(core::CoreProgram::load(&engine, slot, program)?)
+    };
+    let state = State::new(program, component)?;
+    let mut store = Store::new(&engine, state);
+    store.limiter(State::limits);
+    Ok((store, loaded))
+}

@@ -1,0 +1,79 @@
+//! The world a program sees: arguments, environment, directories, standard streams.
+
+use wasmtime::ResourceLimiter;
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::{FsPerms, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmvm_protocol::agent::Program;
+
+use super::failure::LoadError;
+use super::limits::Limits;
+use super::stdio::{Output, Stdin};
+
+/// What a store holds.
+pub struct State {
+    wasi: WasiP1Ctx,
+    limits: Limits,
+}
+
+impl State {
+    /// The world of `program`; the process is in its tree and is its user already.
+    ///
+    /// # Errors
+    /// [`LoadError::System`] when `/` cannot be opened.
+    pub fn new(program: &Program, component: bool) -> Result<Self, LoadError> {
+        let mut builder = WasiCtxBuilder::new();
+        builder
+            .args(&program.args)
+            .stdin(Stdin)
+            .stdout(Output::new(1, component))
+            .stderr(Output::new(2, component))
+            // One program per process: there is nothing else that could run meanwhile.
+            .allow_blocking_current_thread(true);
+        for entry in &program.env {
+            let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
+            builder.env(key, value);
+        }
+        working_directory(&mut builder, program, component);
+        let root = |error: wasmtime::Error| std::io::Error::other(format!("{error:#}"));
+        builder
+            .preopened_dir("/", "/", FsPerms::ReadWrite)
+            .map_err(|error| LoadError::System("open the file tree's root", root(error)))?;
+        for preopen in &program.preopens {
+            // A mount that is a file, or that this user may not open, is still reached below `/`.
+            let _ = builder.preopened_dir(preopen, preopen, FsPerms::ReadWrite);
+        }
+        Ok(Self {
+            wasi: builder.build_p1(),
+            limits: Limits::new(program.memory_bytes_max),
+        })
+    }
+
+    /// For preview 1.
+    pub fn p1(&mut self) -> &mut WasiP1Ctx {
+        &mut self.wasi
+    }
+
+    /// For the store.
+    pub fn limits(&mut self) -> &mut dyn ResourceLimiter {
+        &mut self.limits
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.wasi.ctx()
+    }
+}
+
+/// Components are told; a preview 1 module has no such notion and gets `PWD`, unless it is set.
+fn working_directory(builder: &mut WasiCtxBuilder, program: &Program, component: bool) {
+    let cwd = match program.cwd.as_str() {
+        "" => "/",
+        cwd => cwd,
+    };
+    if component {
+        builder.initial_cwd(cwd);
+    } else if !program.env.iter().any(|entry| entry.starts_with("PWD=")) {
+        builder.env("PWD", cwd);
+    }
+}

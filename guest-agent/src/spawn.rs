@@ -1,0 +1,180 @@
+//! Fork and exec of this same binary in another mode, with exactly the descriptors it is to have.
+//!
+//! ```text
+//!  0 1 2  stdio: the streams' own sockets, or the null device
+//!  3      the slot's device, read-only
+//!  4      runner: the encoded Program (memfd) · compile: the artifact (memfd)
+//!  5      report pipe ([`crate::report`])
+//!  6      runner: start pipe, one byte means go
+//! ```
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+
+/// First argument of a runner.
+pub const RUNNER_MODE: &str = "runner";
+/// First argument of a compile.
+pub const COMPILE_MODE: &str = "compile";
+
+/// The slot's device.
+pub const SLOT_FD: RawFd = 3;
+/// What the child works on: the program, or the artifact's place.
+pub const WORK_FD: RawFd = 4;
+/// Write end of the report pipe.
+pub const REPORT_FD: RawFd = 5;
+/// Read end of the start pipe.
+pub const START_FD: RawFd = 6;
+
+/// Above every descriptor of a child, so that none is overwritten while they are put in place.
+const PARKED_FD_MIN: RawFd = 16;
+/// Descriptors beyond stdio.
+const PASSED_FDS_MAX: usize = 4;
+
+/// Why there is no child.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// Out of descriptors, processes or memory.
+    #[error("cannot prepare descriptors of a {mode} process")]
+    Descriptors {
+        /// The mode.
+        mode: &'static str,
+        /// The kernel's word.
+        #[source]
+        source: io::Error,
+    },
+    /// fork or exec failed.
+    #[error("cannot start a {mode} process")]
+    Exec {
+        /// The mode.
+        mode: &'static str,
+        /// The kernel's word.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A child process; dropped, it is ended and reaped.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Child {
+    /// Its process id in the guest.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+}
+
+impl AsRawFd for Child {
+    /// The pidfd: readable when the process has ended.
+    fn as_raw_fd(&self) -> RawFd {
+        self.pidfd.as_raw_fd()
+    }
+}
+
+impl AsFd for Child {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// A pidfd names one process for ever: both calls fail harmlessly if it was reaped before.
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+    }
+}
+
+/// Starts `exe` in `mode` with the given descriptors: `stdio` become 0, 1, 2 and `passed` 3, 4, ….
+///
+/// Its signal dispositions are the default ones and its mask is empty, whatever ours are.
+///
+/// # Errors
+/// [`SpawnError`]; nothing is left behind.
+pub fn spawn(
+    exe: &Path,
+    mode: &'static str,
+    args: &[String],
+    stdio: [OwnedFd; 3],
+    passed: Vec<OwnedFd>,
+) -> Result<Child, SpawnError> {
+    let prepare = |source| SpawnError::Descriptors { mode, source };
+    if passed.len() > PASSED_FDS_MAX {
+        return Err(prepare(io::ErrorKind::InvalidInput.into()));
+    }
+    let mut parked = Vec::with_capacity(passed.len());
+    for fd in passed {
+        let fd = rustix::io::fcntl_dupfd_cloexec(fd, PARKED_FD_MIN)
+            .map_err(|errno| prepare(errno.into()))?;
+        parked.push(fd);
+    }
+    let [stdin, stdout, stderr] = stdio;
+    let mut command = Command::new(exe);
+    command
+        .arg(mode)
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::from(stdin))
+        .stdout(Stdio::from(stdout))
+        .stderr(Stdio::from(stderr));
+    let sources: Vec<RawFd> = parked.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: the closure only makes async-signal-safe system calls and allocates nothing.
+    unsafe { command.pre_exec(move || place(&sources)) };
+    let child = command
+        .spawn()
+        .map_err(|source| SpawnError::Exec { mode, source })?;
+    let pid = Pid::from_child(&child);
+    // It cannot be reaped and its id reused before `pidfd` exists: only that reaps it.
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+        prepare(errno.into())
+    })?;
+    Ok(Child { pid, pidfd })
+}
+
+/// In the child: the parked descriptors go to 3, 4, …; nothing above survives exec.
+fn place(sources: &[RawFd]) -> io::Result<()> {
+    let mut target = SLOT_FD;
+    for &source in sources {
+        // SAFETY: `source` is open and at least PARKED_FD_MIN; nothing of ours lives at `target`
+        // in this child but the copy that exec makes permanent.
+        if unsafe { libc::dup2(source, target) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        target += 1;
+    }
+    // SAFETY: only marks descriptors close-on-exec.
+    let marked = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            target,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if marked < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Takes over a descriptor that the parent put in place.
+///
+/// # Safety
+/// `fd` must be one that [`spawn`]'s caller passed, taken at most once.
+#[must_use]
+pub unsafe fn take(fd: RawFd) -> OwnedFd {
+    // SAFETY: open and ours alone by this function's contract.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let _ = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC);
+    fd
+}

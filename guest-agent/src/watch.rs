@@ -1,0 +1,27 @@
+//! Descriptors in the runtime's event loop.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::spawn::Child;
+
+/// A descriptor of which readability is waited for; it should be non-blocking if it is read.
+///
+/// # Errors
+/// `epoll_ctl(2)`'s.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd stays open and the same until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// A child of which the end is waited for.
+///
+/// # Errors
+/// `epoll_ctl(2)`'s; the child is ended then.
+pub fn watch_child(child: Child) -> io::Result<AsyncFd<Child>> {
+    // SAFETY: a Child's pidfd stays open and the same until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(child, Interest::READABLE) }?)
+}

@@ -1,0 +1,318 @@
+//! A guest without a VM.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
+use tempfile::TempDir;
+use ttrpc::Code;
+use wasmvm_guest_agent::compiler::{CompilerService, compile};
+use wasmvm_guest_agent::service::TaskService;
+use wasmvm_guest_agent::streams::{self, Streams as Unclaimed};
+use wasmvm_guest_agent::supervisor::{Site, Supervisor};
+pub use wasmvm_protocol::agent::Program;
+use wasmvm_protocol::agent::containerd::api::{
+    CreateTaskRequest, DeleteRequest, KillRequest, PauseRequest, StartRequest, StateRequest,
+    WaitRequest,
+};
+use wasmvm_protocol::agent::containerd::shim_async::{TaskClient, create_task};
+use wasmvm_protocol::agent::{
+    CompileRequest, CompilerClient, ModuleKind, PROGRAM_TYPE_URL, create_compiler,
+};
+use wasmvm_protocol::slot::{SLOT_HEADER_BYTES, SlotHeader, SlotKind};
+use wasmvm_protocol::stream::{StdioFd, StreamHeader};
+
+const TASK: &str = "web";
+const EXE: &str = env!("CARGO_BIN_EXE_wasmvm-agent");
+
+type Refusal = (Code, String);
+type Artifact = (ModuleKind, Vec<u8>);
+
+/// Tokens of a Create request.
+#[derive(Default)]
+pub struct Streams([String; 3]);
+
+impl Streams {
+    pub fn none() -> Self {
+        Self::default()
+    }
+}
+
+pub struct Ended {
+    pub status: u32,
+    pub stdout: String,
+    pub stdout_bytes: Vec<u8>,
+    pub stderr: String,
+}
+
+pub struct Guest {
+    directory: TempDir,
+    client: TaskClient,
+    tokens: AtomicU64,
+    _server: ttrpc::r#async::Server,
+}
+
+/// Code and sentence of an RPC's refusal.
+fn refusal(error: ttrpc::Error) -> Refusal {
+    match error {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message),
+        other => panic!("not a status: {other:?}"),
+    }
+}
+
+fn write_slot(path: &Path, kind: SlotKind, content: &[u8]) {
+    let header = SlotHeader {
+        kind,
+        content_bytes: content.len() as u64,
+        sha256: [0; 32],
+    };
+    let mut bytes = header.encode().to_vec();
+    bytes.resize(SLOT_HEADER_BYTES, 0);
+    bytes.extend_from_slice(content);
+    fs::write(path, bytes).unwrap();
+}
+
+fn address(path: &Path) -> String {
+    format!("unix://{}", path.display())
+}
+
+impl Guest {
+    /// With a program in text format.
+    pub async fn with(wat: &str) -> Self {
+        Self::of_artifact(compile(&wat::parse_str(wat).unwrap()).unwrap()).await
+    }
+
+    pub async fn of_artifact((kind, artifact): Artifact) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let kind = match kind {
+            ModuleKind::MODULE_KIND_COMPONENT => SlotKind::ComponentArtifact,
+            _ => SlotKind::CoreArtifact,
+        };
+        write_slot(&at("slot"), kind, &artifact);
+        fs::create_dir(at("tree")).unwrap();
+        let streams = Arc::new(Unclaimed::default());
+        let listener = UnixListener::bind(at("streams")).unwrap();
+        let listener = streams::listener(listener.into()).unwrap();
+        tokio::spawn(Arc::clone(&streams).serve(listener));
+        let site = Site {
+            exe: EXE.into(),
+            slot: File::open(at("slot")).unwrap().into(),
+            slot_offset: 0,
+            root: at("tree"),
+            prepare: Box::new(|_| Ok(())),
+        };
+        let service = TaskService::new(Arc::new(Supervisor::new(site, streams)));
+        let mut server = ttrpc::r#async::Server::new()
+            .bind(&address(&at("agent")))
+            .unwrap()
+            .register_service(create_task(Arc::new(service)));
+        server.start().await.unwrap();
+        let client = ttrpc::r#async::Client::connect(&address(&at("agent")))
+            .await
+            .unwrap();
+        Self {
+            client: TaskClient::new(client),
+            directory,
+            tokens: AtomicU64::new(1),
+            _server: server,
+        }
+    }
+
+    fn tree(&self, name: &str) -> PathBuf {
+        self.directory.path().join("tree").join(name)
+    }
+
+    pub fn write_file(&self, name: &str, content: &[u8], mode: u32) {
+        fs::write(self.tree(name), content).unwrap();
+        fs::set_permissions(self.tree(name), fs::Permissions::from_mode(mode)).unwrap();
+        // Other users may enter the tree.
+        fs::set_permissions(self.tree(""), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    pub fn chown(&self, name: &str, uid: u32) {
+        std::os::unix::fs::chown(self.tree(name), Some(uid), Some(uid)).unwrap();
+    }
+
+    /// Overwrites the version that wasmtime writes into an artifact.
+    pub fn spoil_artifact(&self) {
+        let path = self.directory.path().join("slot");
+        let mut bytes = fs::read(&path).unwrap();
+        let version = b"48.0.8";
+        let at = bytes
+            .windows(version.len())
+            .position(|window| window == version)
+            .expect("the artifact names its version");
+        bytes[at] = b'9';
+        // The open descriptor of the site must see it: same file.
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .write_all(&bytes)
+            .unwrap();
+    }
+
+    /// Opens three streams; the shim's ends of stdin, stdout and stderr.
+    pub async fn streams(&self) -> (Streams, [UnixStream; 3]) {
+        let mut tokens = Streams::none();
+        let ends = [StdioFd::Stdin, StdioFd::Stdout, StdioFd::Stderr].map(|fd| {
+            let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+            let header = StreamHeader {
+                token,
+                task: TASK.into(),
+                exec: String::new(),
+                fd,
+            };
+            let mut socket = UnixStream::connect(self.directory.path().join("streams")).unwrap();
+            socket.write_all(&header.encode().unwrap()).unwrap();
+            tokens.0[fd as usize] = token.to_string();
+            socket
+        });
+        (tokens, ends)
+    }
+
+    pub async fn create(
+        &self,
+        edit: impl FnOnce(&mut Program),
+        streams: Streams,
+    ) -> Result<u32, Refusal> {
+        let mut program = Program::new();
+        program.args = vec!["prog.wasm".into()];
+        edit(&mut program);
+        let mut options = Any::new();
+        options.type_url = PROGRAM_TYPE_URL.into();
+        options.value = program.write_to_bytes().unwrap();
+        let mut request = CreateTaskRequest::new();
+        request.id = TASK.into();
+        [request.stdin, request.stdout, request.stderr] = streams.0;
+        request.options = MessageField::some(options);
+        let response = self.client.create(context(), &request).await;
+        response.map(|response| response.pid).map_err(refusal)
+    }
+
+    pub async fn start(&self) -> Result<(), Refusal> {
+        let mut request = StartRequest::new();
+        request.id = TASK.into();
+        let response = self.client.start(context(), &request).await;
+        response.map(drop).map_err(refusal)
+    }
+
+    pub async fn kill(&self, signal: u32) -> Result<(), Refusal> {
+        let mut request = KillRequest::new();
+        request.id = TASK.into();
+        request.signal = signal;
+        let response = self.client.kill(context(), &request).await;
+        response.map(drop).map_err(refusal)
+    }
+
+    pub async fn wait(&self) -> u32 {
+        let mut request = WaitRequest::new();
+        request.id = TASK.into();
+        let response = self.client.wait(context(), &request).await.unwrap();
+        assert!(response.exited_at.seconds > 1_000_000_000);
+        response.exit_status
+    }
+
+    pub async fn state(&self) -> Result<String, Refusal> {
+        let mut request = StateRequest::new();
+        request.id = TASK.into();
+        let response = self.client.state(context(), &request).await;
+        response
+            .map(|response| format!("{:?}", response.status.enum_value().unwrap()))
+            .map_err(refusal)
+    }
+
+    pub async fn delete(&self) -> Result<(), Refusal> {
+        let mut request = DeleteRequest::new();
+        request.id = TASK.into();
+        let response = self.client.delete(context(), &request).await;
+        response.map(drop).map_err(refusal)
+    }
+
+    pub async fn pause(&self) -> Result<(), Refusal> {
+        let mut request = PauseRequest::new();
+        request.id = TASK.into();
+        let response = self.client.pause(context(), &request).await;
+        response.map(drop).map_err(refusal)
+    }
+
+    /// Create, Start, everything read, Wait.
+    pub async fn run(&self, edit: impl FnOnce(&mut Program)) -> Ended {
+        self.run_with_input(edit, Vec::new()).await
+    }
+
+    pub async fn run_with_input(&self, edit: impl FnOnce(&mut Program), input: Vec<u8>) -> Ended {
+        let (streams, [mut stdin, stdout, stderr]) = self.streams().await;
+        self.create(edit, streams).await.unwrap();
+        self.start().await.unwrap();
+        let feed = thread::spawn(move || {
+            let _ = stdin.write_all(&input);
+            let _ = stdin.shutdown(Shutdown::Write);
+        });
+        let drain = |mut stream: UnixStream| {
+            thread::spawn(move || {
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).unwrap();
+                bytes
+            })
+        };
+        let (stdout, stderr) = (drain(stdout), drain(stderr));
+        let status = self.wait().await;
+        feed.join().unwrap();
+        let stdout_bytes = stdout.join().unwrap();
+        Ended {
+            status,
+            stdout: String::from_utf8_lossy(&stdout_bytes).into_owned(),
+            stdout_bytes,
+            stderr: String::from_utf8_lossy(&stderr.join().unwrap()).into_owned(),
+        }
+    }
+}
+
+fn context() -> ttrpc::context::Context {
+    ttrpc::context::with_timeout(30_000_000_000)
+}
+
+/// Through the service of the compiler VM.
+pub async fn compile_by_service(wasm: &[u8]) -> Result<Artifact, Refusal> {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    write_slot(&at("slot"), SlotKind::Wasm, wasm);
+    let listener = UnixListener::bind(at("artifact")).unwrap();
+    let service = CompilerService::new(
+        EXE.into(),
+        File::open(at("slot")).unwrap().into(),
+        0,
+        streams::listener(listener.into()).unwrap(),
+    );
+    let mut server = ttrpc::r#async::Server::new()
+        .bind(&address(&at("agent")))
+        .unwrap()
+        .register_service(create_compiler(Arc::new(service)));
+    server.start().await.unwrap();
+    let client = ttrpc::r#async::Client::connect(&address(&at("agent")))
+        .await
+        .unwrap();
+    let response = CompilerClient::new(client)
+        .compile(context(), &CompileRequest::new())
+        .await
+        .map_err(refusal)?;
+    let mut socket = UnixStream::connect(at("artifact")).unwrap();
+    let artifact = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        socket.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    let artifact = artifact.await.unwrap();
+    assert_eq!(artifact.len() as u64, response.bytes);
+    Ok((response.kind.enum_value().unwrap(), artifact))
+}

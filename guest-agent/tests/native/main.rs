@@ -1,0 +1,276 @@
+//! The agent without a VM: the real binary as runner, the real services on Unix sockets, a file as the
+//! slot, a directory as the task's tree. Needs root (the runner enters the tree by `chroot`).
+#![cfg(feature = "compiler")]
+
+mod guest;
+mod programs;
+
+use guest::{Guest, Streams};
+use ttrpc::Code;
+
+#[tokio::test]
+async fn a_module_prints_and_ends_with_zero() {
+    let guest = Guest::with(programs::HELLO).await;
+    let ended = guest.run(|_| {}).await;
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "hello\n"));
+    assert_eq!(ended.stderr, "");
+}
+
+#[tokio::test]
+async fn exit_codes_are_the_modules_own_modulo_256() {
+    for (code, status) in [(7, 7), (200, 200), (256 + 9, 9)] {
+        let guest = Guest::with(&programs::exits_with(code)).await;
+        assert_eq!(guest.run(|_| {}).await.status, status);
+    }
+}
+
+#[tokio::test]
+async fn a_trap_is_134_with_message_and_backtrace() {
+    let guest = Guest::with(programs::TRAP).await;
+    let ended = guest.run(|_| {}).await;
+    assert_eq!(ended.status, 134);
+    for part in [
+        "failed to run main module `prog.wasm`",
+        "wasm `unreachable` instruction executed",
+        "wasm backtrace",
+        "!deep_inside",
+        "!_start",
+    ] {
+        assert!(ended.stderr.contains(part), "{part} in {}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn stack_overflow_is_a_trap() {
+    let guest = Guest::with(programs::RECURSION).await;
+    let ended = guest.run(|_| {}).await;
+    assert_eq!(ended.status, 134);
+    assert!(
+        ended.stderr.contains("call stack exhausted"),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[tokio::test]
+async fn signals_end_an_endless_loop() {
+    for (signal, status) in [(15, 143), (2, 130), (9, 137), (1, 129)] {
+        let guest = Guest::with(programs::LOOP).await;
+        guest.create(|_| {}, Streams::none()).await.unwrap();
+        guest.start().await.unwrap();
+        guest.kill(signal).await.unwrap();
+        assert_eq!(guest.wait().await, status);
+        assert_eq!(guest.kill(signal).await.unwrap_err().0, Code::NOT_FOUND);
+    }
+}
+
+#[tokio::test]
+async fn a_signal_before_start_ends_it_and_start_says_so() {
+    let guest = Guest::with(programs::HELLO).await;
+    guest.create(|_| {}, Streams::none()).await.unwrap();
+    guest.kill(9).await.unwrap();
+    assert_eq!(guest.wait().await, 137);
+    let (code, text) = guest.start().await.unwrap_err();
+    assert_eq!(code, Code::FAILED_PRECONDITION);
+    assert!(text.contains("it is stopped"), "{text}");
+}
+
+#[tokio::test]
+async fn states_follow_the_life() {
+    let guest = Guest::with(programs::LOOP).await;
+    assert_eq!(guest.state().await.unwrap_err().0, Code::NOT_FOUND);
+    guest.create(|_| {}, Streams::none()).await.unwrap();
+    assert_eq!(guest.state().await.unwrap(), "CREATED");
+    guest.start().await.unwrap();
+    assert_eq!(guest.state().await.unwrap(), "RUNNING");
+    assert_eq!(
+        guest.delete().await.unwrap_err().0,
+        Code::FAILED_PRECONDITION
+    );
+    guest.kill(9).await.unwrap();
+    guest.wait().await;
+    assert_eq!(guest.state().await.unwrap(), "STOPPED");
+    guest.delete().await.unwrap();
+    assert_eq!(guest.state().await.unwrap_err().0, Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_second_create_of_the_same_id_is_refused() {
+    let guest = Guest::with(programs::HELLO).await;
+    guest.create(|_| {}, Streams::none()).await.unwrap();
+    let (code, _) = guest.create(|_| {}, Streams::none()).await.unwrap_err();
+    assert_eq!(code, Code::ALREADY_EXISTS);
+}
+
+#[tokio::test]
+async fn memory_grows_to_its_bound_and_then_fails_as_wasm_says() {
+    // One page at the start, so 15 more fit into 1 MiB and the 16th does not.
+    let guest = Guest::with(programs::GROW).await;
+    let ended = guest
+        .run(|program| program.memory_bytes_max = 1 << 20)
+        .await;
+    assert_eq!(ended.status, 15);
+}
+
+#[tokio::test]
+async fn a_memory_beyond_the_bound_is_refused_with_both_numbers() {
+    let guest = Guest::with(programs::GROW).await;
+    let edit = |program: &mut guest::Program| program.memory_bytes_max = 4096;
+    let (code, text) = guest.create(edit, Streams::none()).await.unwrap_err();
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(text.contains("65536") && text.contains("4096"), "{text}");
+    // Nothing is left: the id is free.
+    guest.create(|_| {}, Streams::none()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_missing_import_is_named() {
+    let guest = Guest::with(programs::IMPORTS_FOO).await;
+    let (code, text) = guest.create(|_| {}, Streams::none()).await.unwrap_err();
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert_eq!(text, "module imports env::foo, which wasmvm does not offer");
+}
+
+#[tokio::test]
+async fn what_is_no_command_is_refused() {
+    for (wat, part) in [
+        ("(module)", "no function `_start`"),
+        ("(module (func (export \"_initialize\")))", "reactor"),
+        ("(component)", "exports nothing"),
+        (programs::PROXY, "wasi:http/proxy"),
+    ] {
+        let guest = Guest::with(wat).await;
+        let (code, text) = guest.create(|_| {}, Streams::none()).await.unwrap_err();
+        assert_eq!(code, Code::INVALID_ARGUMENT);
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn an_artifact_of_another_build_is_refused() {
+    let guest = Guest::with(programs::HELLO).await;
+    guest.spoil_artifact();
+    let (code, text) = guest.create(|_| {}, Streams::none()).await.unwrap_err();
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(text.contains("does not fit this agent"), "{text}");
+}
+
+#[tokio::test]
+async fn components_run_and_print() {
+    let guest = Guest::with(programs::COMPONENT).await;
+    let ended = guest.run(|_| {}).await;
+    assert_eq!(ended.stderr, "");
+    assert_eq!(
+        (ended.status, ended.stdout.as_str()),
+        (0, "hello component\n")
+    );
+}
+
+#[tokio::test]
+async fn a_component_whose_run_fails_ends_with_one() {
+    let guest = Guest::with(programs::FAILING_COMPONENT).await;
+    assert_eq!(guest.run(|_| {}).await.status, 1);
+}
+
+#[tokio::test]
+async fn stdin_reaches_stdout_whole_and_ends() {
+    let guest = Guest::with(programs::CAT).await;
+    let input: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let ended = guest.run_with_input(|_| {}, input.clone()).await;
+    assert_eq!(ended.status, 0);
+    assert!(
+        ended.stdout_bytes == input,
+        "{} bytes",
+        ended.stdout_bytes.len()
+    );
+}
+
+#[tokio::test]
+async fn a_write_to_a_gone_reader_is_epipe() {
+    let guest = Guest::with(programs::WRITES_UNTIL_ERROR).await;
+    let (streams, ends) = guest.streams().await;
+    guest.create(|_| {}, streams).await.unwrap();
+    drop(ends);
+    guest.start().await.unwrap();
+    // WASI's errno `pipe`.
+    assert_eq!(guest.wait().await, 64);
+}
+
+#[tokio::test]
+async fn waiting_for_input_and_a_clock_ends_by_the_clock() {
+    let guest = Guest::with(programs::POLL).await;
+    let (streams, _ends) = guest.streams().await;
+    guest.create(|_| {}, streams).await.unwrap();
+    guest.start().await.unwrap();
+    // One event, of the clock.
+    assert_eq!(guest.wait().await, 10);
+}
+
+#[tokio::test]
+async fn files_of_the_tree_are_read_as_the_programs_user() {
+    let guest = Guest::with(programs::READS_FILE).await;
+    guest.write_file("file", b"content\n", 0o600);
+    let ended = guest.run(|_| {}).await;
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "content\n"));
+    let other = Guest::with(programs::READS_FILE).await;
+    other.write_file("file", b"content\n", 0o600);
+    let ended = other
+        .run(|program| {
+            program.uid = 1000;
+            program.gid = 1000;
+        })
+        .await;
+    // WASI's errno `acces`.
+    assert_eq!(ended.status, 2);
+}
+
+#[tokio::test]
+async fn root_opens_files_of_other_users() {
+    let guest = Guest::with(programs::READS_FILE).await;
+    guest.write_file("file", b"content\n", 0o600);
+    guest.chown("file", 1000);
+    assert_eq!(guest.run(|_| {}).await.status, 0);
+}
+
+#[tokio::test]
+async fn arguments_and_environment_arrive() {
+    // argc * 16 + envc
+    let guest = Guest::with(programs::COUNTS).await;
+    let ended = guest
+        .run(|program| {
+            program.args.push("second".into());
+            program.env = vec!["A=1".into(), "B=".into()];
+            program.cwd = "/work".into();
+        })
+        .await;
+    // Two arguments; A, B and PWD.
+    assert_eq!(ended.status, 2 * 16 + 3);
+}
+
+#[tokio::test]
+async fn methods_of_later_versions_are_unimplemented() {
+    let guest = Guest::with(programs::HELLO).await;
+    let (code, text) = guest.pause().await.unwrap_err();
+    assert_eq!(code, Code::UNIMPLEMENTED);
+    assert_eq!(text, "the wasmvm agent does not offer Pause");
+}
+
+#[tokio::test]
+async fn the_compiler_service_compiles_and_delivers() {
+    let compiled = guest::compile_by_service(&wat::parse_str(programs::HELLO).unwrap())
+        .await
+        .unwrap();
+    let guest = Guest::of_artifact(compiled).await;
+    assert_eq!(guest.run(|_| {}).await.stdout, "hello\n");
+}
+
+#[tokio::test]
+async fn the_compiler_service_says_what_is_wrong() {
+    let (code, text) = guest::compile_by_service(b"#!/bin/sh\n").await.unwrap_err();
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(text.contains("it is a script"), "{text}");
+    let broken = b"\0asm\x01\0\0\0\xff";
+    let (code, text) = guest::compile_by_service(broken).await.unwrap_err();
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(text.contains("not valid WebAssembly"), "{text}");
+}
