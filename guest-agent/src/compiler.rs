@@ -140,18 +140,6 @@ fn kind_of(wasm: &[u8]) -> Result<ModuleKind, CompileError> {
     }
 }
 
-/// A hash of everything that an artifact depends on in the engine.
-///
-/// # Errors
-/// [`CompileError::Engine`].
-pub fn compatibility_hash() -> Result<u64, CompileError> {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let engine = Engine::new(&engine_config()).map_err(CompileError::Engine)?;
-    let mut hasher = DefaultHasher::new();
-    engine.precompile_compatibility_hash().hash(&mut hasher);
-    Ok(hasher.finish())
-}
-
 /// The ttrpc service of the compiler VM.
 #[derive(Debug)]
 pub struct CompilerService {
@@ -297,7 +285,6 @@ mod tests {
             hasher.finish()
         };
         assert_eq!(hash(&engine), hash(&plain));
-        assert_eq!(compatibility_hash().unwrap(), hash(&plain));
     }
 
     #[test]

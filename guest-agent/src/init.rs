@@ -46,7 +46,13 @@ const TASK_DEVICES: [(&str, u32, u32); 5] = [
     ("urandom", 1, 9),
 ];
 /// The agent's own devices.
-const AGENT_DEVICES: [(&str, u32, u32); 3] = [("mem", 1, 1), ("null", 1, 3), ("kmsg", 1, 11)];
+const AGENT_DEVICES: [(&str, u32, u32); 5] = [
+    ("mem", 1, 1),
+    ("null", 1, 3),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("kmsg", 1, 11),
+];
 
 /// What the guest could not do for us.
 #[derive(Debug, thiserror::Error)]
@@ -271,8 +277,11 @@ fn prepare(program: &Program, mounted: &AtomicBool) -> Result<(), GuestError> {
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     mount(TASK_TAG, TASK_ROOT, "virtiofs", safe, None)?;
     mounted.store(true, Ordering::Relaxed);
-    if program.guest_dev {
-        make_task_devices()?;
+    // A tree without /dev that cannot be written has no place for one, and can be run all the same.
+    if program.guest_dev
+        && let Err(error) = make_task_devices()
+    {
+        log::line(Level::Warning, &log::chain(&error));
     }
     Ok(())
 }
@@ -287,6 +296,7 @@ fn set_clock(wall_clock_ns: u64) -> Result<(), GuestError> {
 fn make_task_devices() -> Result<(), GuestError> {
     let target = format!("{TASK_ROOT}/dev");
     let safe = MountFlags::NOSUID | MountFlags::NOEXEC;
+    let _ = rustix::fs::mkdir(&target, Mode::from_bits_truncate(0o755));
     mount("dev", &target, "tmpfs", safe, Some(c"mode=755,size=64k"))?;
     let umask = rustix::process::umask(Mode::empty());
     let made = make_devices(&target, &TASK_DEVICES, 0o666);

@@ -23,13 +23,13 @@
 //! Two builds, both static. No relocations means no start-up work and no dirtied pages in each runner:
 //!
 //! ```text
-//! RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
-//!   cargo build --release --target x86_64-unknown-linux-gnu -p wasmvm-guest-agent                      # agent.cpio
-//!   cargo build --release --target x86_64-unknown-linux-gnu -p wasmvm-guest-agent --features compiler  # compiler.cpio
+//! cargo rustc --release -p wasmvm-guest-agent --bin wasmvm-agent [--features compiler] -- \
+//!   -C target-feature=+crt-static -C relocation-model=static
 //! ```
 //!
-//! (`--target` keeps the flags away from build scripts and macros.) Both leave `wasmvm-agent`, which
-//! `images/initramfs` packs.
+//! The flags are needed for the last step only, so dependencies are shared with every other build.
+//! `images/initramfs` packs the result: without the feature as `agent.cpio`, with it as `compiler.cpio`
+//! (which can also run tasks: it is the same program with Cranelift added).
 //!
 //! # Exit codes
 //!

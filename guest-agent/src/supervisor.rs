@@ -25,6 +25,9 @@ use crate::watch::watch_child;
 /// Instances that have not been deleted.
 pub const INSTANCES_MAX: usize = 64;
 
+/// Sets the guest up for a program.
+pub type Prepare = dyn Fn(&Program) -> Result<(), GuestError> + Send + Sync;
+
 /// Where instances run: the guest, or a test's directory.
 pub struct Site {
     /// This binary.
@@ -36,7 +39,7 @@ pub struct Site {
     /// Root of the task's file tree.
     pub root: PathBuf,
     /// Sets the guest up for a program: clock, file tree, host name.
-    pub prepare: Box<dyn Fn(&Program) -> Result<(), GuestError> + Send + Sync>,
+    pub prepare: Box<Prepare>,
 }
 
 impl std::fmt::Debug for Site {

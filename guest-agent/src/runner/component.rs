@@ -46,7 +46,7 @@ impl ComponentProgram {
         p2::add_to_linker_async(&mut linker).map_err(LoadError::Engine)?;
         let linked = linker
             .instantiate_pre(&component)
-            .map_err(LoadError::Link)?;
+            .map_err(|error| link_error(engine, &component, error))?;
         let linked = CommandPre::new(linked).map_err(LoadError::Link)?;
         Ok(Self { linked })
     }
@@ -61,6 +61,23 @@ impl ComponentProgram {
             Ok(()) => Ok(()),
             Err(()) => Err(I32Exit(1).into()),
         }
+    }
+}
+
+/// The linker's error, or our own sentence when an import is missing as a whole.
+fn link_error(engine: &Engine, component: &Component, error: wasmtime::Error) -> LoadError {
+    let text = error.to_string();
+    let ty = component.component_type();
+    let missing = ty
+        .imports(engine)
+        .map(|(name, _)| name)
+        .find(|name| text.contains(&format!("`{name}`")) && text.contains("not found"));
+    match missing {
+        Some(name) => LoadError::Import {
+            what: "component",
+            name: name.to_owned(),
+        },
+        None => LoadError::Link(error),
     }
 }
 

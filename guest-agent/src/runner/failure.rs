@@ -29,10 +29,15 @@ pub enum LoadError {
     #[error("the compiled module does not fit this agent: {0:#}")]
     Artifact(wasmtime::Error),
     /// Something is imported that we do not have.
-    #[error("module imports {0}, which wasmvm does not offer")]
-    Import(String),
+    #[error("{what} imports {name}, which wasmvm does not offer")]
+    Import {
+        /// `module` or `component`.
+        what: &'static str,
+        /// As `module::name`, or an interface.
+        name: String,
+    },
     /// Something is imported as a type that it is not.
-    #[error("module does not link: {0:#}")]
+    #[error("program does not link: {0:#}")]
     Link(wasmtime::Error),
     /// A core module that is no command.
     #[error("module exports no function `_start`, so it is not a WASI command{0}")]
@@ -41,7 +46,7 @@ pub enum LoadError {
     #[error("component does not export wasi:cli/run, so it is not a command{0}")]
     NoRun(String),
     /// The first memory is beyond the bound.
-    #[error("module begins with a memory of {wanted} bytes; the task's limit allows {max}")]
+    #[error("program begins with a memory of {wanted} bytes; the task's limit allows {max}")]
     Memory {
         /// What it asks for, bytes.
         wanted: u64,
@@ -59,7 +64,7 @@ impl LoadError {
                 Report::Failed(chain(self))
             }
             Self::Artifact(_)
-            | Self::Import(_)
+            | Self::Import { .. }
             | Self::Link(_)
             | Self::NoStart(_)
             | Self::NoRun(_)

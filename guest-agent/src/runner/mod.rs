@@ -10,6 +10,7 @@
 //!
 //! A module cannot hear signals, so the default actions end it: SIGTERM is 143 however busy it is.
 
+mod batch;
 mod component;
 mod core;
 mod failure;
@@ -85,6 +86,7 @@ async fn run(inherited: Inherited) -> i32 {
     } = inherited;
     let loaded = read_program(&mut program).and_then(|program| {
         let slot = map_slot(slot, slot_offset)?;
+        wasi::seed_random();
         privileges::drop_to(&program, &root)?;
         let kind = kind_of(&slot)?;
         let (store, loaded) = load(&program, &slot)?;

@@ -211,7 +211,7 @@ impl Pollable for Output {
 #[wasmtime_wasi::async_trait]
 impl OutputStream for Output {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        write_all(self.fd, &bytes).map_err(|error| self.failure(error))
+        super::batch::write(self.fd, &bytes).map_err(|error| self.failure(error))
     }
 
     fn flush(&mut self) -> StreamResult<()> {

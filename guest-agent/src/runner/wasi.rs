@@ -65,6 +65,14 @@ impl WasiView for State {
     }
 }
 
+/// Seeds the generator that every program's random numbers come from.
+///
+/// To be called outside the tree: in a static binary the `getrandom` crate finds no system call by
+/// `dlsym` and reads `/dev/urandom`, which a tree may not have, or may have something else as.
+pub fn seed_random() {
+    drop(wasmtime_wasi::thread_rng());
+}
+
 /// Components are told; a preview 1 module has no such notion and gets `PWD`, unless it is set.
 fn working_directory(builder: &mut WasiCtxBuilder, program: &Program, component: bool) {
     let cwd = match program.cwd.as_str() {

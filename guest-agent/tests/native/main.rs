@@ -1,6 +1,11 @@
 //! The agent without a VM: the real binary as runner, the real services on Unix sockets, a file as the
 //! slot, a directory as the task's tree. Needs root (the runner enters the tree by `chroot`).
 #![cfg(feature = "compiler")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that cannot go on fails"
+)]
 
 mod guest;
 mod programs;
@@ -129,6 +134,13 @@ async fn a_missing_import_is_named() {
     let (code, text) = guest.create(|_| {}, Streams::none()).await.unwrap_err();
     assert_eq!(code, Code::INVALID_ARGUMENT);
     assert_eq!(text, "module imports env::foo, which wasmvm does not offer");
+    let guest = Guest::with("(component (import \"acme:a/b\" (instance (export \"f\" (func)))) (instance $r) (export \"wasi:cli/run@0.2.0\" (instance $r)))").await;
+    let (code, text) = guest.create(|_| {}, Streams::none()).await.unwrap_err();
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert_eq!(
+        text,
+        "component imports acme:a/b, which wasmvm does not offer"
+    );
 }
 
 #[tokio::test]
