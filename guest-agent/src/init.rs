@@ -113,8 +113,15 @@ pub fn main() -> i32 {
 /// File systems, device nodes, standard descriptors, role.
 fn boot() -> Result<Role, GuestError> {
     rustix::process::umask(Mode::empty());
+    // Not noexec: the runner maps the slot from /dev/mem r-x, and mmap(2) looks at the mount.
+    mount(
+        "tmpfs",
+        "/dev",
+        "tmpfs",
+        MountFlags::NOSUID,
+        Some(c"mode=755,size=64k"),
+    )?;
     let safe = MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount("tmpfs", "/dev", "tmpfs", safe, Some(c"mode=755,size=64k"))?;
     make_devices("/dev", &AGENT_DEVICES, 0o600)?;
     take_standard_descriptors()?;
     mount("proc", "/proc", "proc", safe | MountFlags::NODEV, None)?;
