@@ -115,7 +115,9 @@ fn compile_slot(slot: OwnedFd, offset: u64, mut out: File) -> Result<ModuleKind,
 /// [`CompileError`], one sentence for the module's author.
 pub fn compile(wasm: &[u8]) -> Result<(ModuleKind, Vec<u8>), CompileError> {
     let kind = kind_of(wasm)?;
-    let engine = Engine::new(&engine_config()).map_err(CompileError::Engine)?;
+    let engine = engine_config()
+        .and_then(|config| Engine::new(&config))
+        .map_err(CompileError::Engine)?;
     let artifact = match kind {
         ModuleKind::MODULE_KIND_COMPONENT => engine.precompile_component(wasm),
         _ => engine.precompile_module(wasm),
@@ -273,9 +275,9 @@ mod tests {
         let wasm = wat::parse_str("(module (func (export \"_start\")))").unwrap();
         let (kind, artifact) = compile(&wasm).unwrap();
         assert_eq!(kind, ModuleKind::MODULE_KIND_CORE);
-        let engine = Engine::new(&runner_config()).unwrap();
+        let engine = Engine::new(&runner_config().unwrap()).unwrap();
         // Without custom code memory, as this artifact lies on the heap.
-        let plain = Engine::new(&engine_config()).unwrap();
+        let plain = Engine::new(&engine_config().unwrap()).unwrap();
         // SAFETY: made by this very build.
         unsafe { Module::deserialize(&plain, &artifact) }.unwrap();
         let hash = |engine: &Engine| {

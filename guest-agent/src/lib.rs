@@ -20,16 +20,16 @@
 //!
 //! # Building
 //!
-//! Two builds, both static. No relocations means no start-up work and no dirtied pages in each runner:
+//! Two builds, both static (`.cargo/config.toml`). Without position independence a runner starts
+//! without relocating, and so dirtying, its tables:
 //!
 //! ```text
 //! cargo rustc --release -p wasmvm-guest-agent --bin wasmvm-agent [--features compiler] -- \
-//!   -C target-feature=+crt-static -C relocation-model=static
+//!   -C relocation-model=static
 //! ```
 //!
-//! The flags are needed for the last step only, so dependencies are shared with every other build.
-//! `images/initramfs` packs the result: without the feature as `agent.cpio`, with it as `compiler.cpio`
-//! (which can also run tasks: it is the same program with Cranelift added).
+//! `images/guest` does that and packs the results: without the feature as `agent.cpio`, with it as
+//! `compiler.cpio` (which could also run tasks: it is the same program with Cranelift added).
 //!
 //! # Exit codes
 //!

@@ -141,8 +141,18 @@ pub fn spawn(
     Ok(Child { pid, pidfd })
 }
 
+/// In the child: signals as a fresh system has them, whatever our own parent ignores. (exec resets
+/// handlers, but keeps what is ignored.)
+fn reset_signals() {
+    for signal in 1..=libc::SIGSYS {
+        // SAFETY: the default disposition is valid for all; SIGKILL's and SIGSTOP's stay as they are.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// In the child: the parked descriptors go to 3, 4, …; nothing above survives exec.
 fn place(sources: &[RawFd]) -> io::Result<()> {
+    reset_signals();
     let mut target = SLOT_FD;
     for &source in sources {
         // SAFETY: `source` is open and at least PARKED_FD_MIN; nothing of ours lives at `target`

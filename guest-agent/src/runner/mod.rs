@@ -157,7 +157,9 @@ fn kind_of(slot: &SlotContent) -> Result<ModuleKind, LoadError> {
 }
 
 fn load(program: &Program, slot: &SlotContent) -> Result<(Store<State>, Loaded), LoadError> {
-    let engine = Engine::new(&runner_config()).map_err(LoadError::Engine)?;
+    let engine = runner_config()
+        .and_then(|config| Engine::new(&config))
+        .map_err(LoadError::Engine)?;
     let component = slot.header.kind == SlotKind::ComponentArtifact;
     let loaded = if component {
         Loaded::Component(component::ComponentProgram::load(&engine, slot, program)?)

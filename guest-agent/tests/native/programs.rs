@@ -148,7 +148,7 @@ pub const COMPONENT: &str = r#"(component
   (core instance $libc (instantiate $libc))
   (core func $get (canon lower (func $stdout "get-stdout")))
   (core func $write (canon lower
-    (func $streams "[method]output-stream.blocking-write-and-flush") (memory $libc "memory")))
+    (func $streams "[method]output-stream.blocking-write-and-flush") (memory (core memory $libc "memory"))))
   (core module $main
     (import "e" "get" (func $get (result i32)))
     (import "e" "write" (func $write (param i32 i32 i32 i32)))
