@@ -1,6 +1,7 @@
 //! The VMM process. Started by the shim, which hands it all it may touch: see
 //! [`wasmvm_protocol::control`] for the conversation and [`wasmvm_vmm::jail`] for what it gives up.
 
+use std::error::Error;
 use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::Path;
@@ -39,7 +40,9 @@ fn main() {
     if config.role == Role::Task {
         let tree = Tree::new(Path::new("/"), jail.proc_self_fd, jail.guest_fds)
             .unwrap_or_else(|err| reporter.boot_failed(&err));
-        devices.push(Box::new(FsDevice::new(tree)));
+        let end = reporter.clone();
+        let on_end = move |error: &(dyn Error + 'static)| end.guest_ended(error, "");
+        devices.push(Box::new(FsDevice::new(tree, on_end)));
     }
     let mut machine =
         builder::build(&config, parts, devices).unwrap_or_else(|err| reporter.boot_failed(&err));

@@ -1,5 +1,6 @@
 //! What the transport sees: features, configuration space and activation.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::thread;
@@ -19,18 +20,22 @@ const CONFIG_BYTES: usize = TAG_BYTES + 4;
 const TAG_BYTES: usize = 36;
 const REQUEST_QUEUES: u32 = 1;
 
+/// Told once, on the worker's thread, why no file is served any more.
+type EndFn = Box<dyn FnOnce(&(dyn Error + 'static)) + Send>;
+
 /// The device before and after its activation.
 pub struct FsDevice {
     /// Handed to the worker at activation.
-    idle: Option<RequestServer>,
+    idle: Option<(RequestServer, EndFn)>,
 }
 
 impl FsDevice {
-    /// A device that serves `tree`.
+    /// A device that serves `tree`. `on_end` is called when it can't any more, which the guest can
+    /// provoke; whoever waits for a file then waits for ever, so the VM is to be ended.
     #[must_use]
-    pub fn new(tree: Tree) -> Self {
+    pub fn new(tree: Tree, on_end: impl FnOnce(&(dyn Error + 'static)) + Send + 'static) -> Self {
         Self {
-            idle: Some(RequestServer::new(tree)),
+            idle: Some((RequestServer::new(tree), Box::new(on_end))),
         }
     }
 }
@@ -80,7 +85,7 @@ impl VirtioDevice for FsDevice {
             });
         }
         let worker_error = |source| ActivateError::Worker { device_id, source };
-        let server = self
+        let (server, on_end) = self
             .idle
             .take()
             .ok_or_else(|| worker_error(io::ErrorKind::AlreadyExists.into()))?;
@@ -88,7 +93,7 @@ impl VirtioDevice for FsDevice {
             Worker::new(server, activation).map_err(|err| worker_error(io::Error::other(err)))?;
         thread::Builder::new()
             .name("fs".into())
-            .spawn(move || worker.run())
+            .spawn(move || worker.run(on_end))
             .map(drop)
             .map_err(worker_error)
     }
@@ -99,7 +104,7 @@ mod tests {
     use super::*;
 
     fn device() -> FsDevice {
-        FsDevice::new(Tree::for_test(std::path::Path::new("/nonexistent")))
+        FsDevice::new(Tree::for_test(std::path::Path::new("/nonexistent")), |_| {})
     }
 
     #[test]

@@ -10,6 +10,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -501,6 +504,24 @@ fn a_ring_that_lies_stops_the_device() {
         guest.kick(),
         Err(WorkerError::Ring { queue: 1, .. })
     ));
+}
+
+#[test]
+fn the_end_of_the_device_is_told_with_its_reason() {
+    let tree = tree();
+    let guest = Guest::mounted(tree.path());
+    guest
+        .memory
+        .write_obj(0x7fff_u16, GuestAddress(AVAILABLE + 2))
+        .unwrap();
+    guest.kick.write(1).unwrap();
+    let (sender, reason) = mpsc::channel();
+    let worker = guest.worker;
+    thread::spawn(move || worker.run(|error| sender.send(error.to_string()).unwrap()));
+    assert_eq!(
+        reason.recv_timeout(Duration::from_secs(20)).unwrap(),
+        "the guest's queue 1 is not a valid ring"
+    );
 }
 
 #[test]

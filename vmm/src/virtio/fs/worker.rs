@@ -1,5 +1,6 @@
 //! The device's thread: waits for kicks, takes requests from the queues, returns the answers.
 
+use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -61,9 +62,8 @@ impl Worker {
         })
     }
 
-    /// Serves until the guest breaks its queues. The guest's file system then hangs; the VM is ended by
-    /// whoever waits for it.
-    pub(super) fn run(mut self) {
+    /// Serves until the guest breaks its queues, or a system call fails; `on_end` is then told why.
+    pub(super) fn run(mut self, on_end: impl FnOnce(&(dyn Error + 'static))) {
         let error = match own_directory() {
             Ok(()) => loop {
                 if let Err(error) = self.wait_and_serve() {
@@ -72,7 +72,7 @@ impl Worker {
             },
             Err(error) => error,
         };
-        log::error!("virtio-fs: {}", crate::control::sentence(&error));
+        on_end(&error);
     }
 
     fn wait_and_serve(&mut self) -> Result<(), WorkerError> {
