@@ -223,7 +223,7 @@ impl MmioTransport {
             Ok(()) => self.status = READY,
             Err(error) => {
                 // Once per device: there is no second activation.
-                eprintln!("{error}");
+                log::error!("{}", crate::control::sentence(&error));
                 self.status |= NEEDS_RESET;
             }
         }
