@@ -6,7 +6,7 @@
 //!  ├──────────────────────────────────────────────►│ 1  close every descriptor but the known ones
 //!  │                                               │ 2  a detached /proc of this PID namespace
 //!  │                                               │ 3  the tree becomes /, all other mounts go
-//!  │                                               │ 4  limits, no core dump, SIGTERM ends it
+//!  │                                               │ 4  limits, keyring, no core dump, SIGTERM
 //!  │                                      NeedMaps │ 5  a user namespace
 //!  │◄──────────────────────────────────────────────┤
 //!  │ MapsWritten: 0 0 4294967295                   │
@@ -101,6 +101,7 @@ pub fn close(control: BorrowedFd<'_>) -> Result<Jail, JailError> {
     let proc_self_fd = tree::proc_self_fd(&proc_root)?;
     tree::make_root()?;
     let guest_fds = limits::set()?;
+    privileges::leave_session_keyring()?;
     privileges::enter_user_namespace()?;
     await_maps(control)?;
     privileges::drop_all_but_kept()?;
