@@ -62,6 +62,27 @@ impl CleanupError {
 /// The first [`CleanupError`]; what can be undone in spite of it is undone, and the journal is kept.
 pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
     let steps = journal::read(root, namespace, id)?.unwrap_or_default();
+    let outcome = undo_steps(&steps)?;
+    journal::forget(root, namespace, id)?;
+    Ok(outcome)
+}
+
+/// Does the same, but keeps the journal: a program that has ended needs nothing of the host any more,
+/// and how it ended must be known until `Delete`, also to a `delete` after the shim's death.
+///
+/// # Errors
+/// As [`undo`]'s.
+pub fn release(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
+    let steps = journal::read(root, namespace, id)?.unwrap_or_default();
+    let outcome = undo_steps(&steps)?;
+    if !steps.is_empty() && !steps.contains(&Step::Released) {
+        journal::record_release(root, namespace, id)?;
+    }
+    Ok(outcome)
+}
+
+fn undo_steps(steps: &[Step]) -> Result<Outcome, CleanupError> {
+    let mut released = false;
     let mut outcome = Outcome {
         pid: 0,
         exit: ExitRecord::now(STATUS_KILLED),
@@ -73,10 +94,15 @@ pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupEr
                 outcome.exit = *exit;
                 Ok(())
             }
+            Step::Released => {
+                released = true;
+                Ok(())
+            }
             Step::Vmm { pid, start_time } => {
                 outcome.pid = *pid;
                 end_process(*pid, *start_time)
             }
+            Step::Cgroup { .. } if released => Ok(()),
             Step::Cgroup { path } => cgroup::remove(path, KILL_MAX).map_err(CleanupError::from),
         };
         if let Err(err) = undone {
@@ -85,10 +111,7 @@ pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupEr
     }
     match first_error {
         Some(err) => Err(err),
-        None => {
-            journal::forget(root, namespace, id)?;
-            Ok(outcome)
-        }
+        None => Ok(outcome),
     }
 }
 
@@ -137,16 +160,30 @@ mod tests {
             exited_at_ns: 5,
         };
         journal.record(&Step::Exit(exit)).unwrap();
-        let outcome = undo(root.path(), "default", "web").unwrap();
-        assert_eq!(
-            outcome,
-            Outcome {
-                pid: child.id(),
-                exit
-            }
-        );
+        let expected = Outcome {
+            pid: child.id(),
+            exit,
+        };
+        let released = release(root.path(), "default", "web").unwrap();
+        assert_eq!(released, expected);
         assert!(child.wait().is_err(), "ended and reaped");
+        // The shim may be killed now: `delete` still tells how the program ended.
+        let outcome = undo(root.path(), "default", "web").unwrap();
+        assert_eq!(outcome, expected);
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_was_released_is_not_undone_again() {
+        let root = tempdir().unwrap();
+        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        // No cgroup, so its removal would fail; another task's would succeed.
+        let path = root.path().join("cgroup");
+        journal.record(&Step::Cgroup { path }).unwrap();
+        undo(root.path(), "default", "web").unwrap_err();
+        journal::record_release(root.path(), "default", "web").unwrap();
+        undo(root.path(), "default", "web").unwrap();
+        assert_eq!(journal::read(root.path(), "default", "web").unwrap(), None);
     }
 
     #[test]

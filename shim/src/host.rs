@@ -122,6 +122,10 @@ impl TaskSandbox for Sandbox {
         }
     }
 
+    async fn release(&self) -> Result<(), Refusal> {
+        Self::release(self).await.map_err(|error| refuse(&error))
+    }
+
     async fn destroy(&self) -> Result<(), Refusal> {
         Self::destroy(self).await.map_err(|error| refuse(&error))
     }

@@ -39,6 +39,8 @@ pub enum Step {
     },
     /// The init program has ended.
     Exit(ExitRecord),
+    /// All before is undone; what has its name from now on is somebody else's.
+    Released,
 }
 
 /// How the init program ended.
@@ -137,11 +139,25 @@ impl Journal {
     /// # Errors
     /// [`JournalError::State`].
     pub fn record(&self, step: &Step) -> Result<(), JournalError> {
-        let failed = |source| state_error("write", &self.directory, source);
-        let mut line = serde_json::to_vec(step).map_err(|err| failed(err.into()))?;
-        line.push(b'\n');
-        (&self.file).write_all(&line).map_err(failed)
+        append(&self.file, step).map_err(|source| state_error("write", &self.directory, source))
     }
+}
+
+/// Writes down that all steps of a task are undone.
+///
+/// # Errors
+/// [`JournalError::State`].
+pub fn record_release(root: &Path, namespace: &str, id: &str) -> Result<(), JournalError> {
+    let path = directory(root, namespace, id).join("journal");
+    let file = OpenOptions::new().append(true).open(&path);
+    file.and_then(|file| append(&file, &Step::Released))
+        .map_err(|source| state_error("write", &path, source))
+}
+
+fn append(mut file: &File, step: &Step) -> io::Result<()> {
+    let mut line = serde_json::to_vec(step)?;
+    line.push(b'\n');
+    file.write_all(&line)
 }
 
 /// The steps recorded for a task, oldest first; `None` when it has no state. A line that was cut off

@@ -20,7 +20,7 @@ use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, CompileError, compi
 use crate::artifact::{ArtifactKey, KeyError, Store, StoreError};
 use crate::bundle::{self, BundleError, TaskSpec, ram_mib};
 use crate::cgroup::{self, Cgroup, CgroupError, CgroupLimits, cgroup_path, mounted_root};
-use crate::cleanup::{self, CleanupError};
+use crate::cleanup::{self, CleanupError, Outcome};
 use crate::config::{Config, ConfigError, GuestFiles};
 use crate::error::ErrorCode;
 use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step};
@@ -151,7 +151,7 @@ impl Sandbox {
                 vm,
             }),
             Err(err) => {
-                if let Err(left) = undo(namespace, id).await {
+                if let Err(left) = undo(cleanup::undo, namespace, id).await {
                     tracing::error!(error = %crate::error::chain(&left), "a failed create left something");
                 }
                 Err(err)
@@ -222,14 +222,27 @@ impl Sandbox {
         self.journal.record(&Step::Exit(exit))
     }
 
+    /// Ends the VM and removes all that [`Sandbox::create`] has made but the journal. May be called
+    /// again.
+    ///
+    /// # Errors
+    /// [`CleanupError`]
+    pub async fn release(&self) -> Result<(), SandboxError> {
+        self.end(cleanup::release).await
+    }
+
     /// Ends the VM and removes all that [`Sandbox::create`] has made. May be called again.
     ///
     /// # Errors
     /// [`CleanupError`]; the journal is kept then, so that `delete` can try again.
     pub async fn destroy(&self) -> Result<(), SandboxError> {
+        self.end(cleanup::undo).await
+    }
+
+    async fn end(&self, cleanup: Cleanup) -> Result<(), SandboxError> {
         self.vm.kill();
         self.vm.ended().await;
-        undo(self.namespace.clone(), self.id.clone()).await
+        undo(cleanup, self.namespace.clone(), self.id.clone()).await
     }
 }
 
@@ -240,10 +253,13 @@ struct Host<'a> {
     guest: &'a GuestFiles,
 }
 
+/// [`cleanup::undo`] or [`cleanup::release`].
+type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
+
 /// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.
-async fn undo(namespace: String, id: String) -> Result<(), SandboxError> {
+async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), SandboxError> {
     let undone = tokio::task::spawn_blocking(move || {
-        cleanup::undo(Path::new(STATE_ROOT), &namespace, &id).map(drop)
+        cleanup(Path::new(STATE_ROOT), &namespace, &id).map(drop)
     });
     match undone.await {
         Ok(undone) => Ok(undone?),

@@ -145,10 +145,18 @@ async fn a_task_runs_to_its_exit_and_is_deleted() {
         (pb::Status::STOPPED, 3)
     );
     assert_eq!(f.pids().await.unwrap(), [PID], "until Delete");
+    let sandbox = f.maker.sandbox();
+    soon(async {
+        while sandbox.released.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // A shim killed now leaves the record of the exit to `delete`.
+    assert_eq!(sandbox.destroyed.load(Ordering::Relaxed), 0);
     let deleted = f.delete().await.unwrap();
     assert_eq!((deleted.pid, deleted.exit_status), (PID, 3));
     assert!(deleted.exited_at.is_some());
-    let sandbox = f.maker.sandbox();
     assert_eq!(sandbox.recorded.load(Ordering::Relaxed), 3);
     assert_eq!(sandbox.destroyed.load(Ordering::Relaxed), 1);
     let words = f.events.words();

@@ -152,6 +152,7 @@ pub struct FakeSandbox {
     _server: Mutex<Server>,
     end: watch::Sender<Option<VmEnding>>,
     pub recorded: AtomicU32,
+    pub released: AtomicU32,
     pub destroyed: AtomicU32,
     pub destroy_fails: AtomicBool,
 }
@@ -172,6 +173,7 @@ impl FakeSandbox {
             _server: Mutex::new(server),
             end: watch::Sender::new(None),
             recorded: AtomicU32::new(u32::MAX),
+            released: AtomicU32::new(0),
             destroyed: AtomicU32::new(0),
             destroy_fails: AtomicBool::new(false),
         }
@@ -238,6 +240,12 @@ impl TaskSandbox for FakeSandbox {
 
     fn record_exit(&self, status: u32, _: SystemTime) {
         self.recorded.store(status, Ordering::Relaxed);
+    }
+
+    async fn release(&self) -> Result<(), Refusal> {
+        self.dies("released");
+        self.released.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn destroy(&self) -> Result<(), Refusal> {

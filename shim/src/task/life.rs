@@ -3,6 +3,7 @@
 //! ```text
 //! program or VM ends ──► exit kept in the journal ──► TaskExit ──► output drained, FIFOs closed
 //!                                                                          └──► VM ended, removed
+//!                                       Delete ──► journal removed
 //! ```
 //!
 //! `TaskExit` does not wait for the output, and the output does not wait for `Delete`: `ctr` asks for
@@ -36,7 +37,7 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
         tracing::warn!(task_id, "the client did not read all output in time");
     }
     task.drained.send_replace(true);
-    if let Err(left) = vm.destroy().await {
+    if let Err(left) = vm.release().await {
         tracing::error!(task_id, %left, "cannot end the VM; Delete will try again");
     }
     // Until then the FIFOs keep what a restarting containerd has not read yet.

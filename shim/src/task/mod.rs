@@ -108,7 +108,16 @@ struct Vm {
 }
 
 impl Vm {
-    /// The watcher and `Delete` may both come; one of them does it.
+    /// The watcher, once nothing more comes: all but the record of the exit, unless `Delete` was first.
+    async fn release(&self) -> Result<(), Refusal> {
+        let destroyed = self.destroyed.lock().await;
+        if *destroyed {
+            return Ok(());
+        }
+        self.sandbox.release().await
+    }
+
+    /// `Delete`. Never at the same time as [`Vm::release`].
     async fn destroy(&self) -> Result<(), Refusal> {
         let mut destroyed = self.destroyed.lock().await;
         if !*destroyed {

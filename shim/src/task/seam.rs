@@ -59,6 +59,9 @@ pub trait TaskSandbox: Send + Sync + 'static {
     fn kill_vm(&self);
     /// Keeps the exit for a `delete` after the shim's death.
     fn record_exit(&self, status: u32, exited_at: SystemTime);
-    /// Ends the VM, waits for it and removes all that belongs to it. Idempotent.
+    /// Ends the VM, waits for it and removes all that belongs to it but the record of the exit.
+    /// Idempotent.
+    async fn release(&self) -> Result<(), Refusal>;
+    /// The same, and the record too: afterwards nothing is known of the task. Idempotent.
     async fn destroy(&self) -> Result<(), Refusal>;
 }
