@@ -28,6 +28,8 @@ use crate::vm::{Vm, VmError};
 
 /// RAM of a compiler VM, and the memory limit of its cgroup: Cranelift takes some 20 times the module.
 pub const COMPILER_MEMORY_MIB: u32 = 2048;
+/// How long a broken connection waits for the VMM's word on why.
+const REASON_MAX: Duration = Duration::from_secs(1);
 
 /// One compile.
 #[derive(Debug)]
@@ -65,11 +67,19 @@ pub enum CompileError {
         /// The compiler's sentence.
         reason: String,
     },
-    /// The compiler did not answer, or not in time.
+    /// The compiler is at fault, or out of memory.
+    #[error("cannot compile {path}: {reason}")]
+    Compiler {
+        /// In the image.
+        path: String,
+        /// The compiler's sentence.
+        reason: String,
+    },
+    /// The compiler did not answer in time.
     #[error(
         "cannot compile {path} within {limit:?}; `compile_timeout_s` in the configuration sets the limit"
     )]
-    Compiler {
+    Late {
         /// In the image.
         path: String,
         /// What it was given.
@@ -105,9 +115,9 @@ impl CompileError {
             Self::Launch(err) => err.code(),
             Self::Vm(err) => err.code(),
             Self::Module { .. } => ErrorCode::InvalidArgument,
-            Self::Compiler { .. } => ErrorCode::DeadlineExceeded,
+            Self::Late { .. } => ErrorCode::DeadlineExceeded,
             Self::Cut { .. } => ErrorCode::Unavailable,
-            Self::File { .. } => ErrorCode::Internal,
+            Self::Compiler { .. } | Self::File { .. } => ErrorCode::Internal,
         }
     }
 }
@@ -145,6 +155,20 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
     received?.into_artifact()
 }
 
+/// What an answer that is no artifact means.
+fn refused(path: String, limit: Duration, status: &ttrpc::Status) -> CompileError {
+    let reason = status.message().to_owned();
+    match status.code() {
+        ttrpc::Code::INVALID_ARGUMENT => CompileError::Module { path, reason },
+        ttrpc::Code::DEADLINE_EXCEEDED => CompileError::Late {
+            path,
+            limit,
+            source: ttrpc::Error::RpcStatus(status.clone()),
+        },
+        _ => CompileError::Compiler { path, reason },
+    }
+}
+
 /// What the compiler VM has written, behind an empty header page.
 struct Received {
     file: File,
@@ -161,19 +185,21 @@ async fn run_compiler(vm: &Vm, path: String, limit: Duration) -> Result<Received
         answer = client.compile(context, &request) => answer,
         end = vm.ended() => return Err(VmError::Ended(end).into()),
     };
-    let answer = answer.map_err(|source| match source {
-        ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::INVALID_ARGUMENT => {
-            CompileError::Module {
-                path,
-                reason: status.message().to_owned(),
-            }
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(ttrpc::Error::RpcStatus(status)) => return Err(refused(path, limit, &status)),
+        Err(source) => {
+            // A connection breaks when the VM ends, a moment before its end is known.
+            return match tokio::time::timeout(REASON_MAX, vm.ended()).await {
+                Ok(end) => Err(VmError::Ended(end).into()),
+                Err(_) => Err(CompileError::Late {
+                    path,
+                    limit,
+                    source,
+                }),
+            };
         }
-        source => CompileError::Compiler {
-            path,
-            limit,
-            source,
-        },
-    })?;
+    };
     let kind = match answer.kind.enum_value_or_default() {
         ModuleKind::MODULE_KIND_COMPONENT => SlotKind::ComponentArtifact,
         _ => SlotKind::CoreArtifact,
@@ -267,4 +293,34 @@ fn memfd(name: &str) -> Result<File, CompileError> {
 
 fn failed(action: &'static str, source: io::Error) -> CompileError {
     CompileError::File { action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_of_the_compiler_has_its_code() {
+        let limit = Duration::from_secs(60);
+        for (answer, code, sentence) in [
+            (
+                ttrpc::Code::INVALID_ARGUMENT,
+                ErrorCode::InvalidArgument,
+                "/a is not a WebAssembly program that wasmvm can run: no",
+            ),
+            (
+                ttrpc::Code::INTERNAL,
+                ErrorCode::Internal,
+                "cannot compile /a: no",
+            ),
+            (
+                ttrpc::Code::DEADLINE_EXCEEDED,
+                ErrorCode::DeadlineExceeded,
+                "cannot compile /a within 60s; `compile_timeout_s` in the configuration sets the limit",
+            ),
+        ] {
+            let error = refused("/a".into(), limit, &ttrpc::get_status(answer, "no"));
+            assert_eq!((error.code(), error.to_string()), (code, sentence.into()));
+        }
+    }
 }
