@@ -170,6 +170,7 @@ fn write(directory: &Path, key: &ArtifactKey, artifact: &File) -> Result<(), Sto
         .mode(0o700)
         .create(directory)
         .map_err(|source| failed("write", directory, source))?;
+    remove_abandoned(directory);
     // Two shims may compile the same module at once: each has a name of its own, the last one wins.
     let temporary = directory.join(format!(".{}.{}", key.as_str(), std::process::id()));
     let written = copy(artifact, &temporary)
@@ -183,6 +184,21 @@ fn write(directory: &Path, key: &ArtifactKey, artifact: &File) -> Result<(), Sto
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// Removes what shims that were killed while they wrote have left. A reused pid only delays that.
+fn remove_abandoned(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let writer = name
+            .to_str()
+            .and_then(|name| name.strip_prefix('.')?.rsplit_once('.'))
+            .and_then(|(_, pid)| pid.parse::<u32>().ok());
+        if writer.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // The next write tries again.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn copy(mut artifact: &File, path: &Path) -> io::Result<()> {
@@ -278,6 +294,20 @@ mod tests {
             CONTENT,
             "from the disk again"
         );
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_goes_with_the_next_write() {
+        let (_root, store, key) = store();
+        store.insert(&key, &artifact()).unwrap();
+        // Above any pid (`PID_MAX_LIMIT` is 2^22), and our own.
+        let dead = store.kept.join(format!(".{}.4194305", key.as_str()));
+        let other = store.kept.join(format!(".x.{}", std::process::id()));
+        fs::write(&dead, "half").unwrap();
+        fs::write(&other, "half").unwrap();
+        store.insert(&key, &artifact()).unwrap();
+        assert!(!dead.exists() && other.exists());
+        assert!(store.find(&key).unwrap().is_some());
     }
 
     #[test]
