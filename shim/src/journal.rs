@@ -19,6 +19,8 @@ use crate::error::ErrorCode;
 pub const STATE_ROOT: &str = "/run/wasmvm";
 /// A journal is at most this long, bytes: a few short lines.
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024;
+/// How often a namespace's directory that another task removes meanwhile is made again.
+const CREATE_TRIES_MAX: usize = 64;
 
 /// One step that outlives the shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,18 +112,10 @@ impl Journal {
     pub fn create(root: &Path, namespace: &str, id: &str) -> Result<Self, JournalError> {
         let directory = directory(root, namespace, id);
         let failed = |source| state_error("create", &directory, source);
-        let mut builder = fs::DirBuilder::new();
-        builder.mode(0o700);
-        if let Some(parent) = directory.parent() {
-            builder.recursive(true).create(parent).map_err(failed)?;
-        }
-        builder
-            .recursive(false)
-            .create(&directory)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::AlreadyExists => JournalError::Exists(directory.clone()),
-                _ => failed(source),
-            })?;
+        make_directory(&directory).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => JournalError::Exists(directory.clone()),
+            _ => failed(source),
+        })?;
         let file = OpenOptions::new()
             .append(true)
             .create_new(true)
@@ -207,6 +201,24 @@ fn directory(root: &Path, namespace: &str, id: &str) -> PathBuf {
     root.join(namespace).join(id)
 }
 
+/// The namespace's directory may vanish with its last task meanwhile; then it is made again.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.mode(0o700);
+    let mut tries = 1;
+    loop {
+        if let Some(parent) = directory.parent() {
+            builder.recursive(true).create(parent)?;
+        }
+        match builder.recursive(false).create(directory) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound && tries < CREATE_TRIES_MAX => {
+                tries += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
 fn remove(directory: &Path) -> Result<(), JournalError> {
     match fs::remove_dir_all(directory) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => {
@@ -232,6 +244,7 @@ fn state_error(action: &'static str, path: &Path, source: io::Error) -> JournalE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use tempfile::tempdir;
 
     fn vmm() -> Step {
@@ -275,6 +288,25 @@ mod tests {
         let _first = Journal::create(root.path(), "default", "web").unwrap();
         let second = Journal::create(root.path(), "default", "web").unwrap_err();
         assert_eq!(second.code(), ErrorCode::AlreadyExists);
+    }
+
+    #[test]
+    fn the_last_task_of_a_namespace_does_not_take_the_next_one_with_it() {
+        let root = tempdir().unwrap();
+        let (path, done) = (root.path().join("default"), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let _ = fs::remove_dir(&path);
+                }
+            });
+            let made = (0..200).try_for_each(|_| {
+                Journal::create(root.path(), "default", "web")?;
+                forget(root.path(), "default", "web")
+            });
+            done.store(true, Ordering::Relaxed);
+            made.unwrap();
+        });
     }
 
     #[test]
