@@ -67,7 +67,28 @@ pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupEr
     Ok(outcome)
 }
 
-/// Does the same, but keeps the journal: a program that has ended needs nothing of the host any more,
+/// [`undo`] for the `delete` action. Another containerd's task of the same id, whose shim lives, is left
+/// alone: ours was refused because of it, and has left nothing.
+///
+/// # Errors
+/// As [`undo`]'s.
+pub fn undo_of_bundle(
+    root: &Path,
+    namespace: &str,
+    id: &str,
+    bundle: &Path,
+) -> Result<Outcome, CleanupError> {
+    let steps = journal::read(root, namespace, id)?.unwrap_or_default();
+    let foreign = steps
+        .iter()
+        .any(|step| matches!(step, Step::Bundle { path } if path != bundle));
+    if foreign && journal::is_held(root, namespace, id) {
+        return undo_steps(&[]);
+    }
+    undo(root, namespace, id)
+}
+
+/// Does the same as [`undo`], but keeps the journal: a program that has ended needs nothing of the host any more,
 /// and how it ended must be known until `Delete`, also to a `delete` after the shim's death.
 ///
 /// # Errors
@@ -102,6 +123,7 @@ fn undo_steps(steps: &[Step]) -> Result<Outcome, CleanupError> {
                 outcome.pid = *pid;
                 end_process(*pid, *start_time)
             }
+            Step::Bundle { .. } => Ok(()),
             Step::Cgroup { .. } if released => Ok(()),
             Step::Cgroup { path } => cgroup::remove(path, KILL_MAX).map_err(CleanupError::from),
         };
@@ -171,6 +193,30 @@ mod tests {
         let outcome = undo(root.path(), "default", "web").unwrap();
         assert_eq!(outcome, expected);
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_living_task_of_another_containerd_is_left_alone() {
+        let root = tempdir().unwrap();
+        let (ours, theirs) = (Path::new("/run/a/web"), Path::new("/run/b/web"));
+        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        let path = theirs.to_owned();
+        journal.record(&Step::Bundle { path }).unwrap();
+        let there = || {
+            journal::read(root.path(), "default", "web")
+                .unwrap()
+                .is_some()
+        };
+        let outcome = undo_of_bundle(root.path(), "default", "web", ours).unwrap();
+        assert_eq!((outcome.pid, there()), (0, true));
+        undo_of_bundle(root.path(), "default", "web", theirs).unwrap();
+        assert!(!there());
+        let dead = Journal::create(root.path(), "default", "web").unwrap();
+        let path = theirs.to_owned();
+        dead.record(&Step::Bundle { path }).unwrap();
+        drop(dead);
+        undo_of_bundle(root.path(), "default", "web", ours).unwrap();
+        assert!(!there());
     }
 
     #[test]

@@ -26,6 +26,11 @@ const CREATE_TRIES_MAX: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    /// The task is that of this bundle: two containerds may each have one of the same id.
+    Bundle {
+        /// Its directory, absolute.
+        path: PathBuf,
+    },
     /// This cgroup is about to be made. Whatever runs in it is ours.
     Cgroup {
         /// Its directory, absolute.

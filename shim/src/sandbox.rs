@@ -129,7 +129,7 @@ impl Sandbox {
     pub async fn create(request: SandboxRequest, config: &Config) -> Result<Self, SandboxError> {
         let guest = GuestFiles::find()?;
         let spec = Arc::new(TaskSpec::load(&request.bundle)?);
-        let journal = Self::begin(&request.namespace, &request.id)?;
+        let journal = Self::begin(&request)?;
         let (namespace, id) = (request.namespace.clone(), request.id.clone());
         let ram_mib = ram_mib(spec.memory_bytes_max, config.default_memory_mib);
         let host = Host {
@@ -160,16 +160,21 @@ impl Sandbox {
     }
 
     /// Starts the journal; what a task of the same id has left after a crash goes first.
-    fn begin(namespace: &str, id: &str) -> Result<Journal, SandboxError> {
+    fn begin(request: &SandboxRequest) -> Result<Journal, SandboxError> {
         let root = Path::new(STATE_ROOT);
-        match Journal::create(root, namespace, id) {
+        let (namespace, id) = (&request.namespace, &request.id);
+        let journal = match Journal::create(root, namespace, id) {
             Err(JournalError::Exists(path)) if !journal::is_held(root, namespace, id) => {
                 tracing::warn!(path = %path.display(), "undoing what an earlier task has left");
                 cleanup::undo(root, namespace, id)?;
-                Ok(Journal::create(root, namespace, id)?)
+                Journal::create(root, namespace, id)
             }
-            other => Ok(other?),
-        }
+            other => other,
+        }?;
+        journal.record(&Step::Bundle {
+            path: request.bundle.clone(),
+        })?;
+        Ok(journal)
     }
 
     /// The VMM's pid on the host: the task's.

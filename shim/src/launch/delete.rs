@@ -35,7 +35,8 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().map_err(DeleteError::Bundle)?,
     };
-    let outcome = cleanup::undo(Path::new(STATE_ROOT), &args.namespace, &args.id);
+    let root = Path::new(STATE_ROOT);
+    let outcome = cleanup::undo_of_bundle(root, &args.namespace, &args.id, &bundle);
     // Noted before the daemon ran; without a note `start` itself was killed, and the name is known.
     let path = socket::noted(&bundle).unwrap_or_else(|| {
         socket::path(
