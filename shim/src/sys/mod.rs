@@ -1,8 +1,8 @@
 //! The shim's only unsafe code: what no safe wrapper offers.
 //!
-//! * [`mounts`]: `mount_setattr`.
-//! * [`spawn`]: `clone3` and exec of a VMM into its namespaces and cgroup.
-//! * [`watch`]: a descriptor of our own on the runtime's poll loop.
+//! * [`mounts`][]: `mount_setattr`.
+//! * [`spawn`][]: `clone3` and exec of a VMM into its namespaces and cgroup.
+//! * [`watch`][]: a descriptor of our own on the runtime's poll loop.
 
 pub mod mounts;
 pub mod spawn;
