@@ -1,6 +1,6 @@
 //! The life of a task as containerd sees it, against a fake sandbox with a fake agent.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -193,6 +193,7 @@ async fn output_and_input_pass_through_the_fifos() {
     assert_eq!(created.options.type_url, "wasmvm.agent.v1.Program");
     let header = f.maker.guest.streams.lock().unwrap()[&2].0.clone();
     assert_eq!((header.task.as_str(), header.fd), ("t", StdioFd::Stdout));
+    let mut client = std::fs::File::options().write(true).open(stdin).unwrap();
     f.start().await.unwrap();
     let mut reader = open_reader(Path::new(&stdout));
     let reader = tokio::task::spawn_blocking(move || {
@@ -200,7 +201,7 @@ async fn output_and_input_pass_through_the_fifos() {
         reader.read_to_end(&mut bytes).unwrap();
         bytes
     });
-    std::fs::write(stdin, "question").unwrap();
+    client.write_all(b"question").unwrap();
     let close = pb::CloseIORequest {
         id: "t".into(),
         stdin: true,

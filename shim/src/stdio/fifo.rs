@@ -75,18 +75,18 @@ pub fn path<'a>(stream: &'static str, name: &'a str) -> Result<Option<&'a Path>,
 #[derive(Debug)]
 pub struct InputFifo {
     pub(super) reader: pipe::Receiver,
+    path: PathBuf,
     /// Ours: without it a client that goes away would be the end of the file. Dropped by `CloseIO`.
     pub(super) writer: Option<File>,
 }
 
 impl InputFifo {
-    /// Opens both ends, without waiting for a client.
+    /// Opens the reading end, without waiting for a client.
     ///
     /// # Errors
     /// [`StdioError`], naming the path.
     pub fn open(path: &Path) -> Result<Self, StdioError> {
         let reader = open("stdin", path, OpenOptions::new().read(true))?;
-        let writer = open("stdin", path, OpenOptions::new().write(true))?;
         let reader = pipe::Receiver::from_file(reader).map_err(|source| StdioError::Open {
             stream: "stdin",
             path: path.to_owned(),
@@ -94,8 +94,15 @@ impl InputFifo {
         })?;
         Ok(Self {
             reader,
-            writer: Some(writer),
+            path: path.to_owned(),
+            writer: None,
         })
+    }
+
+    /// Opens our writing end.
+    pub(super) fn hold(&mut self) -> Result<(), StdioError> {
+        self.writer = Some(open("stdin", &self.path, OpenOptions::new().write(true))?);
+        Ok(())
     }
 }
 

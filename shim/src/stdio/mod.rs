@@ -1,7 +1,7 @@
 //! A task's standard streams: the client's FIFOs on one side, streams to the guest on the other.
 //!
 //! ```text
-//! stdin  FIFO ──► 64 KiB ──► guest    until CloseIO and the FIFO is drained, then half-close
+//! stdin  FIFO ──► 64 KiB ──► guest    from Start until CloseIO and the FIFO is drained, then half-close
 //! stdout FIFO ◄── 64 KiB ◄── guest    until the guest's end of file
 //! stderr FIFO ◄── 64 KiB ◄── guest
 //! ```
@@ -15,7 +15,7 @@ mod pump;
 pub use fifo::{InputFifo, OutputFifo, StdioError};
 #[cfg(test)]
 pub use pump::tests::open_reader;
-pub use pump::{GuestStreams, Pumps, StdinCloser};
+pub use pump::{GuestStreams, Pumps, StdinSwitch};
 
 /// The streams of one instance as containerd names them: paths of FIFOs, or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -30,7 +30,7 @@ pub struct GuestStreams {
 #[derive(Debug)]
 pub struct Pumps {
     stdin: Option<AbortHandle>,
-    close_stdin: watch::Sender<bool>,
+    stdin_phase: watch::Sender<StdinPhase>,
     program_ended: watch::Sender<bool>,
     outputs: JoinSet<Option<File>>,
     /// Our reading ends of finished outputs: they keep in the FIFO what nobody has read yet.
@@ -41,7 +41,7 @@ impl Pumps {
     /// Starts to copy each FIFO that has a stream.
     #[must_use]
     pub fn start(stdio: Stdio, guest: GuestStreams) -> Self {
-        let close_stdin = watch::Sender::new(false);
+        let stdin_phase = watch::Sender::new(StdinPhase::Held);
         let program_ended = watch::Sender::new(false);
         let mut outputs = JoinSet::new();
         for (fifo, stream) in [(stdio.stdout, guest.stdout), (stdio.stderr, guest.stderr)] {
@@ -51,24 +51,24 @@ impl Pumps {
         }
         let stdin = match (stdio.stdin, guest.stdin) {
             (Some(fifo), Some(stream)) => {
-                let closing = close_stdin.subscribe();
-                Some(tokio::spawn(copy_input(fifo, stream, closing)).abort_handle())
+                let phase = stdin_phase.subscribe();
+                Some(tokio::spawn(copy_input(fifo, stream, phase)).abort_handle())
             }
             _ => None,
         };
         Self {
             stdin,
-            close_stdin,
+            stdin_phase,
             program_ended,
             outputs,
             kept: Vec::new(),
         }
     }
 
-    /// The means to end standard input; it outlives a drain.
+    /// The means to begin and end standard input; it outlives a drain.
     #[must_use]
-    pub fn stdin_closer(&self) -> StdinCloser {
-        StdinCloser(self.close_stdin.clone())
+    pub fn stdin(&self) -> StdinSwitch {
+        StdinSwitch(self.stdin_phase.clone())
     }
 
     /// After the program's end: waits until its output has been read or has nobody to read it, at most
@@ -98,14 +98,36 @@ impl Drop for Pumps {
     }
 }
 
-/// Ends standard input once the FIFO is drained (`CloseIO`).
-#[derive(Clone, Debug)]
-pub struct StdinCloser(watch::Sender<bool>);
+/// How far standard input is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StdinPhase {
+    /// Before `Start`: what the client writes stays in the FIFO.
+    Held,
+    /// It flows.
+    Open,
+    /// After `CloseIO`: what is in the FIFO is the last of it.
+    Closing,
+}
 
-impl StdinCloser {
-    /// May be called any number of times.
+/// Begins and ends standard input.
+#[derive(Clone, Debug)]
+pub struct StdinSwitch(watch::Sender<StdinPhase>);
+
+impl StdinSwitch {
+    /// At `Start`.
+    pub fn open(&self) {
+        self.0.send_if_modified(|phase| {
+            let held = *phase == StdinPhase::Held;
+            if held {
+                *phase = StdinPhase::Open;
+            }
+            held
+        });
+    }
+
+    /// At `CloseIO`, any number of times.
     pub fn close(&self) {
-        self.0.send_replace(true);
+        self.0.send_replace(StdinPhase::Closing);
     }
 }
 
@@ -158,11 +180,18 @@ async fn write_all(
     Ok(())
 }
 
+/// Input ends with `CloseIO`, not with a client that goes away: another may come. But `ctr` can only
+/// ask for `CloseIO` once `Create` has been answered, and its input may have ended before. So nothing is
+/// read until `Start`, and a FIFO that has no writer then (reading it says so) has had its last one.
 async fn copy_input(
     mut fifo: InputFifo,
     mut guest: UnixStream,
-    mut closing: watch::Receiver<bool>,
+    mut phase: watch::Receiver<StdinPhase>,
 ) {
+    let held = |phase: &StdinPhase| *phase == StdinPhase::Held;
+    if phase.wait_for(|phase| !held(phase)).await.is_err() {
+        return;
+    }
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         match read(&fifo, &mut buffer) {
@@ -174,14 +203,8 @@ async fn copy_input(
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Drained, and closed by the client.
-                if fifo.writer.is_none() {
+                if !wait_for_input(&mut fifo, &mut phase).await {
                     break;
-                }
-                tokio::select! {
-                    // A failure shows in the next read.
-                    _ = fifo.reader.readable() => {}
-                    _ = closing.wait_for(|closing| *closing) => fifo.writer = None,
                 }
             }
             Err(error) => {
@@ -194,7 +217,31 @@ async fn copy_input(
     let _ = guest.shutdown().await;
 }
 
-/// After `CloseIO` the FIFO itself is asked: the runtime may not have noticed yet what lies in it.
+/// The FIFO is empty: whether there can be more.
+async fn wait_for_input(fifo: &mut InputFifo, phase: &mut watch::Receiver<StdinPhase>) -> bool {
+    let closing = *phase.borrow() == StdinPhase::Closing;
+    if fifo.writer.is_none() {
+        if closing {
+            return false;
+        }
+        if let Err(error) = fifo.hold() {
+            tracing::warn!(
+                error = crate::error::chain(&error),
+                "standard input ends here"
+            );
+            return false;
+        }
+    }
+    tokio::select! {
+        // A failure shows in the next read.
+        _ = fifo.reader.readable() => {}
+        _ = phase.wait_for(|phase| *phase == StdinPhase::Closing) => fifo.writer = None,
+    }
+    true
+}
+
+/// Without our writing end the FIFO itself is asked, whether there is a writer and what lies in it: the
+/// runtime may not have noticed yet.
 fn read(fifo: &InputFifo, buffer: &mut [u8]) -> io::Result<usize> {
     if fifo.writer.is_some() {
         fifo.reader.try_read(buffer)

@@ -141,10 +141,11 @@ async fn input_ends_after_close_io_and_not_before_it_is_drained() {
         .open(fixture.path("stdin"))
         .unwrap();
     client.write_all(b"first ").unwrap();
-    drop(client);
+    fixture.pumps.stdin().open();
     let mut stdin = fixture.guest.stdin.take().unwrap();
     let mut first = [0; 6];
     stdin.read_exact(&mut first).await.unwrap();
+    drop(client);
     // A client that goes away is not the end of the input, and a second one may come.
     let mut client = File::options()
         .write(true)
@@ -152,7 +153,7 @@ async fn input_ends_after_close_io_and_not_before_it_is_drained() {
         .unwrap();
     client.write_all(b"second").unwrap();
     // It still holds its end when it asks for the close, as ctr does.
-    fixture.pumps.stdin_closer().close();
+    fixture.pumps.stdin().close();
     let mut rest = Vec::new();
     stdin.read_to_end(&mut rest).await.unwrap();
     assert_eq!((&first[..], &rest[..]), (&b"first "[..], &b"second"[..]));
@@ -165,11 +166,24 @@ async fn close_io_comes_through_when_the_program_does_not_read() {
         .write(true)
         .open(fixture.path("stdin"))
         .unwrap();
-    fixture.pumps.stdin_closer().close();
-    fixture.pumps.stdin_closer().close();
+    fixture.pumps.stdin().close();
+    fixture.pumps.stdin().close();
     let mut rest = Vec::new();
     let mut stdin = fixture.guest.stdin.take().unwrap();
     stdin.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty());
     drop(client);
+}
+
+#[tokio::test]
+async fn input_that_ended_before_the_start_ends() {
+    for text in ["", "all of it"] {
+        let mut fixture = fixture();
+        std::fs::write(fixture.path("stdin"), text).unwrap();
+        fixture.pumps.stdin().open();
+        let mut all = String::new();
+        let mut stdin = fixture.guest.stdin.take().unwrap();
+        stdin.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, text);
+    }
 }

@@ -136,7 +136,7 @@ impl Task {
     ) -> u32 {
         let pid = sandbox.pid();
         let pumps = Pumps::start(stdio, streams);
-        let stdin = pumps.stdin_closer();
+        let stdin = pumps.stdin();
         let vm = Vm {
             sandbox,
             agent,

@@ -30,7 +30,7 @@ use wasmvm_protocol::agent::containerd::events::task::{TaskDelete, TaskStart};
 use crate::agent::{Agent, AgentError};
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
-use crate::stdio::{StdinCloser, StdioNames};
+use crate::stdio::{StdinSwitch, StdioNames};
 
 /// How long after its acknowledgement a SIGKILL may take to show. Then the VM is ended.
 const KILL_SHOWS_MAX: Duration = Duration::from_secs(3);
@@ -102,7 +102,7 @@ pub struct Report {
 struct Vm {
     sandbox: Arc<dyn TaskSandbox>,
     agent: Agent,
-    stdin: StdinCloser,
+    stdin: StdinSwitch,
     /// Whether nothing is left; held while it is being removed.
     destroyed: tokio::sync::Mutex<bool>,
 }
@@ -247,6 +247,7 @@ impl Task {
     pub async fn start(&self) -> Result<u32, TaskError> {
         let vm = self.vm()?;
         self.make(Move::Start)?;
+        vm.stdin.open();
         let started = tokio::select! {
             biased;
             started = vm.agent.start() => started.map_err(TaskError::from),
