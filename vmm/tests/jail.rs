@@ -182,7 +182,7 @@ fn the_vmm_keeps_six_capabilities_in_a_user_namespace_of_its_own() {
         .find(|line| line.starts_with("Max core file size"))
         .unwrap();
     assert_eq!(
-        core.split_whitespace().filter(|word| *word == "0").count(),
+        core.split_whitespace().filter(|word| *word == "1").count(),
         2,
         "{core}"
     );

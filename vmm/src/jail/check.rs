@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
 
+use super::limits::CORE_BYTES;
 use super::{JailError, KEPT_CAPABILITIES, Step};
 
 /// Longest file of /proc/self that is read here, bytes.
@@ -26,11 +27,8 @@ pub(super) fn all(proc_root: &OwnedFd) -> Result<(), JailError> {
     )?;
     same("parent of the root", &mount_of("..")?, &mount_of("/")?)?;
     let core = getrlimit(Resource::Core);
-    same(
-        "limit of core files",
-        &format!("{:?}", core.maximum),
-        "Some(0)",
-    )?;
+    let core = core.maximum.map(|bytes| bytes.max(CORE_BYTES));
+    same("limit of core files", &core, &Some(CORE_BYTES))?;
     let dumpable = dumpable_behavior().step("read whether memory can be dumped")?;
     same("dumpable", &dumpable, &DumpableBehavior::NotDumpable)
 }

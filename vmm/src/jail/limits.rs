@@ -16,6 +16,13 @@ pub const GUEST_FDS_MAX: u64 = 65_536;
 /// Descriptors beyond those, so that the VMM always has some for itself.
 pub const OWN_FDS_MAX: u64 = 512;
 
+/// Limit of core files: too short for any, and the one value that the kernel takes for "none" also
+/// where cores go to a program (Linux `fs/coredump.c`; 0 would not keep one from a pipe). The file
+/// server changes its user for every file it makes, which sets "dumpable" back to what
+/// `fs.suid_dumpable` says; so a guest that crashes its VMM must be stopped here from filling the
+/// host's disk.
+pub(super) const CORE_BYTES: u64 = 1;
+
 /// Exit status after SIGTERM, as a shell would show it.
 const SIGTERM_STATUS: libc::c_int = 128 + libc::SIGTERM;
 
@@ -36,7 +43,7 @@ pub fn close_unknown_fds(last_known: RawFd) -> Result<(), JailError> {
 ///
 /// Answers with the number of descriptors that the guest may make the file server hold.
 pub(super) fn set() -> Result<u64, JailError> {
-    set_limit(Resource::Core, 0).step("forbid core files")?;
+    forbid_cores().step("forbid core files")?;
     let guest_fds = limit_open_files()?;
     forbid_dumps()?;
     // The guest's kernel has applied its own umask to every mode it sends.
@@ -58,8 +65,13 @@ fn limit_open_files() -> Result<u64, JailError> {
     Ok(files.saturating_sub(OWN_FDS_MAX))
 }
 
-/// No core through a pipe either, no ptrace by anyone without capabilities on the host. Credentials
-/// changes set it back, so it is called again after the last of them.
+/// More than was inherited takes CAP_SYS_RESOURCE on the host, as for open files.
+fn forbid_cores() -> rustix::io::Result<()> {
+    set_limit(Resource::Core, CORE_BYTES).or_else(|_| set_limit(Resource::Core, 0))
+}
+
+/// No ptrace by anyone without capabilities on the host. Changes of credentials set it back to
+/// `fs.suid_dumpable`, so it is called again after the last one of the jail.
 pub(super) fn forbid_dumps() -> Result<(), JailError> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step("forbid memory dumps")
 }
@@ -95,5 +107,20 @@ fn check(result: libc::c_int) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Limits are the whole process's; this one only goes down, and no test wants a core.
+    #[test]
+    fn the_limit_of_core_files_is_the_one_that_pipes_respect() {
+        let inherited = getrlimit(Resource::Core).maximum;
+        forbid_cores().unwrap();
+        let core = getrlimit(Resource::Core);
+        assert_eq!(core.current, core.maximum);
+        assert!(core.maximum == Some(1) || inherited == Some(0), "{core:?}");
     }
 }
