@@ -65,22 +65,33 @@ fn status_field<'a>(text: &'a str, field: &str) -> &'a str {
 /// Mounts that can be reached are the tree and what lies below it; none may be a window on the
 /// host's kernel (`proc(5)`, mountinfo: the type stands after " - ").
 fn mounts_in_sight(mountinfo: &str) -> String {
-    const FORBIDDEN: [&str; 15] = [
-        "proc",
-        "sysfs",
+    const FORBIDDEN: [&str; 26] = [
+        "autofs",
+        "binder",
+        "binfmt_misc",
+        "bpf",
         "cgroup",
         "cgroup2",
-        "devtmpfs",
-        "mqueue",
-        "debugfs",
-        "tracefs",
-        "securityfs",
         "configfs",
-        "bpf",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
         "efivarfs",
-        "pstore",
-        "binfmt_misc",
+        "functionfs",
         "fusectl",
+        "mqueue",
+        "nfsd",
+        "nsfs",
+        "proc",
+        "pstore",
+        "resctrl",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "smackfs",
+        "sysfs",
+        "tracefs",
+        "xenfs",
     ];
     let forbidden = mountinfo.lines().find(|line| {
         let fs_type = line
@@ -160,5 +171,7 @@ mod tests {
         assert_eq!(mounts_in_sight(tree), "the file tree");
         let more = format!("{tree}30 29 0:5 / /p rw - proc proc rw\n");
         assert!(mounts_in_sight(&more).contains("/p"));
+        let more = format!("{tree}31 29 0:6 / /n rw - nsfs nsfs rw\n");
+        assert!(mounts_in_sight(&more).contains("/n"));
     }
 }
