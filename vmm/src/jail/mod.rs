@@ -4,7 +4,7 @@
 //! shim, root                                    VMM, PID 1 of its own PID namespace
 //!  │ clone3(NEWPID|NEWIPC|NEWUTS), exec            │ cwd = root of the assembled file tree
 //!  ├──────────────────────────────────────────────►│ 1  close every descriptor but the known ones
-//!  │                                               │ 2  a detached /proc of this PID namespace
+//!  │                                               │ 2  a detached /proc; inherited files' mounts read-only
 //!  │                                               │ 3  the tree becomes /, all other mounts go
 //!  │                                               │ 4  limits, keyring, no core dump, SIGTERM
 //!  │                                      NeedMaps │ 5  a user namespace
@@ -23,6 +23,7 @@
 //! From here on the VMM opens no path of its own: the tree belongs to the tenant.
 
 mod check;
+mod inherited;
 mod limits;
 mod privileges;
 mod tree;
@@ -99,6 +100,7 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 pub fn close(control: BorrowedFd<'_>) -> Result<Jail, JailError> {
     let proc_root = tree::detached_proc()?;
     let proc_self_fd = tree::proc_self_fd(&proc_root)?;
+    inherited::protect(&proc_root)?;
     tree::make_root()?;
     let guest_fds = limits::set()?;
     privileges::leave_session_keyring()?;

@@ -1,0 +1,113 @@
+//! What the VMM got from the host can't be changed through it.
+//!
+//! uid 0 in the jail is the host's, which owns the VMM's executable and the files of /dev. A guest that
+//! had taken over its VMM could reach their inodes by `/proc/self/exe` and by its descriptors: give the
+//! executable another mode, or, as soon as no VMM runs, another content, and so run code on the host
+//! (CVE-2019-5736 was that); or close /dev/null to everyone else. So the mounts that they were opened
+//! on are made read-only here: mounts of this namespace, which no other process uses.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
+
+use super::{JailError, Step};
+
+/// The VMM's executable, and standard input, which is /dev/null and so lies where /dev/kvm does.
+const INHERITED: [&str; 2] = ["self/exe", "self/fd/0"];
+
+/// Makes the mounts of all that is [`INHERITED`] read-only. Before the old root goes.
+pub(super) fn protect(proc_root: &OwnedFd) -> Result<(), JailError> {
+    for name in INHERITED {
+        protect_one(proc_root, name).step("make the mount of an inherited file read-only")?;
+    }
+    Ok(())
+}
+
+/// `name` is a link of /proc to an open file.
+fn protect_one(proc_root: &OwnedFd, name: &str) -> io::Result<()> {
+    let stat = rustix::fs::statx(proc_root, name, AtFlags::empty(), StatxFlags::MNT_ID)?;
+    let path = rustix::fs::readlinkat(proc_root, name, Vec::new())?;
+    let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+    make_read_only(mount_root(path, stat.stx_mnt_id)?)
+}
+
+/// The root of mount `id`, at or above `path`.
+fn mount_root(path: &Path, id: u64) -> io::Result<OwnedFd> {
+    let is_root = |path: &&Path| {
+        let stat = rustix::fs::statx(CWD, *path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
+        stat.is_ok_and(|stat| {
+            stat.stx_mnt_id == id && stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+        })
+    };
+    let root = path.ancestors().find(is_root);
+    let root = root
+        .ok_or_else(|| io::Error::other(format!("{} is on no mount in sight", path.display())))?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(root, flags, Mode::empty())?)
+}
+
+/// `mount_setattr(2)`, which rustix does not have.
+fn make_read_only(root: impl AsFd) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a C string, `attributes` is a live `mount_attr` of the size given, and the
+    // kernel writes to neither.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            root.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{File, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    /// Needs root. The test's own thread gets mounts of its own, which end with it.
+    #[test]
+    fn an_inherited_file_cannot_be_changed_even_by_its_owner() {
+        // SAFETY: descriptors stay shared, nothing else of this thread is used by others.
+        unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.unwrap();
+        let written = tempfile::NamedTempFile::new().unwrap();
+        let file = File::open(written.path()).unwrap();
+        let proc_root = super::super::tree::detached_proc().unwrap();
+        let name = format!("self/fd/{}", file.as_raw_fd());
+        let reopen = || rustix::fs::openat(&proc_root, &name, OFlags::RDWR, Mode::empty());
+        let change_mode = || file.set_permissions(Permissions::from_mode(0o777));
+        reopen().unwrap();
+        change_mode().unwrap();
+        drop(written);
+        protect_one(&proc_root, &name).unwrap();
+        assert_eq!(reopen().unwrap_err(), rustix::io::Errno::ROFS);
+        let error = change_mode().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    }
+
+    #[test]
+    fn a_mount_that_is_not_in_sight_is_named() {
+        let error = mount_root(Path::new("/a/b"), u64::MAX).unwrap_err();
+        assert!(error.to_string().contains("/a/b"), "{error}");
+    }
+}
