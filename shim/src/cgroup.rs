@@ -86,9 +86,12 @@ pub fn remove(path: &Path, patience: Duration) -> Result<(), CgroupError> {
     let root = path::root_of(path)?;
     match std::fs::remove_dir(path) {
         Err(err) if is_busy(&err) => {
-            kill(path)?;
-            wait_until_empty(path, patience)?;
-            std::fs::remove_dir(path).map_err(|err| CgroupError::at(path, "remove", err))?;
+            // A daemon and a `delete` that containerd runs beside it may both be at it.
+            if let Err(err) = empty_and_remove(path, patience)
+                && path.exists()
+            {
+                return Err(err);
+            }
         }
         Err(err) if err.kind() != io::ErrorKind::NotFound => {
             return Err(CgroupError::at(path, "remove", err));
@@ -103,6 +106,12 @@ pub fn remove(path: &Path, patience: Duration) -> Result<(), CgroupError> {
         let _ = std::fs::remove_dir(parent);
     }
     Ok(())
+}
+
+fn empty_and_remove(path: &Path, patience: Duration) -> Result<(), CgroupError> {
+    kill(path)?;
+    wait_until_empty(path, patience)?;
+    std::fs::remove_dir(path).map_err(|err| CgroupError::at(path, "remove", err))
 }
 
 fn is_busy(err: &io::Error) -> bool {
