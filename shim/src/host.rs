@@ -10,9 +10,9 @@ use wasmvm_protocol::agent::Program;
 
 use crate::cleanup;
 use crate::config::Config;
-use crate::error::{ErrorCode, Refusal, chain};
-use crate::journal::{ExitRecord, STATE_ROOT};
-use crate::sandbox::{Sandbox, SandboxError, SandboxRequest};
+use crate::error::{Refusal, chain};
+use crate::journal::ExitRecord;
+use crate::sandbox::{self, Sandbox, SandboxError, SandboxRequest};
 use crate::task::{SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
 use crate::tree::RootfsMount;
 
@@ -53,15 +53,8 @@ impl SandboxMaker for Host {
 
     async fn undo(&self, order: &SandboxOrder) -> Result<(), Refusal> {
         let (namespace, id) = (order.namespace.clone(), order.id.clone());
-        // It waits for processes and cgroups to end.
-        let undone = tokio::task::spawn_blocking(move || {
-            cleanup::undo(Path::new(STATE_ROOT), &namespace, &id)
-                .map(drop)
-                .map_err(|error| Refusal::new(error.code(), &error))
-        });
-        undone
-            .await
-            .unwrap_or_else(|error| Err(Refusal::new(ErrorCode::Internal, &error)))
+        let undone = sandbox::undo(cleanup::undo, namespace, id).await;
+        undone.map_err(|error| refuse(&error))
     }
 }
 

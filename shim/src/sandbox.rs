@@ -259,17 +259,30 @@ struct Host<'a> {
 }
 
 /// [`cleanup::undo`] or [`cleanup::release`].
-type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
+pub type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
 
 /// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.
-async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), SandboxError> {
-    let undone = tokio::task::spawn_blocking(move || {
-        cleanup(Path::new(STATE_ROOT), &namespace, &id).map(drop)
-    });
-    match undone.await {
-        Ok(undone) => Ok(undone?),
+///
+/// # Errors
+/// [`SandboxError::Cleanup`].
+pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), SandboxError> {
+    off_thread(move || cleanup(Path::new(STATE_ROOT), &namespace, &id).map(drop)).await
+}
+
+/// Runs what waits for a disk or a process on a thread of its own: the runtime has one for everything,
+/// containerd's other requests included.
+async fn off_thread<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, SandboxError>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    SandboxError: From<E>,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
         Err(err) => Err(SandboxError::Step {
-            action: "run the cleanup",
+            action: "finish a step on a thread of its own",
             source: err.into(),
         }),
     }
@@ -344,7 +357,8 @@ async fn resolve(
     );
     let files = files(host.guest, Role::Compiler);
     let key = ArtifactKey::new(&program.sha256, &files.initramfs)?;
-    if let Some(file) = store.find(&key)? {
+    let (looked, wanted) = (store.clone(), key.clone());
+    if let Some(file) = off_thread(move || looked.find(&wanted)).await? {
         return Ok(file);
     }
     let path = mounted_root()?
@@ -364,8 +378,9 @@ async fn resolve(
         console: host.config.console,
     })
     .await;
-    let removed = cgroup::remove(&path, cleanup::KILL_MAX);
-    let artifact = store.insert(&key, &compiled?)?;
+    let removed = off_thread(move || cgroup::remove(&path, cleanup::KILL_MAX)).await;
+    let compiled = compiled?;
+    let artifact = off_thread(move || store.insert(&key, &compiled)).await?;
     removed?;
     Ok(artifact)
 }
