@@ -20,7 +20,7 @@ use wasmvm_protocol::agent::{PROGRAM_TYPE_URL, Program};
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{StdioFd, StreamHeader, StreamHeaderError};
 
-use crate::error::{ErrorCode, Refusal};
+use crate::error::{ErrorCode, Refusal, printable};
 use crate::stdio::{GuestStreams, Stdio};
 use crate::task::TaskSandbox;
 
@@ -275,7 +275,8 @@ fn failed(request: &'static str, error: ttrpc::Error) -> AgentError {
     match error {
         ttrpc::Error::RpcStatus(status) => AgentError::Refused {
             code: ErrorCode::from_ttrpc(status.code()),
-            sentence: status.message,
+            // The guest's own words, also on their way to the log.
+            sentence: printable(&status.message),
         },
         source => AgentError::Gone { request, source },
     }
@@ -284,6 +285,7 @@ fn failed(request: &'static str, error: ttrpc::Error) -> AgentError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::SENTENCE_BYTES_MAX;
 
     #[test]
     fn every_failure_has_its_code() {
@@ -302,6 +304,14 @@ mod tests {
         };
         assert_eq!(late.code(), ErrorCode::DeadlineExceeded);
         assert_eq!(late.to_string(), "the guest did not answer Kill within 1s");
+    }
+
+    #[test]
+    fn what_a_guest_answers_is_one_bounded_line() {
+        let long = "a\n".repeat(SENTENCE_BYTES_MAX);
+        let status = ttrpc::get_status(ttrpc::Code::INTERNAL, long);
+        let said = failed("Create", ttrpc::Error::RpcStatus(status)).to_string();
+        assert!(said.starts_with("a a ") && said.len() <= SENTENCE_BYTES_MAX);
     }
 
     #[test]

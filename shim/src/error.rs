@@ -125,7 +125,8 @@ pub fn chain(error: &dyn Error) -> String {
 }
 
 /// One line, bounded: parts of the sentence may come from the guest or from an image.
-fn printable(text: &str) -> String {
+#[must_use]
+pub fn printable(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(SENTENCE_BYTES_MAX));
     for c in text.chars() {
         let c = match c {

@@ -20,7 +20,7 @@ use wasmvm_protocol::ports::{AGENT_PORT, ARTIFACT_PORT};
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SlotHeader, SlotKind};
 
 use super::store::content_sha256;
-use crate::error::ErrorCode;
+use crate::error::{ErrorCode, printable};
 use crate::journal::STATE_ROOT;
 use crate::program::Program;
 use crate::vm::launch::{LaunchError, LaunchRequest, Network, VmFiles, launch};
@@ -157,7 +157,8 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
 
 /// What an answer that is no artifact means.
 fn refused(path: String, limit: Duration, status: &ttrpc::Status) -> CompileError {
-    let reason = status.message().to_owned();
+    // The compiler has parsed a tenant's bytes; its words are no better than a guest's.
+    let reason = printable(status.message());
     match status.code() {
         ttrpc::Code::INVALID_ARGUMENT => CompileError::Module { path, reason },
         ttrpc::Code::DEADLINE_EXCEEDED => CompileError::Late {
