@@ -16,7 +16,7 @@
 //! * [`streams`]: stdio streams that no instance has claimed yet.
 //! * [`spawn`]: fork and exec with a fixed set of descriptors; [`report`]: what the child answers.
 //! * [`slot`], [`engine`]: the artifact's mapping, and the one engine configuration.
-//! * [`runner`]: the process of one instance; [`compiler`] (feature `compiler`): the process of one compile.
+//! * [`runner`]: the process of one instance; `compiler` (feature `compiler`): the process of one compile.
 //!
 //! # Building
 //!
