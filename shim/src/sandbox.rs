@@ -129,7 +129,7 @@ impl Sandbox {
     pub async fn create(request: SandboxRequest, config: &Config) -> Result<Self, SandboxError> {
         let guest = GuestFiles::find()?;
         let spec = Arc::new(TaskSpec::load(&request.bundle)?);
-        let journal = Self::begin(&request)?;
+        let journal = Self::begin(&request).await?;
         let (namespace, id) = (request.namespace.clone(), request.id.clone());
         let ram_mib = ram_mib(spec.memory_bytes_max, config.default_memory_mib);
         let host = Host {
@@ -160,13 +160,13 @@ impl Sandbox {
     }
 
     /// Starts the journal; what a task of the same id has left after a crash goes first.
-    fn begin(request: &SandboxRequest) -> Result<Journal, SandboxError> {
+    async fn begin(request: &SandboxRequest) -> Result<Journal, SandboxError> {
         let root = Path::new(STATE_ROOT);
         let (namespace, id) = (&request.namespace, &request.id);
         let journal = match Journal::create(root, namespace, id) {
             Err(JournalError::Exists(path)) if !journal::is_held(root, namespace, id) => {
                 tracing::warn!(path = %path.display(), "undoing what an earlier task has left");
-                cleanup::undo(root, namespace, id)?;
+                undo(cleanup::undo, namespace.clone(), id.clone()).await?;
                 Journal::create(root, namespace, id)
             }
             other => other,
@@ -334,7 +334,13 @@ async fn boot(
         start_time,
     })?;
     let booted = async { Ok::<_, SandboxError>(vm.ready(host.config.boot_timeout()).await?) };
-    let resolved = resolve(&namespace, &id, &program, host);
+    let resolved = async {
+        tokio::select! {
+            artifact = resolve(&namespace, &id, &program, host) => artifact,
+            // A VM that dies while its module is compiled is not waited for.
+            end = vm.ended() => Err(VmError::Ended(end).into()),
+        }
+    };
     let (boot_time, artifact) = tokio::try_join!(booted, resolved)?;
     tracing::debug!(boot_us = boot_time.as_micros(), "the agent listens");
     vm.map_slot(artifact.as_fd()).await?;
