@@ -126,6 +126,9 @@ impl Driver {
                         if let Some(end) = self.take_in(message) {
                             last_words = Some(end);
                         }
+                        // Nothing above ever waits while messages are there: a VMM that does not
+                        // stop talking must not keep the shim from all else.
+                        tokio::task::consume_budget().await;
                     }
                     Ok(None) => break self.reap().await,
                     Err(err) => {
