@@ -59,6 +59,13 @@ struct Case {
     folder: PathBuf,
 }
 
+/// `uid:gid` as the spec has it.
+fn user_of(text: &str) -> serde_json::Value {
+    let (uid, gid) = text.split_once(':').expect("uid:gid");
+    let number = |text: &str| text.parse::<u32>().expect("a number");
+    serde_json::json!({ "uid": number(uid), "gid": number(gid) })
+}
+
 fn run_cases(image: &str) {
     let images = std::env::var("WASMVM_IMAGES").expect("WASMVM_IMAGES names the example images");
     let folder = Path::new(&images).join("cases").join(image);
@@ -85,14 +92,15 @@ impl Case {
         for variable in self.lines("env") {
             run = run.option("--env", &variable);
         }
-        if let Some(user) = self.lines("user").first() {
-            run = run.option("--user", user);
-        }
+        let outcome = match self.lines("user").first() {
+            Some(user) => run.with_spec(|spec| spec["process"]["user"] = user_of(user)),
+            None => run.to_end(),
+        };
         let status = self
             .lines("status")
             .first()
             .map_or(0, |text| text.parse().expect("a number"));
-        self.check(&run.to_end().expect_status(status));
+        self.check(&outcome.expect_status(status));
     }
 
     fn check(&self, outcome: &Outcome) {

@@ -4,7 +4,7 @@
 //! * [`examples`]: the example images' cases, third-party programs among them.
 //! * [`streams`]: standard input and output, large and slow.
 //! * [`signals`]: ending a program from outside.
-//! * [`memory`]: limits.
+//! * [`memory`], whose limits hold.
 //! * [`refusals`]: bad input; each a clear error and nothing left behind.
 //! * [`load`]: many tasks, in a row and at once.
 //! * [`faults`]: `kill -9` of our own processes.

@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use wasmvm_tests::ctr::{RUNTIME, ctr, import_images};
 use wasmvm_tests::leftovers;
-use wasmvm_tests::task::{Run, Task, fresh_id};
+use wasmvm_tests::task::{Run, Task, fresh_id, run_spec, spec_of};
 
 /// Runs a program of the `bad` image; it is refused with all of `parts`, and nothing stays.
 fn refused(program: &str, parts: &[&str]) {
@@ -109,47 +108,22 @@ fn a_terminal() {
     leftovers::expect_none_since(&before);
 }
 
-/// The spec that `ctr` would give to the image, to be changed by a test.
-fn spec_of(image: &str) -> serde_json::Value {
-    import_images();
-    let id = fresh_id();
-    let image = format!("wasmvm.example/{image}:latest");
-    ctr(["container", "create", "--runtime", RUNTIME, &image, &id]).expect_status(0);
-    let info = ctr(["container", "info", &id]).expect_status(0);
-    ctr(["container", "rm", &id]).expect_status(0);
-    let info: serde_json::Value = serde_json::from_slice(&info.stdout).expect("JSON");
-    info["Spec"].clone()
-}
-
-/// `ctr run --config` with a changed spec on an empty root file system; returns what it said.
-fn run_spec(folder: &Path, spec: &[u8]) -> wasmvm_tests::ctr::Outcome {
-    let config = folder.join("config.json");
-    fs::write(&config, spec).expect("written");
-    let id = fresh_id();
-    let outcome = ctr([
-        "run".as_ref(),
-        "--rm".as_ref(),
-        "--runtime".as_ref(),
-        RUNTIME.as_ref(),
-        "--config".as_ref(),
-        config.as_os_str(),
-        id.as_ref(),
-    ]);
-    ctr(["task", "rm", "--force", &id]);
-    ctr(["container", "rm", &id]);
-    outcome
-}
-
 /// The spec of `tiny` with `change` made to it is refused with all of `parts`.
 fn spec_refused(change: impl FnOnce(&mut serde_json::Value), parts: &[&str]) {
-    let mut spec = spec_of("tiny");
+    let mut spec = spec_of(&Run::image("tiny"));
     let folder = tempfile::tempdir().expect("a folder");
     let rootfs = folder.path().join("rootfs");
     fs::create_dir(&rootfs).expect("a folder");
     spec["root"]["path"] = rootfs.to_string_lossy().into();
     change(&mut spec);
     let before = leftovers::found();
-    let _ = run_spec(folder.path(), spec.to_string().as_bytes()).expect_refusal(parts);
+    let _ = run_spec(
+        &fresh_id(),
+        folder.path(),
+        spec.to_string().as_bytes(),
+        Vec::new(),
+    )
+    .expect_refusal(parts);
     leftovers::expect_none_since(&before);
 }
 

@@ -55,7 +55,7 @@ fn the_container_options_of_ctr_reach_the_program() {
         .args(["/probe", "pwd"])
         .to_end()
         .expect_status(0);
-    assert!(outcome.text().starts_with("/data\n"), "{outcome}");
+    assert!(outcome.text().starts_with("PWD=/data\n"), "{outcome}");
 
     let outcome = Run::image("probe-component")
         .option("--cwd", "/data")
@@ -115,7 +115,7 @@ fn files_belong_to_the_user_the_program_runs_as() {
 fn a_read_only_root_cannot_be_written() {
     let outcome = Run::image("probe")
         .flag("--read-only")
-        .args(["/probe", "write", "/work/new", "x"])
+        .args(["/probe", "write", "/data/new", "x"])
         .to_end()
         .expect_status(1);
     assert!(outcome.error().contains("Read-only"), "{outcome}");

@@ -1,5 +1,7 @@
 //! Containers and tasks, as `ctr` makes them.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -81,6 +83,32 @@ impl Run {
     pub fn to_end(self) -> Outcome {
         let line = self.line("--rm");
         ctr_with_stdin(line, self.stdin)
+    }
+
+    /// The same with its spec changed before: for what `ctr run` has no option for. The root file
+    /// system is the image's, mounted for the time of the run.
+    ///
+    /// # Panics
+    /// When the image cannot be mounted.
+    #[must_use]
+    #[track_caller]
+    pub fn with_spec(self, change: impl FnOnce(&mut serde_json::Value)) -> Outcome {
+        let folder = tempfile::tempdir().expect("a folder");
+        let rootfs = folder.path().join("rootfs");
+        fs::create_dir(&rootfs).expect("a folder");
+        let rootfs = rootfs.to_str().expect("a path of ours is text");
+        let mut spec = spec_of(&self);
+        spec["root"]["path"] = rootfs.into();
+        change(&mut spec);
+        ctr(["images", "mount", "--rw", &self.image, rootfs]).expect_status(0);
+        let outcome = run_spec(
+            &self.id,
+            folder.path(),
+            spec.to_string().as_bytes(),
+            self.stdin,
+        );
+        ctr(["images", "unmount", "--rm", rootfs]).expect_status(0);
+        outcome
     }
 
     /// `ctr run --rm` with another program, such as a shell, in front: for pipes of its own.
@@ -197,6 +225,47 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.remove();
     }
+}
+
+/// The spec that `ctr run` would give to the container.
+///
+/// # Panics
+/// When the container cannot be made.
+#[must_use]
+#[track_caller]
+pub fn spec_of(run: &Run) -> serde_json::Value {
+    let id = fresh_id();
+    let mut line = vec![
+        "container".into(),
+        "create".into(),
+        "--runtime".into(),
+        RUNTIME.into(),
+    ];
+    line.extend(run.options.iter().cloned());
+    line.extend([run.image.clone(), id.clone()]);
+    line.extend(run.arguments.iter().cloned());
+    ctr(line).expect_status(0);
+    let info = ctr(["container", "info", &id]).expect_status(0);
+    ctr(["container", "rm", &id]).expect_status(0);
+    let info: serde_json::Value = serde_json::from_slice(&info.stdout).expect("JSON");
+    info["Spec"].clone()
+}
+
+/// `ctr run --rm --config` with these bytes as the spec.
+///
+/// # Panics
+/// When the spec cannot be written.
+#[must_use]
+#[track_caller]
+pub fn run_spec(id: &str, folder: &Path, spec: &[u8], stdin: Vec<u8>) -> Outcome {
+    let config = folder.join("config.json");
+    fs::write(&config, spec).expect("written");
+    let config = config.to_str().expect("a path of ours is text");
+    let line = ["run", "--rm", "--runtime", RUNTIME, "--config", config, id];
+    let outcome = ctr_with_stdin(line, stdin);
+    ctr(["task", "rm", "--force", id]);
+    ctr(["container", "rm", id]);
+    outcome
 }
 
 /// An id that no other test of this run has.
