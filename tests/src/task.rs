@@ -77,6 +77,14 @@ impl Run {
         self
     }
 
+    /// The task that this run will make.
+    #[must_use]
+    pub fn task(&self) -> Task {
+        Task {
+            id: self.id.clone(),
+        }
+    }
+
     /// `ctr run --rm`, to the end.
     #[must_use]
     #[track_caller]
@@ -127,9 +135,7 @@ impl Run {
     #[must_use]
     #[track_caller]
     pub fn in_background(self) -> (Task, Child) {
-        let task = Task {
-            id: self.id.clone(),
-        };
+        let task = self.task();
         let child = Command::new("ctr")
             .args(self.line("--rm"))
             .stdin(Stdio::piped())
@@ -144,9 +150,7 @@ impl Run {
     #[must_use]
     #[track_caller]
     pub fn detached(self) -> Task {
-        let task = Task {
-            id: self.id.clone(),
-        };
+        let task = self.task();
         ctr(self.line("--detach")).expect_status(0);
         task
     }
