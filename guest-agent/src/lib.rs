@@ -56,9 +56,13 @@ mod watch;
 /// Dispatches by process id and arguments; returns the exit status.
 #[must_use]
 pub fn main() -> i32 {
-    ignore_sigpipe();
     let mut args = std::env::args().skip(1);
-    match args.next().as_deref() {
+    let mode = args.next();
+    // A signal sent to the program ends the runner, this one too; its streams are written without it.
+    if mode.as_deref() != Some(spawn::RUNNER_MODE) {
+        ignore_sigpipe();
+    }
+    match mode.as_deref() {
         Some(spawn::RUNNER_MODE) => runner::main(args),
         #[cfg(feature = "compiler")]
         Some(spawn::COMPILE_MODE) => compiler::main(args),

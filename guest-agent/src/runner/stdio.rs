@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use rustix::net::SendFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
@@ -36,10 +37,10 @@ pub fn write_stderr(bytes: &[u8]) {
 /// Blocks until everything is written.
 ///
 /// # Errors
-/// `write(2)`'s; `EPIPE` when the reader is gone (`SIGPIPE` is ignored).
+/// `send(2)`'s; `EPIPE` when the reader is gone.
 pub fn write_all(fd: RawFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::write(descriptor(fd), bytes) {
+        match write_once(descriptor(fd), bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait_writable(fd)?,
@@ -47,6 +48,15 @@ pub fn write_all(fd: RawFd, mut bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A stream is a socket and raises no `SIGPIPE`: that signal keeps its default action, for who sends it
+/// from outside. Anything else is the null device.
+fn write_once(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    match rustix::net::send(fd, bytes, SendFlags::NOSIGNAL) {
+        Err(Errno::NOTSOCK) => rustix::io::write(fd, bytes),
+        sent => sent,
+    }
 }
 
 /// Somebody made the descriptor non-blocking; it is shared, so it stays so.

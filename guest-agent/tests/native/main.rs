@@ -59,7 +59,7 @@ async fn stack_overflow_is_a_trap() {
 
 #[tokio::test]
 async fn signals_end_an_endless_loop() {
-    for (signal, status) in [(15, 143), (2, 130), (9, 137), (1, 129)] {
+    for (signal, status) in [(15, 143), (2, 130), (9, 137), (1, 129), (13, 141)] {
         let guest = Guest::with(programs::LOOP).await;
         guest.create(|_| {}, Streams::none()).await.unwrap();
         guest.start().await.unwrap();
