@@ -27,7 +27,7 @@ fn signals_end_an_endless_loop_with_their_status() {
         ("SIGTERM", 143),
         ("SIGINT", 130),
         ("SIGKILL", 137),
-        ("SIGHUP", 129),
+        ("SIGPIPE", 141),
     ] {
         let before = leftovers::found();
         let (task, mut child) = looping();

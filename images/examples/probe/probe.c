@@ -61,8 +61,19 @@ static int help(int fd)
 	return fd == 1 ? 0 : 2;
 }
 
+#ifdef PROBE_COMPONENT
+/*
+ * Called by hand: else the linker has every export run the constructors, cabi_realloc too, and
+ * a component may not make calls while it is being given a result.
+ */
+extern void __wasm_call_ctors(void);
+#endif
+
 int main(int argc, char **argv)
 {
+#ifdef PROBE_COMPONENT
+	__wasm_call_ctors();
+#endif
 	if (argc < 2)
 		return help(2);
 	if (strcmp(argv[1], "help") == 0)
