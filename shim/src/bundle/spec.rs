@@ -17,7 +17,7 @@ pub struct TaskSpec {
     /// Host name; empty when the spec has none.
     pub hostname: String,
     /// The memory limit, bytes: exactly what `memory.max` becomes. At least
-    /// [`super::MEMORY_BYTES_MIN`].
+    /// `MEMORY_BYTES_MIN` of [`super::memory`].
     pub memory_bytes_max: Option<u64>,
     /// Memory and swap together, bytes, as OCI counts; at least `memory_bytes_max`.
     pub memory_swap_bytes_max: Option<u64>,

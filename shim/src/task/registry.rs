@@ -68,7 +68,7 @@ impl Tasks {
     /// Creates a task: its pid. To be run where it is not dropped.
     ///
     /// # Errors
-    /// A [`super::CreateError`] as containerd is to read it; then nothing is left of the task.
+    /// A [`super::create::CreateError`] as containerd is to read it; then nothing is left of the task.
     pub async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
         let id = order.sandbox.id.clone();
         let task = Task::new(order.sandbox, order.stdio, self.events.clone());
