@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use wasmvm_tests::ctr::import_images;
+use wasmvm_tests::ctr::import_image;
 use wasmvm_tests::leftovers;
 use wasmvm_tests::task::Run;
 
@@ -21,7 +21,7 @@ fn twenty_in_a_row_are_all_right_and_leave_nothing() {
 
 #[test]
 fn five_at_once_are_all_right_and_leave_nothing() {
-    import_images();
+    import_image("probe");
     let before = leftovers::found();
     let tasks: Vec<_> = (0..AT_ONCE)
         .map(|n| {

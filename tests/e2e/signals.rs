@@ -52,7 +52,7 @@ fn a_signal_that_is_ignored_by_default_changes_nothing() {
 fn a_created_task_can_be_killed_before_it_starts() {
     let before = leftovers::found();
     let id = wasmvm_tests::task::fresh_id();
-    wasmvm_tests::ctr::import_images();
+    wasmvm_tests::ctr::import_image("probe");
     let image = "wasmvm.example/probe:latest";
     ctr([
         "container",

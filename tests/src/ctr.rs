@@ -1,9 +1,10 @@
 //! One `ctr` command, bounded in time.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::Once;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -106,27 +107,21 @@ pub fn ctr_with_stdin<S: AsRef<OsStr>>(
     run(command, stdin)
 }
 
-/// Imports the example images, once for all tests.
+/// Imports an example image, once for all tests that want it.
 ///
 /// # Panics
-/// When there are none.
-pub fn import_images() {
-    static IMPORTED: Once = Once::new();
-    IMPORTED.call_once(|| {
-        let directory = std::env::var("WASMVM_IMAGES")
-            .expect("WASMVM_IMAGES names the folder of the example images; tests/run-e2e sets it");
-        let entries = std::fs::read_dir(&directory).expect("WASMVM_IMAGES is a folder");
-        let mut images = 0;
-        for entry in entries {
-            let path = entry.expect("the folder can be read").path();
-            if path.extension().is_some_and(|extension| extension == "tar") {
-                ctr([OsStr::new("images"), OsStr::new("import"), path.as_os_str()])
-                    .expect_status(0);
-                images += 1;
-            }
-        }
-        assert_ne!(images, 0, "no images in {directory}");
-    });
+/// When there is none of this name.
+pub fn import_image(name: &str) {
+    static IMPORTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    // A test that failed here has said so; the next one tries for itself.
+    let mut imported = IMPORTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if imported.contains(name) {
+        return;
+    }
+    let images = std::env::var("WASMVM_IMAGES")
+        .expect("WASMVM_IMAGES names the folder of the example images; tests/run-e2e sets it");
+    ctr(["images", "import", &format!("{images}/{name}.tar")]).expect_status(0);
+    imported.insert(name.to_owned());
 }
 
 /// Runs a command to its end.

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::ctr::{Outcome, RUNTIME, ctr, ctr_with_stdin, import_images, run};
+use crate::ctr::{Outcome, RUNTIME, ctr, ctr_with_stdin, import_image, run};
 
 /// How long a task may take to reach a state, under emulation and with a compile before it.
 const STATE_MAX: Duration = Duration::from_secs(120);
@@ -25,7 +25,7 @@ impl Run {
     /// Runs the example image of this name.
     #[must_use]
     pub fn image(name: &str) -> Self {
-        import_images();
+        import_image(name);
         Self {
             image: format!("wasmvm.example/{name}:latest"),
             id: fresh_id(),
