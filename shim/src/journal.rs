@@ -212,8 +212,11 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     builder.mode(0o700);
     let mut tries = 1;
     loop {
-        if let Some(parent) = directory.parent() {
-            builder.recursive(true).create(parent)?;
+        if let Some(parent) = directory.parent()
+            && let Err(err) = builder.recursive(true).create(parent)
+            && tries == CREATE_TRIES_MAX
+        {
+            return Err(err);
         }
         match builder.recursive(false).create(directory) {
             Err(err) if err.kind() == io::ErrorKind::NotFound && tries < CREATE_TRIES_MAX => {
@@ -249,7 +252,6 @@ fn state_error(action: &'static str, path: &Path, source: io::Error) -> JournalE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use tempfile::tempdir;
 
     fn vmm() -> Step {
@@ -298,20 +300,18 @@ mod tests {
     #[test]
     fn the_last_task_of_a_namespace_does_not_take_the_next_one_with_it() {
         let root = tempdir().unwrap();
-        let (path, done) = (root.path().join("default"), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    let _ = fs::remove_dir(&path);
-                }
-            });
-            let made = (0..200).try_for_each(|_| {
-                Journal::create(root.path(), "default", "web")?;
-                forget(root.path(), "default", "web")
-            });
-            done.store(true, Ordering::Relaxed);
-            made.unwrap();
+        let tasks = ["web", "db"].map(|id| {
+            let root = root.path().to_owned();
+            std::thread::spawn(move || {
+                (0..200).try_for_each(|_| {
+                    Journal::create(&root, "default", id)?;
+                    forget(&root, "default", id)
+                })
+            })
         });
+        for task in tasks {
+            task.join().unwrap().unwrap();
+        }
     }
 
     #[test]
