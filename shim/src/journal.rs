@@ -252,6 +252,7 @@ fn state_error(action: &'static str, path: &Path, source: io::Error) -> JournalE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
     use tempfile::tempdir;
 
     fn vmm() -> Step {
@@ -322,7 +323,9 @@ mod tests {
         assert!(is_held(root.path(), "default", "web"));
         drop(journal);
         // A process that another test is just spawning holds a copy until its exec.
+        let start = Instant::now();
         while is_held(root.path(), "default", "web") {
+            assert!(start.elapsed() < Duration::from_secs(10), "still held");
             std::thread::yield_now();
         }
     }

@@ -17,13 +17,12 @@ use protobuf::well_known_types::timestamp::Timestamp;
 use wasmvm_protocol::agent::containerd::events::task::TaskExit;
 
 use super::{Exit, Move, State, Task, Vm};
+use crate::cleanup::STATUS_KILLED;
 use crate::events::Event;
 use crate::stdio::Pumps;
 
 /// How long the output of an ended program may take to reach its readers, as in runc's shim.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// Ended by SIGKILL, as seen by a shell: nobody can say more of a VM that is gone.
-const KILLED_STATUS: u32 = 128 + 9;
 
 /// Runs once per task, in a task of the runtime.
 pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
@@ -53,7 +52,7 @@ async fn status(task_id: &str, vm: &Vm) -> u32 {
         status = vm.agent.wait() => status,
         end = vm.sandbox.vm_ended() => {
             log_end(task_id, &end);
-            return KILLED_STATUS;
+            return STATUS_KILLED;
         }
     };
     match ended {
@@ -62,7 +61,7 @@ async fn status(task_id: &str, vm: &Vm) -> u32 {
             tracing::debug!(task_id, %error, "the agent is gone");
             vm.sandbox.kill_vm();
             log_end(task_id, &vm.sandbox.vm_ended().await);
-            KILLED_STATUS
+            STATUS_KILLED
         }
     }
 }
