@@ -6,8 +6,12 @@
 
 pub use containerd_shim_protos as containerd;
 
-/// `type_url` of an [`Program`] in `CreateTaskRequest.options`.
+/// `type_url` of a [`Program`] in `CreateTaskRequest.options` and `ExecProcessRequest.spec`.
 pub const PROGRAM_TYPE_URL: &str = "wasmvm.agent.v1.Program";
+/// `type_url` of a [`Change`] in `UpdateTaskRequest.resources`.
+pub const CHANGE_TYPE_URL: &str = "wasmvm.agent.v1.Change";
+/// `type_url` of a [`Usage`] in `StatsResponse.stats`.
+pub const USAGE_TYPE_URL: &str = "wasmvm.agent.v1.Usage";
 
 /// Largest ttrpc message either end accepts, bytes; containerd's own limit.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -34,5 +38,5 @@ mod generated {
     }
 }
 
-pub use generated::agent::{CompileRequest, CompileResponse, ModuleKind, Program};
+pub use generated::agent::{Change, CompileRequest, CompileResponse, ModuleKind, Program, Usage};
 pub use generated::agent_ttrpc::{Compiler, CompilerClient, create_compiler};

@@ -13,13 +13,17 @@
 //!  ├───────────────────────────────────────────────►│ drops capabilities, builds the VM
 //!  │                                         Jailed │
 //!  │◄───────────────────────────────────────────────┤ vCPU runs
-//!  │ MapSlot + file (any time before its use)       │
+//!  │ MapSlot {id, index} + file (before its use)    │
 //!  ├───────────────────────────────────────────────►│
-//!  │                            SlotMapped, AgentReady
+//!  │                              Done {id}, AgentReady
 //!  │◄───────────────────────────────────────────────┤
 //!  │ Connect {id, port} + one end of a socket pair  │
 //!  ├───────────────────────────────────────────────►│ vsock connection to the guest's port
 //!  │             Connected {id} or Refused {id, …}  │
+//!  │◄───────────────────────────────────────────────┤
+//!  │ Pause {id}, Resume {id}                        │
+//!  ├───────────────────────────────────────────────►│ vCPUs out of the guest, workers parked
+//!  │                                      Done {id} │
 //!  │◄───────────────────────────────────────────────┤
 //!  │ end of file                                    │ ends itself at once
 //! ```
@@ -76,8 +80,25 @@ pub enum ToVmm {
     Boot(BootConfig),
     /// The user namespace's identity maps are written. No descriptor.
     MapsWritten,
-    /// Map a file as the read-only slot ([`crate::slot`]). One descriptor, opened read-only.
-    MapSlot,
+    /// Map a file as a read-only slot ([`crate::slot`]), instead of what is there. One descriptor,
+    /// opened read-only. Answered by [`FromVmm::Done`].
+    MapSlot {
+        /// As in [`ToVmm::Connect`].
+        id: u32,
+        /// Which slot, below [`crate::slot::SLOTS_MAX`].
+        index: u32,
+    },
+    /// Stop the guest: when [`FromVmm::Done`] comes no vCPU runs and no device works. The control
+    /// socket stays served. Not an error when the guest is stopped already. No descriptor.
+    Pause {
+        /// As in [`ToVmm::Connect`].
+        id: u32,
+    },
+    /// Let a stopped guest go on. Not an error when it runs. Answered by [`FromVmm::Done`].
+    Resume {
+        /// As in [`ToVmm::Connect`].
+        id: u32,
+    },
     /// Connect a byte stream to a port of the guest. One descriptor: a stream socket.
     Connect {
         /// Chosen by the shim, not in use by another connection; named in the answer.
@@ -105,8 +126,11 @@ pub enum FromVmm {
     NeedMaps,
     /// The jail is closed and the VM is built; the guest starts now.
     Jailed,
-    /// The slot is mapped.
-    SlotMapped,
+    /// The order is carried out.
+    Done {
+        /// From the order.
+        id: u32,
+    },
     /// The guest listens on its ports.
     AgentReady {
         /// From the first vCPU entry, microseconds of the host's monotonic clock.

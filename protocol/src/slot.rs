@@ -1,23 +1,34 @@
-//! The read-only memory slot: how a module reaches the compiler and an artifact reaches the runner.
+//! The read-only memory slots: how a module reaches the compiler and artifacts reach the runners.
 //!
-//! One KVM memory slot (`KVM_MEM_READONLY`) at a fixed guest-physical address outside RAM, backed by a
-//! file that host and guest can only read. All VMs of one image share its pages on the host.
+//! A KVM memory slot (`KVM_MEM_READONLY`) at a fixed guest-physical address outside RAM, backed by a
+//! file that host and guest can only read. All VMs of one image share its pages on the host. Slot 0
+//! holds the task's own program; the others are filled when an exec runs another one.
 //!
 //! ```text
-//! SLOT_ADDRESS            + 4096
+//! slot_address(index)     + 4096
 //! ├─ SlotHeader, zeros ───┼─ content (artifact or module), zeros to the next page ─┤
 //! ```
 
-/// Guest-physical address of the slot. Above every RAM class, within 36 address bits.
+/// Guest-physical address of the first slot. Above every RAM class, within 36 address bits.
 pub const SLOT_ADDRESS: u64 = 32 << 30;
 /// The header's page. Content starts at this offset, so that code is page aligned.
 pub const SLOT_HEADER_BYTES: usize = 4096;
 /// Largest content, bytes: an artifact is 2-4 times its module.
 pub const SLOT_CONTENT_BYTES_MAX: u64 = 1 << 30;
+/// From one slot to the next, bytes.
+pub const SLOT_STRIDE_BYTES: u64 = 2 << 30;
+/// Slots of a VM: distinct programs that it runs at the same time.
+pub const SLOTS_MAX: u32 = 16;
 /// First bytes of the header; the digit is the version.
 pub const SLOT_MAGIC: [u8; 8] = *b"WVSLOT01";
 /// Bytes of the header that carry meaning.
 pub const SLOT_HEADER_USED_BYTES: usize = 56;
+
+/// Guest-physical address of slot `index`; `None` from [`SLOTS_MAX`] on.
+#[must_use]
+pub fn slot_address(index: u32) -> Option<u64> {
+    (index < SLOTS_MAX).then(|| SLOT_ADDRESS + u64::from(index) * SLOT_STRIDE_BYTES)
+}
 
 /// What the slot's content is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -343,7 +343,7 @@ async fn boot(
     };
     let (boot_time, artifact) = tokio::try_join!(booted, resolved)?;
     tracing::debug!(boot_us = boot_time.as_micros(), "the agent listens");
-    vm.map_slot(artifact.as_fd()).await?;
+    vm.map_slot(0, artifact.as_fd()).await?;
     Ok(Booted {
         vm,
         mounted_directories: tree.mounted_directories,

@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let mut machine = build(&config, parts, Vec::new())?;
     if let Some(slot) = rest.get(2) {
-        machine.map_slot(&File::open(slot)?)?;
+        machine.map_slot(0, &File::open(slot)?)?;
     }
     println!("built after {:?}", started.elapsed());
 

@@ -150,12 +150,12 @@ impl Machine {
         self.vcpu.take().ok_or(VcpuError::Started)?.start(on_end)
     }
 
-    /// Maps `file` as the read-only slot, while the guest runs or before.
+    /// Maps `file` as read-only slot `index`, while the guest runs or before.
     ///
     /// # Errors
     /// [`SlotError`].
-    pub fn map_slot(&self, file: &File) -> Result<(), SlotError> {
-        self.vm.map_slot(file)
+    pub fn map_slot(&self, index: u32, file: &File) -> Result<(), SlotError> {
+        self.vm.map_slot(index, file)
     }
 
     /// The console, which keeps the last of what the guest's kernel printed.

@@ -1,15 +1,14 @@
 //! Dispatch of guest-physical addresses that no memory slot holds.
 
-use wasmvm_protocol::slot::SLOT_ADDRESS;
+use wasmvm_protocol::slot::{SLOT_ADDRESS, SLOT_STRIDE_BYTES, SLOTS_MAX};
 
 use crate::layout::{MMIO_DEVICE_BYTES, MMIO_START};
 use crate::virtio::mmio::MmioTransport;
-use crate::vm::SLOT_BYTES_MAX;
 
 /// Where an access went that no device answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoDevice {
-    /// Into the window of the read-only slot.
+    /// Into the window of the read-only slots.
     Slot,
     /// Nowhere that exists.
     Nowhere,
@@ -49,7 +48,8 @@ impl MmioBus {
     }
 
     fn find(&mut self, address: u64) -> Result<(&mut MmioTransport, u64), NoDevice> {
-        if (SLOT_ADDRESS..SLOT_ADDRESS + SLOT_BYTES_MAX).contains(&address) {
+        let slots_end = SLOT_ADDRESS + u64::from(SLOTS_MAX) * SLOT_STRIDE_BYTES;
+        if (SLOT_ADDRESS..slots_end).contains(&address) {
             return Err(NoDevice::Slot);
         }
         let offset = address.checked_sub(MMIO_START).ok_or(NoDevice::Nowhere)?;

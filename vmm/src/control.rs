@@ -78,7 +78,7 @@ pub fn await_boot(socket: BorrowedFd<'_>) -> Result<(BootConfig, BootParts), Ord
 pub fn serve<E>(
     reporter: &Reporter,
     vsock: &VsockHandle,
-    mut map_slot: impl FnMut(OwnedFd) -> Result<(), E>,
+    mut map_slot: impl FnMut(u32, OwnedFd) -> Result<(), E>,
 ) -> Result<(), OrderError>
 where
     E: Error + Send + Sync + 'static,
@@ -87,10 +87,10 @@ where
         control::recv::<ToVmm>(reporter.socket()).map_err(OrderError::Receive)?
     {
         match message {
-            ToVmm::MapSlot => {
+            ToVmm::MapSlot { id, index } => {
                 let [file] = exactly("MapSlot", fds)?;
-                map_slot(file).map_err(|source| OrderError::MapSlot(source.into()))?;
-                reporter.send(&FromVmm::SlotMapped);
+                map_slot(index, file).map_err(|source| OrderError::MapSlot(source.into()))?;
+                reporter.send(&FromVmm::Done { id });
             }
             ToVmm::Connect { id, port } => {
                 let [stream] = exactly("Connect", fds)?;
@@ -104,7 +104,7 @@ where
                 let [file] = exactly("Sink", fds)?;
                 reporter.refuse_if_failed(id, vsock.sink(id, port, file.into(), bytes_max));
             }
-            ToVmm::Boot(_) | ToVmm::MapsWritten => {
+            ToVmm::Boot(_) | ToVmm::MapsWritten | ToVmm::Pause { .. } | ToVmm::Resume { .. } => {
                 return Err(OrderError::OutOfTurn(format!("{message:?}")));
             }
         }
@@ -313,7 +313,7 @@ mod tests {
         control::send(&shim, message, &vec![null.as_fd(); fds]).unwrap();
         rustix::net::shutdown(&shim, rustix::net::Shutdown::Write).unwrap();
         let (_device, vsock) = VsockDevice::new(3, Box::new(|_| {})).unwrap();
-        let map_slot = |file: OwnedFd| match rustix::fs::fstat(&file) {
+        let map_slot = |_index, file: OwnedFd| match rustix::fs::fstat(&file) {
             Ok(_) => Ok::<(), io::Error>(()),
             Err(errno) => Err(errno.into()),
         };
@@ -324,9 +324,9 @@ mod tests {
 
     #[test]
     fn orders_are_carried_out_until_the_shim_is_gone() {
-        let (result, answers) = served(&ToVmm::MapSlot, 1);
+        let (result, answers) = served(&ToVmm::MapSlot { id: 4, index: 0 }, 1);
         assert!(result.is_ok());
-        assert_eq!(answers, [FromVmm::SlotMapped]);
+        assert_eq!(answers, [FromVmm::Done { id: 4 }]);
         let connect = ToVmm::Connect { id: 1, port: 1024 };
         let (result, answers) = served(&connect, 1);
         assert!(result.is_ok() && answers.is_empty(), "{answers:?}");
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn orders_that_make_no_sense_end_the_vm() {
-        let (result, answers) = served(&ToVmm::MapSlot, 2);
+        let (result, answers) = served(&ToVmm::MapSlot { id: 4, index: 0 }, 2);
         assert!(matches!(
             result,
             Err(OrderError::Descriptors {

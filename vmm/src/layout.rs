@@ -11,7 +11,7 @@
 //! 1 MiB     kernel where its ELF headers say … RAM … initramfs at the top of low RAM
 //! 3 GiB     hole: virtio-mmio at 0xd000_0000, IOAPIC, local APIC, KVM's own pages
 //! 4 GiB     RAM beyond 3 GiB
-//! 32 GiB    the read-only slot (wasmvm_protocol::slot)
+//! 32 GiB    the read-only slots, 2 GiB apart (wasmvm_protocol::slot)
 //! ```
 
 /// One KiB, in bytes.

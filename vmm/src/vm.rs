@@ -1,5 +1,6 @@
 //! The KVM VM: memory slots, interrupt controllers, event descriptors.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -10,11 +11,11 @@ use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
-use wasmvm_protocol::slot::{SLOT_ADDRESS, SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES};
+use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SLOTS_MAX, slot_address};
 
 use crate::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, page_ceil};
 
-/// KVM's number for the read-only slot; RAM has the numbers below.
+/// KVM's number for the first read-only slot; RAM has the numbers below.
 const SLOT_NUMBER: u32 = 8;
 
 /// Why KVM refused.
@@ -41,12 +42,12 @@ impl VmError {
     }
 }
 
-/// Why a file could not become the read-only slot.
+/// Why a file could not become a read-only slot.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// There is one slot, and it is taken.
-    #[error("the read-only slot is mapped already")]
-    Taken,
+    /// No such slot.
+    #[error("slot {0} does not exist; there are {SLOTS_MAX}")]
+    Index(u32),
     /// The descriptor could also be written through.
     #[error("the slot's file is not opened read-only (status flags {0:#o})")]
     Writable(i32),
@@ -74,7 +75,7 @@ pub enum SlotError {
     Kvm(#[source] VmError),
 }
 
-/// Longest file of the slot: header page and content.
+/// Longest file of a slot: header page and content.
 pub const SLOT_BYTES_MAX: u64 = SLOT_HEADER_BYTES as u64 + SLOT_CONTENT_BYTES_MAX;
 
 /// One KVM VM with its memory.
@@ -84,10 +85,10 @@ pub struct Vm {
     fd: VmFd,
     kvm: Kvm,
     memory: GuestMemoryMmap,
-    slot: Mutex<Option<SlotMapping>>,
+    slots: Mutex<HashMap<u32, SlotMapping>>,
 }
 
-/// The host's view of the slot, read-only.
+/// The host's view of a slot, read-only.
 #[derive(Debug)]
 struct SlotMapping {
     address: *mut std::ffi::c_void,
@@ -99,8 +100,8 @@ unsafe impl Send for SlotMapping {}
 
 impl Drop for SlotMapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, of this address and length; KVM's slot of it is gone with the
-        // VM, whose descriptor is dropped first, or was never made.
+        // SAFETY: the mapping is ours, of this address and length; KVM's slot of it was deleted, or is
+        // gone with the VM, whose descriptor is dropped first, or was never made.
         let _unmapped = unsafe { rustix::mm::munmap(self.address, self.bytes) };
     }
 }
@@ -137,7 +138,7 @@ impl Vm {
             fd,
             kvm,
             memory,
-            slot: Mutex::new(None),
+            slots: Mutex::default(),
         };
         for (number, region) in (0..).zip(vm.memory.iter()) {
             vm.map_region(kvm_userspace_memory_region {
@@ -209,26 +210,33 @@ impl Vm {
             .map_err(VmError::of("KVM_IRQFD"))
     }
 
-    /// Maps `file` as the read-only slot. Two locks keep it unwritten: the host's mapping is of a
-    /// descriptor that cannot write, and the slot is `KVM_MEM_READONLY`.
+    /// Maps `file` as a read-only slot, instead of what lies there. Two locks keep it unwritten: the
+    /// host's mapping is of a descriptor that cannot write, and the slot is `KVM_MEM_READONLY`.
     ///
     /// # Errors
-    /// [`SlotError`]; the slot then stays free, unless it was taken.
-    pub fn map_slot(&self, file: &File) -> Result<(), SlotError> {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.is_some() {
-            return Err(SlotError::Taken);
-        }
+    /// [`SlotError`]; the slot is then as it was, or empty when KVM refused.
+    pub fn map_slot(&self, index: u32, file: &File) -> Result<(), SlotError> {
+        let guest_phys_addr = slot_address(index).ok_or(SlotError::Index(index))?;
         let mapping = SlotMapping::of(file)?;
-        self.map_region(kvm_userspace_memory_region {
-            slot: SLOT_NUMBER,
+        let region = kvm_userspace_memory_region {
+            slot: SLOT_NUMBER + index,
             flags: KVM_MEM_READONLY,
-            guest_phys_addr: SLOT_ADDRESS,
+            guest_phys_addr,
             memory_size: mapping.bytes as u64,
             userspace_addr: mapping.address as u64,
-        })
-        .map_err(SlotError::Kvm)?;
-        *slot = Some(mapping);
+        };
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.contains_key(&index) {
+            // KVM moves or re-flags a slot in place, but gives it another length only anew.
+            let deleted = kvm_userspace_memory_region {
+                memory_size: 0,
+                ..region
+            };
+            self.map_region(deleted).map_err(SlotError::Kvm)?;
+            slots.remove(&index);
+        }
+        self.map_region(region).map_err(SlotError::Kvm)?;
+        slots.insert(index, mapping);
         Ok(())
     }
 }

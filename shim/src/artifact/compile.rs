@@ -146,7 +146,7 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
     })
     .await?;
     vm.ready(request.boot_limit).await?;
-    vm.map_slot(slot.as_fd()).await?;
+    vm.map_slot(0, slot.as_fd()).await?;
     let path = request.program.path.display().to_string();
     let received = run_compiler(&vm, path, request.compile_limit).await;
     vm.kill();

@@ -23,7 +23,6 @@ const EXIT_MAX: Duration = Duration::from_secs(2);
 pub(super) struct State {
     /// The guest listens; how long it took.
     pub ready: Option<Duration>,
-    pub slot_mapped: bool,
     /// The process is gone and reaped.
     pub end: Option<VmEnd>,
 }
@@ -196,8 +195,8 @@ impl Driver {
                 let boot = Duration::from_micros(boot_us);
                 self.state.send_modify(|state| state.ready = Some(boot));
             }
-            FromVmm::SlotMapped => self.state.send_modify(|state| state.slot_mapped = true),
-            FromVmm::Connected { id }
+            FromVmm::Done { id }
+            | FromVmm::Connected { id }
             | FromVmm::Refused { id, .. }
             | FromVmm::SinkDone { id, .. }
             | FromVmm::SinkFailed { id, .. } => self.answers.deliver(id, message),

@@ -81,6 +81,9 @@ pub enum VmError {
         /// The VMM's sentence.
         reason: String,
     },
+    /// Not an answer to the order.
+    #[error("the VMM answered {0}")]
+    Answer(String),
     /// The control socket.
     #[error("cannot talk to the VMM")]
     Control(#[source] ControlError),
@@ -102,7 +105,7 @@ impl VmError {
         match self {
             Self::Timeout { .. } => ErrorCode::DeadlineExceeded,
             Self::Ended(_) | Self::Refused { .. } => ErrorCode::Unavailable,
-            Self::Control(_) | Self::Descriptor { .. } => ErrorCode::Internal,
+            Self::Answer(_) | Self::Control(_) | Self::Descriptor { .. } => ErrorCode::Internal,
         }
     }
 }
@@ -171,24 +174,21 @@ impl Vm {
         self.inner.process.kill();
     }
 
-    /// Maps `file` (opened read-only) as the slot.
+    /// Maps `file` (opened read-only) as slot `index`, instead of what lies there.
     ///
     /// # Errors
     /// [`VmError`].
-    pub async fn map_slot(&self, file: BorrowedFd<'_>) -> Result<(), VmError> {
-        self.send(&ToVmm::MapSlot, &[file])?;
-        let mut state = self.inner.state.clone();
-        let mapped = state.wait_for(|state| state.slot_mapped || state.end.is_some());
-        let mapped = timeout(ANSWER_MAX, mapped)
-            .await
-            .map_err(|_| VmError::Timeout {
-                what: "map the slot",
-                limit: ANSWER_MAX,
-            })?;
-        match mapped.map(|state| state.end.clone()) {
-            Ok(None) => Ok(()),
-            Ok(Some(end)) => Err(VmError::Ended(end)),
-            Err(_) => Err(VmError::Ended(VmEnd::unknown())),
+    pub async fn map_slot(&self, index: u32, file: BorrowedFd<'_>) -> Result<(), VmError> {
+        let id = self.next_id();
+        let order = ToVmm::MapSlot { id, index };
+        self.done(id, &order, &[file]).await
+    }
+
+    /// Gives an order that is answered by [`FromVmm::Done`].
+    async fn done(&self, id: u32, order: &ToVmm, fds: &[BorrowedFd<'_>]) -> Result<(), VmError> {
+        match self.ask(id, order, fds, ANSWER_MAX).await? {
+            FromVmm::Done { .. } => Ok(()),
+            other => Err(VmError::Answer(format!("{other:?}"))),
         }
     }
 
@@ -205,7 +205,7 @@ impl Vm {
         let theirs = theirs.into_std().map_err(failed)?;
         let id = self.next_id();
         let order = ToVmm::Connect { id, port };
-        match self.ask(id, &order, theirs.as_fd(), ANSWER_MAX).await? {
+        match self.ask(id, &order, &[theirs.as_fd()], ANSWER_MAX).await? {
             FromVmm::Connected { .. } => Ok(ours),
             FromVmm::Refused { reason, .. } => Err(VmError::Refused { port, reason }),
             other => Err(VmError::Refused {
@@ -232,7 +232,7 @@ impl Vm {
             port,
             bytes_max,
         };
-        let mut answer = self.ask(id, &order, file.as_fd(), limit).await?;
+        let mut answer = self.ask(id, &order, &[file.as_fd()], limit).await?;
         if matches!(answer, FromVmm::Connected { .. }) {
             answer = self.answer(id, limit).await?;
         }
@@ -268,11 +268,11 @@ impl Vm {
         &self,
         id: u32,
         order: &ToVmm,
-        fd: BorrowedFd<'_>,
+        fds: &[BorrowedFd<'_>],
         limit: Duration,
     ) -> Result<FromVmm, VmError> {
         self.inner.answers.expect(id);
-        if let Err(err) = self.send(order, &[fd]) {
+        if let Err(err) = self.send(order, fds) {
             self.inner.answers.forget(id);
             return Err(err);
         }

@@ -55,7 +55,7 @@ fn main() {
         .start(move |why| end.guest_ended(&why, &end_console.tail()))
         .unwrap_or_else(|err| reporter.boot_failed(&err));
 
-    let map_slot = |file: OwnedFd| machine.map_slot(&File::from(file));
+    let map_slot = |index, file: OwnedFd| machine.map_slot(index, &File::from(file));
     match serve(&reporter, &vsock, map_slot) {
         Ok(()) => std::process::exit(0),
         Err(err) => reporter.guest_ended(&err, &console.tail()),
