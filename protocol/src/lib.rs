@@ -9,6 +9,7 @@
 //! * [`ports`]: the vsock ports of the guest.
 //! * [`stream`]: the header that opens every stdio stream.
 //! * [`slot`]: the read-only memory slot through which a module or an artifact reaches the guest.
+//! * [`tree`]: what the file tree of a task never holds.
 //! * [`agent`] (feature `agent`): containerd's Task service and the agent's own messages.
 //!
 //! The protocol belongs to neither end: no crate of ours stands below this one.
@@ -20,3 +21,4 @@ pub mod control;
 pub mod ports;
 pub mod slot;
 pub mod stream;
+pub mod tree;

@@ -46,6 +46,8 @@ impl Program {
     /// [`ProgramError`], with what was looked for, or what was found instead.
     pub fn open(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<Self, ProgramError> {
         let (path, source) = lookup::find(root, spec)?;
+        // A large file that is something else is not worth the copy; only the copy is believed.
+        format::glance(&source, &path)?;
         let copy = seal::copy(&source, &path)?;
         let kind = format::judge(&copy.file, &path, copy.bytes)?;
         let program = Self {

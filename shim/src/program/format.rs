@@ -18,16 +18,24 @@ const SECTIONS_MAX: usize = 10_000;
 /// `EI_OSABI` of wasmtime's artifacts (`wasmtime-environ`, `obj.rs`).
 const ELFOSABI_WASMTIME: u8 = 200;
 
-/// The kind of a program of `bytes` bytes.
-pub(super) fn judge(file: &File, path: &Path, bytes: u64) -> Result<ProgramKind, ProgramError> {
-    let read = |source| ProgramError::Copy {
+/// What the first bytes of a file say; enough to refuse what was never meant to be WebAssembly.
+pub(super) fn glance(file: &File, path: &Path) -> Result<ProgramKind, ProgramError> {
+    let mut head = [0; HEAD_BYTES];
+    let len = read_at(file, &mut head, 0).map_err(|source| ProgramError::Read {
         path: path.to_owned(),
         source,
-    };
-    let mut head = [0; HEAD_BYTES];
-    let len = read_at(file, &mut head, 0).map_err(read)?;
-    let kind = kind(&head[..len]).map_err(|what| not_wasm(path, what))?;
-    match cut_off(file, bytes).map_err(read)? {
+    })?;
+    kind(&head[..len]).map_err(|what| not_wasm(path, what))
+}
+
+/// The kind of a program of `bytes` bytes.
+pub(super) fn judge(file: &File, path: &Path, bytes: u64) -> Result<ProgramKind, ProgramError> {
+    let kind = glance(file, path)?;
+    let cut_off = cut_off(file, bytes).map_err(|source| ProgramError::Copy {
+        path: path.to_owned(),
+        source,
+    })?;
+    match cut_off {
         None => Ok(kind),
         Some(what) => Err(not_wasm(path, what)),
     }

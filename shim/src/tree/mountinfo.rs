@@ -7,37 +7,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, StatxFlags};
+use wasmvm_protocol::tree::is_kernel_file_system;
 
 use super::TreeError;
 
 /// Longest list that is read, bytes: a node with ten thousand mounts has about two million.
 const MOUNTINFO_BYTES_MAX: u64 = 64 << 20;
-
-/// File systems that are interfaces to the kernel or to the host, not storage.
-const KERNEL_TYPES: [&str; 22] = [
-    "autofs",
-    "binder",
-    "binfmt_misc",
-    "bpf",
-    "cgroup",
-    "cgroup2",
-    "configfs",
-    "debugfs",
-    "devpts",
-    "devtmpfs",
-    "efivarfs",
-    "functionfs",
-    "fusectl",
-    "mqueue",
-    "nfsd",
-    "nsfs",
-    "proc",
-    "pstore",
-    "resctrl",
-    "securityfs",
-    "selinuxfs",
-    "sysfs",
-];
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +27,8 @@ pub(super) struct Mount {
 impl Mount {
     /// Whether its files are an interface to the host's kernel.
     pub fn is_kernels(&self) -> bool {
-        is_kernels(&self.kind)
+        is_kernel_file_system(&self.kind)
     }
-}
-
-/// Whether a file system of this type is an interface to the kernel.
-pub(super) fn is_kernels(kind: &str) -> bool {
-    kind == "tracefs" || kind == "rpc_pipefs" || KERNEL_TYPES.contains(&kind)
 }
 
 /// Every mount of the calling thread's namespace.

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::MountFlags;
 
+use wasmvm_protocol::tree::is_kernel_file_system;
+
 use super::options::{self, MountOptions};
-use super::{TreeError, bind, mountinfo};
+use super::{TreeError, bind};
 use crate::sys::mounts::{MountChange, change_mount};
 
 /// Most mounts of one request.
@@ -77,7 +79,7 @@ fn check(mount: &RootfsMount, index: usize) -> Result<(), TreeError> {
     if index >= ROOTFS_MOUNTS_MAX {
         return refuse("a rootfs has at most 64 mounts");
     }
-    if mountinfo::is_kernels(&mount.kind) {
+    if is_kernel_file_system(&mount.kind) {
         return refuse("it is an interface to the host's kernel");
     }
     if !matches!(mount.target.as_str(), "" | "/") {

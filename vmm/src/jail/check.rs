@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
+use wasmvm_protocol::tree::is_kernel_file_system;
 
 use super::limits::CORE_BYTES;
 use super::{JailError, KEPT_CAPABILITIES, Step};
@@ -65,39 +66,11 @@ fn status_field<'a>(text: &'a str, field: &str) -> &'a str {
 /// Mounts that can be reached are the tree and what lies below it; none may be a window on the
 /// host's kernel (`proc(5)`, mountinfo: the type stands after " - ").
 fn mounts_in_sight(mountinfo: &str) -> String {
-    const FORBIDDEN: [&str; 26] = [
-        "autofs",
-        "binder",
-        "binfmt_misc",
-        "bpf",
-        "cgroup",
-        "cgroup2",
-        "configfs",
-        "debugfs",
-        "devpts",
-        "devtmpfs",
-        "efivarfs",
-        "functionfs",
-        "fusectl",
-        "mqueue",
-        "nfsd",
-        "nsfs",
-        "proc",
-        "pstore",
-        "resctrl",
-        "rpc_pipefs",
-        "securityfs",
-        "selinuxfs",
-        "smackfs",
-        "sysfs",
-        "tracefs",
-        "xenfs",
-    ];
     let forbidden = mountinfo.lines().find(|line| {
         let fs_type = line
             .split_once(" - ")
             .and_then(|(_, rest)| rest.split(' ').next());
-        fs_type.is_none_or(|fs_type| FORBIDDEN.contains(&fs_type))
+        fs_type.is_none_or(is_kernel_file_system)
     });
     forbidden.unwrap_or("the file tree").to_owned()
 }
