@@ -4,8 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::mount::MountPropagationFlags;
-
 use super::rootfs::RootfsMount;
 use super::{TreeError, bind, rootfs, tmpfs};
 use crate::bundle::{MountSource, TaskSpec};
@@ -21,7 +19,7 @@ pub struct AssembledTree {
 }
 
 /// Puts the tree of `spec` together, in the calling thread's mount namespace. The thread has done
-/// `unshare(CLONE_FS | CLONE_NEWNS)` and nobody else is in that namespace.
+/// `unshare(CLONE_FS | CLONE_NEWNS)` and made all mounts private; nobody else is in that namespace.
 ///
 /// # Errors
 /// [`TreeError`]. What was mounted by then goes with the namespace.
@@ -30,10 +28,6 @@ pub fn assemble(
     rootfs_mounts: &[RootfsMount],
 ) -> Result<AssembledTree, TreeError> {
     let host = |step| move |source: io::Error| TreeError::Host { step, source };
-    // First of all: nothing done here may reach the host, nothing done there may reach the tree.
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private)
-        .map_err(|errno| host("make all mounts private")(errno.into()))?;
     let root = rootfs::mount(rootfs_mounts, &spec.rootfs)?;
     if spec.guest_dev {
         tmpfs::mount_dev(root.as_fd())?;
