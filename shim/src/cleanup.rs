@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::cgroup::{self, CgroupError};
 use crate::error::ErrorCode;
+use crate::hooks;
 use crate::journal::{self, ExitRecord, JournalError, Step};
 use crate::vm::process::Process;
 
@@ -55,14 +56,15 @@ impl CleanupError {
     }
 }
 
-/// Ends and removes everything the task of this id has left below `root` and on the host. That there
-/// is nothing is no error.
+/// Ends and removes everything the task of this id has left below `root` and on the host, and runs its
+/// poststop hooks. That there is nothing is no error.
 ///
 /// # Errors
 /// The first [`CleanupError`]; what can be undone in spite of it is undone, and the journal is kept.
 pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
     let steps = journal::read(root, namespace, id)?.unwrap_or_default();
     let outcome = undo_steps(&steps)?;
+    hooks::settle(root, namespace, id, &steps);
     journal::forget(root, namespace, id)?;
     Ok(outcome)
 }
@@ -97,7 +99,7 @@ pub fn release(root: &Path, namespace: &str, id: &str) -> Result<Outcome, Cleanu
     let steps = journal::read(root, namespace, id)?.unwrap_or_default();
     let outcome = undo_steps(&steps)?;
     if !steps.is_empty() && !steps.contains(&Step::Released) {
-        journal::record_release(root, namespace, id)?;
+        journal::append(root, namespace, id, &Step::Released)?;
     }
     Ok(outcome)
 }
@@ -123,7 +125,7 @@ fn undo_steps(steps: &[Step]) -> Result<Outcome, CleanupError> {
                 outcome.pid = *pid;
                 end_process(*pid, *start_time)
             }
-            Step::Bundle { .. } => Ok(()),
+            Step::Bundle { .. } | Step::Poststop { .. } | Step::PoststopHook { .. } => Ok(()),
             Step::Cgroup { .. } if released => Ok(()),
             Step::Cgroup { path } => cgroup::remove(path, KILL_MAX).map_err(CleanupError::from),
         };
@@ -227,7 +229,7 @@ mod tests {
         let path = root.path().join("cgroup");
         journal.record(&Step::Cgroup { path }).unwrap();
         undo(root.path(), "default", "web").unwrap_err();
-        journal::record_release(root.path(), "default", "web").unwrap();
+        journal::append(root.path(), "default", "web", &Step::Released).unwrap();
         undo(root.path(), "default", "web").unwrap();
         assert_eq!(journal::read(root.path(), "default", "web").unwrap(), None);
     }

@@ -101,6 +101,12 @@ impl TaskSandbox for Sandbox {
         Self::kill_vm(self);
     }
 
+    async fn poststart(&self) -> Result<(), Refusal> {
+        Self::poststart(self)
+            .await
+            .map_err(|error| Refusal::new(error.code(), &error))
+    }
+
     fn record_exit(&self, status: u32, exited_at: SystemTime) {
         let since_epoch = exited_at
             .duration_since(SystemTime::UNIX_EPOCH)

@@ -14,11 +14,13 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ErrorCode;
+use crate::hooks::{Hook, HookState};
 
 /// Where the state of all tasks lies.
 pub const STATE_ROOT: &str = "/run/wasmvm";
-/// A journal is at most this long, bytes: a few short lines.
-const JOURNAL_BYTES_MAX: u64 = 64 * 1024;
+/// A journal is at most this long, bytes: a few short lines, and the poststop hooks
+/// (`HOOKS_BYTES_MAX` of [`crate::bundle`]).
+const JOURNAL_BYTES_MAX: u64 = 1 << 20;
 /// How often a namespace's directory that another task removes meanwhile is made again.
 const CREATE_TRIES_MAX: usize = 64;
 
@@ -42,6 +44,22 @@ pub enum Step {
         pid: u32,
         /// Field 22 of `/proc/PID/stat`, clock ticks since boot: tells the process from a later one
         /// of the same pid.
+        start_time: u64,
+    },
+    /// A hook of `Create` is about to run: from now on these are owed, once all else is undone.
+    Poststop {
+        /// As in `config.json`.
+        hooks: Vec<Hook>,
+        /// What they are told.
+        state: HookState,
+    },
+    /// One of them was started.
+    PoststopHook {
+        /// Its place in the list.
+        index: usize,
+        /// On the host.
+        pid: u32,
+        /// As of [`Step::Vmm`].
         start_time: u64,
     },
     /// The init program has ended.
@@ -138,22 +156,22 @@ impl Journal {
     /// # Errors
     /// [`JournalError::State`].
     pub fn record(&self, step: &Step) -> Result<(), JournalError> {
-        append(&self.file, step).map_err(|source| state_error("write", &self.directory, source))
+        write(&self.file, step).map_err(|source| state_error("write", &self.directory, source))
     }
 }
 
-/// Writes down that all steps of a task are undone.
+/// Writes a step into the journal of a task, whoever holds it.
 ///
 /// # Errors
 /// [`JournalError::State`].
-pub fn record_release(root: &Path, namespace: &str, id: &str) -> Result<(), JournalError> {
+pub fn append(root: &Path, namespace: &str, id: &str, step: &Step) -> Result<(), JournalError> {
     let path = directory(root, namespace, id).join("journal");
     let file = OpenOptions::new().append(true).open(&path);
-    file.and_then(|file| append(&file, &Step::Released))
+    file.and_then(|file| write(&file, step))
         .map_err(|source| state_error("write", &path, source))
 }
 
-fn append(mut file: &File, step: &Step) -> io::Result<()> {
+fn write(mut file: &File, step: &Step) -> io::Result<()> {
     let mut line = serde_json::to_vec(step)?;
     line.push(b'\n');
     file.write_all(&line)

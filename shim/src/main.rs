@@ -13,6 +13,7 @@ mod config;
 mod daemon;
 mod error;
 mod events;
+mod hooks;
 mod host;
 mod journal;
 mod launch;

@@ -23,6 +23,7 @@ use crate::cgroup::{self, Cgroup, CgroupError, CgroupLimits, cgroup_path, mounte
 use crate::cleanup::{self, CleanupError, Outcome};
 use crate::config::{Config, ConfigError, GuestFiles};
 use crate::error::ErrorCode;
+use crate::hooks::{self, HookError, HookState, Stage, Status};
 use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step};
 use crate::program::{Program, ProgramError};
 use crate::tree::{self, RootfsMount, TreeError};
@@ -52,6 +53,7 @@ pub struct SandboxRequest {
 pub struct Sandbox {
     namespace: String,
     id: String,
+    bundle: PathBuf,
     spec: Arc<TaskSpec>,
     mounted_directories: Vec<PathBuf>,
     ram_mib: u32,
@@ -91,6 +93,8 @@ pub enum SandboxError {
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(transparent)]
     Cleanup(#[from] CleanupError),
     #[error("cannot {action}")]
     Step {
@@ -114,6 +118,7 @@ impl SandboxError {
             Self::Launch(err) => err.code(),
             Self::Vm(err) => err.code(),
             Self::Compile(err) => err.code(),
+            Self::Hook(err) => err.code(),
             Self::Cleanup(err) => err.code(),
             Self::Key(_) => ErrorCode::FailedPrecondition,
             Self::Store(_) | Self::Step { .. } => ErrorCode::Internal,
@@ -131,6 +136,7 @@ impl Sandbox {
         let spec = Arc::new(TaskSpec::load(&request.bundle)?);
         let journal = Self::begin(&request).await?;
         let (namespace, id) = (request.namespace.clone(), request.id.clone());
+        let bundle = request.bundle.clone();
         let ram_mib = ram_mib(spec.memory_bytes_max, config.default_memory_mib);
         let host = Host {
             journal: &journal,
@@ -144,6 +150,7 @@ impl Sandbox {
             }) => Ok(Self {
                 namespace,
                 id,
+                bundle,
                 spec,
                 mounted_directories,
                 ram_mib,
@@ -217,6 +224,16 @@ impl Sandbox {
     /// Kills the VM; [`Sandbox::vm_ended`] reports its end.
     pub fn kill_vm(&self) {
         self.vm.kill();
+    }
+
+    /// Runs the poststart hooks. When it is dropped the one that runs is ended.
+    ///
+    /// # Errors
+    /// The first [`HookError`].
+    pub async fn poststart(&self) -> Result<(), HookError> {
+        let lists = vec![(Stage::Poststart, self.spec.hooks.poststart.clone())];
+        let state = hook_state(&self.id, &self.bundle, &self.spec, self.pid());
+        hooks::run_in_order(lists, state.at(Status::Running)).await
     }
 
     /// Writes down how init ended, for a `delete` after the shim's own death.
@@ -299,8 +316,9 @@ async fn boot(
         namespace,
         id,
         rootfs,
-        ..
+        bundle,
     } = request;
+    let task_spec = Arc::clone(&spec);
     let launch_request = LaunchRequest {
         name: id.clone(),
         files: files(host.guest, Role::Task),
@@ -333,6 +351,8 @@ async fn boot(
         pid: vm.pid(),
         start_time,
     })?;
+    let state = hook_state(&id, &bundle, &task_spec, vm.pid());
+    let hooked = run_create_hooks(&task_spec, state, host.journal);
     let booted = async { Ok::<_, SandboxError>(vm.ready(host.config.boot_timeout()).await?) };
     let resolved = async {
         tokio::select! {
@@ -341,13 +361,44 @@ async fn boot(
             end = vm.ended() => Err(VmError::Ended(end).into()),
         }
     };
-    let (boot_time, artifact) = tokio::try_join!(booted, resolved)?;
+    let (boot_time, artifact, ()) = tokio::try_join!(booted, resolved, hooked)?;
     tracing::debug!(boot_us = boot_time.as_micros(), "the agent listens");
     vm.map_slot(0, artifact.as_fd()).await?;
     Ok(Booted {
         vm,
         mounted_directories: tree.mounted_directories,
     })
+}
+
+/// What the task's hooks are told while it is being created.
+fn hook_state(id: &str, bundle: &Path, spec: &TaskSpec, pid: u32) -> HookState {
+    HookState {
+        oci_version: spec.oci_version.clone(),
+        id: id.to_owned(),
+        status: Status::Creating,
+        pid: Some(pid),
+        bundle: bundle.to_owned(),
+        annotations: spec.annotations.clone(),
+    }
+}
+
+/// The VMM holds its namespaces: now comes what sets up the network in them.
+async fn run_create_hooks(
+    spec: &TaskSpec,
+    state: HookState,
+    journal: &Journal,
+) -> Result<(), SandboxError> {
+    if !spec.hooks.poststop.is_empty() {
+        journal.record(&Step::Poststop {
+            hooks: spec.hooks.poststop.clone(),
+            state: state.at(Status::Stopped),
+        })?;
+    }
+    let lists = vec![
+        (Stage::Prestart, spec.hooks.prestart.clone()),
+        (Stage::CreateRuntime, spec.hooks.create_runtime.clone()),
+    ];
+    Ok(hooks::run_in_order(lists, state).await?)
 }
 
 /// The artifact of a program: from the store, or compiled now.

@@ -123,6 +123,23 @@ impl Fixture {
 }
 
 #[tokio::test]
+async fn a_failing_poststart_hook_fails_the_start_and_ends_the_task() {
+    let f = fixture();
+    f.create(Default::default()).await.unwrap();
+    let sandbox = f.maker.sandbox();
+    sandbox.poststart_fails.store(true, Ordering::Relaxed);
+    let refused = code(&f.start().await.unwrap_err());
+    assert_eq!(
+        refused,
+        (ErrorCode::FailedPrecondition, "a hook failed".into())
+    );
+    assert_eq!(f.wait().await.unwrap(), 137);
+    f.delete().await.unwrap();
+    let words = f.events.words();
+    assert_eq!(words[1..], ["start 4711", "exit 137", "delete 137"]);
+}
+
+#[tokio::test]
 async fn a_task_runs_to_its_exit_and_is_deleted() {
     let f = fixture();
     assert_eq!(code(&f.state().await.unwrap_err()).0, ErrorCode::NotFound);

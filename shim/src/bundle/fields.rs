@@ -26,7 +26,8 @@ pub(super) enum Fate {
 use Fate::{Honoured, Ignored, Refused};
 
 const NO_TERMINAL: &str = "terminals are not supported yet; run without -t";
-const NO_HOOKS: &str = "hooks are not supported yet";
+const NO_GUEST_HOOKS: &str =
+    "the task's namespaces hold no program but the VM; use hooks.createRuntime or hooks.poststart";
 const NO_USERNS: &str = "the VM itself separates users; id mappings are not supported";
 const OTHER_PLATFORM: &str = "wasmvm runs WebAssembly on Linux hosts only";
 
@@ -65,12 +66,12 @@ pub(super) const FIELDS: &[(&str, Fate)] = &[
     ("process.user.username", Ignored),
     ("hostname", Honoured),
     ("domainname", Ignored),
-    ("hooks.prestart", Refused(NO_HOOKS)),
-    ("hooks.createRuntime", Refused(NO_HOOKS)),
-    ("hooks.createContainer", Refused(NO_HOOKS)),
-    ("hooks.startContainer", Refused(NO_HOOKS)),
-    ("hooks.poststart", Refused(NO_HOOKS)),
-    ("hooks.poststop", Refused(NO_HOOKS)),
+    ("hooks.prestart", Honoured),
+    ("hooks.createRuntime", Honoured),
+    ("hooks.createContainer", Refused(NO_GUEST_HOOKS)),
+    ("hooks.startContainer", Refused(NO_GUEST_HOOKS)),
+    ("hooks.poststart", Honoured),
+    ("hooks.poststop", Honoured),
     ("annotations", Honoured),
     // config-linux.md
     ("linux.namespaces[].type", Honoured),

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::fields::{self, refused};
 use super::resources::Resources;
-use super::{BundleError, Network, TaskSpec, User, mounts};
+use super::{BundleError, Network, TaskSpec, User, hooks, mounts};
 
 /// Largest `config.json`, bytes. Those of ctr and CRI have some ten thousand.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -57,7 +57,7 @@ impl TaskSpec {
     }
 
     fn from_document(document: &Value, bundle: &Path) -> Result<Self, BundleError> {
-        check_version(document)?;
+        let oci_version = version(document)?;
         let process: Process = section(document, "process")?
             .ok_or_else(|| missing("process", "there is no program to run"))?;
         let root: Root = section(document, "root")?.unwrap_or_else(no_root);
@@ -72,6 +72,7 @@ impl TaskSpec {
         let mounts = mounts::convert(&list(document, "mounts")?, bundle)?;
         let user = process.user();
         Ok(Self {
+            oci_version,
             args: args(&process)?,
             env: env(&process)?,
             cwd: cwd(&process)?,
@@ -94,6 +95,7 @@ impl TaskSpec {
             guest_dev: mounts.guest_dev,
             rootfs: bundle.join(root.path()),
             rootfs_readonly: root.readonly().unwrap_or(false),
+            hooks: hooks::parse(document)?,
             annotations: section(document, "annotations")?.unwrap_or_else(BTreeMap::new),
         })
     }
@@ -128,7 +130,10 @@ fn section<T: DeserializeOwned>(document: &Value, field: &str) -> Result<Option<
 }
 
 /// A list, element by element, so that an error names the one that is wrong.
-fn list<T: DeserializeOwned>(document: &Value, field: &str) -> Result<Vec<T>, BundleError> {
+pub(super) fn list<T: DeserializeOwned>(
+    document: &Value,
+    field: &str,
+) -> Result<Vec<T>, BundleError> {
     let elements: Vec<Value> = section(document, field)?.unwrap_or_default();
     elements
         .iter()
@@ -155,10 +160,10 @@ fn no_root() -> Root {
     root
 }
 
-fn check_version(document: &Value) -> Result<(), BundleError> {
+fn version(document: &Value) -> Result<String, BundleError> {
     let version: String = section(document, "ociVersion")?.unwrap_or_default();
     if version.starts_with("1.") {
-        return Ok(());
+        return Ok(version);
     }
     let reason = "version 1 of the OCI runtime specification is supported";
     Err(refused("ociVersion", &format!("{version:?}"), reason))

@@ -10,6 +10,7 @@
 
 mod error;
 mod fields;
+mod hooks;
 mod load;
 mod memory;
 mod mounts;

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::hooks::Hooks;
+
 /// Everything of the bundle that matters here, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskSpec {
+    /// `ociVersion`, 1 point something.
+    pub oci_version: String,
     /// The program and its arguments; never empty, without zero bytes.
     pub args: Vec<String>,
     /// `KEY=value`, without zero bytes.
@@ -41,6 +45,8 @@ pub struct TaskSpec {
     pub rootfs: PathBuf,
     /// The tree's root is read-only; mounts decide for themselves.
     pub rootfs_readonly: bool,
+    /// Programs of the operator's to run on the host.
+    pub hooks: Hooks,
     /// Annotations, as given.
     pub annotations: BTreeMap<String, String>,
 }

@@ -35,6 +35,8 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().map_err(DeleteError::Bundle)?,
     };
+    // Standard error would become part of the reply.
+    crate::log::init(&bundle, args.debug);
     let root = Path::new(STATE_ROOT);
     let outcome = cleanup::undo_of_bundle(root, &args.namespace, &args.id, &bundle);
     // Noted before the daemon ran; without a note `start` itself was killed, and the name is known.

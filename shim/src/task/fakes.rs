@@ -155,6 +155,7 @@ pub struct FakeSandbox {
     pub released: AtomicU32,
     pub destroyed: AtomicU32,
     pub destroy_fails: AtomicBool,
+    pub poststart_fails: AtomicBool,
 }
 
 impl FakeSandbox {
@@ -176,6 +177,7 @@ impl FakeSandbox {
             released: AtomicU32::new(0),
             destroyed: AtomicU32::new(0),
             destroy_fails: AtomicBool::new(false),
+            poststart_fails: AtomicBool::new(false),
         }
     }
 
@@ -236,6 +238,13 @@ impl TaskSandbox for FakeSandbox {
 
     fn kill_vm(&self) {
         self.dies("killed");
+    }
+
+    async fn poststart(&self) -> Result<(), Refusal> {
+        if self.poststart_fails.load(Ordering::Relaxed) {
+            return Err(Refusal::say(ErrorCode::FailedPrecondition, "a hook failed"));
+        }
+        Ok(())
     }
 
     fn record_exit(&self, status: u32, _: SystemTime) {

@@ -53,6 +53,9 @@ pub enum TaskError {
     /// The agent refused or was silent.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// A poststart hook failed.
+    #[error(transparent)]
+    Hook(Refusal),
     /// The VM ended first.
     #[error("the VM ended: {0}")]
     VmEnded(String),
@@ -76,7 +79,7 @@ impl TaskError {
             Self::Signal(_) => ErrorCode::InvalidArgument,
             Self::Agent(error) => error.code(),
             Self::VmEnded(_) => ErrorCode::Unavailable,
-            Self::Destroy { source, .. } => source.code,
+            Self::Hook(source) | Self::Destroy { source, .. } => source.code,
         }
     }
 }
@@ -267,6 +270,11 @@ impl Task {
             pid: vm.sandbox.pid(),
             ..Default::default()
         }));
+        if let Err(hook) = vm.sandbox.poststart().await {
+            // As runc: the start has failed, and what runs is ended.
+            vm.sandbox.kill_vm();
+            return Err(TaskError::Hook(hook));
+        }
         Ok(vm.sandbox.pid())
     }
 

@@ -57,6 +57,8 @@ pub trait TaskSandbox: Send + Sync + 'static {
     async fn vm_ended(&self) -> VmEnding;
     /// Ends the VM at once, whatever the guest does.
     fn kill_vm(&self);
+    /// Runs the hooks of a program that has started.
+    async fn poststart(&self) -> Result<(), Refusal>;
     /// Keeps the exit for a `delete` after the shim's death.
     fn record_exit(&self, status: u32, exited_at: SystemTime);
     /// Ends the VM, waits for it and removes all that belongs to it but the record of the exit.

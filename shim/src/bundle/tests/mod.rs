@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::fields::{self, Unused};
 use super::{BundleError, CpuLimits, MountSource, Network, TaskSpec, TmpfsOptions, User};
+use crate::hooks::Hooks;
 
 const BUNDLE: &str = "/bundle";
 
@@ -71,6 +72,7 @@ fn bind(destination: &str, path: &str, read_only: bool) -> super::TreeMount {
 fn what_ctr_run_writes_is_understood() {
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let expected = TaskSpec {
+        oci_version: "1.0.2-dev".into(),
         args: vec!["/hello".to_owned()],
         env: vec![path.to_owned()],
         cwd: "/".into(),
@@ -98,6 +100,7 @@ fn what_ctr_run_writes_is_understood() {
         guest_dev: true,
         rootfs: "/bundle/rootfs".into(),
         rootfs_readonly: false,
+        hooks: Hooks::default(),
         annotations: BTreeMap::new(),
     };
     assert_eq!(parse(CTR_RUN).unwrap(), expected);

@@ -48,8 +48,8 @@ fn every_refusal_names_its_field() {
     for (pointer, value, start) in [
         (
             "/hooks",
-            json!({"createRuntime": hook}),
-            "hooks.createRuntime = [{\"path\":\"/bin/true\"}]",
+            json!({"createContainer": hook}),
+            "hooks.createContainer = [{\"path\":\"/bin/true\"}]",
         ),
         (
             "/hooks",

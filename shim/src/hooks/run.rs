@@ -1,0 +1,300 @@
+//! One hook, from its start to its end.
+//!
+//! It leads a process group of its own, so that what ends the shim does not end it and a late one is
+//! killed with all it has started. Its output goes into one pipe, of which the last is kept for the
+//! sentence. What it leaves running in the background is not waited for.
+
+use std::io::{self, Seek as _, Write as _};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::{Hook, HookState, Stage};
+use crate::error::{ErrorCode, printable};
+
+/// For a hook that sets no limit: the kubelet gives up a Create after two minutes.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(110);
+/// A killed hook that has not ended by then is stuck in the kernel.
+const KILL_MAX: Duration = Duration::from_secs(3);
+/// The last of a hook's output that is quoted, bytes.
+const QUOTED_BYTES_MAX: usize = 1024;
+
+/// Why a hook failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// It was not even run.
+    #[error("cannot run {field}[{index}], {}", path.display())]
+    Spawn {
+        /// Its list in `config.json`.
+        field: &'static str,
+        /// Its place in the list.
+        index: usize,
+        /// The program.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended, but not with 0.
+    #[error("{field}[{index}], {}, {how}{output}", path.display())]
+    Failed {
+        /// Its list in `config.json`.
+        field: &'static str,
+        /// Its place in the list.
+        index: usize,
+        /// The program.
+        path: PathBuf,
+        /// As in "exited with status 1".
+        how: String,
+        /// The last it said, after a colon; or nothing.
+        output: String,
+    },
+    /// The wait itself.
+    #[error("cannot wait for a hook")]
+    Wait(#[source] io::Error),
+    /// The task was deleted meanwhile.
+    #[error("the task was deleted while a hook ran")]
+    Cancelled,
+}
+
+impl HookError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Spawn { .. } | Self::Failed { .. } | Self::Cancelled => {
+                ErrorCode::FailedPrecondition
+            }
+            Self::Wait(_) => ErrorCode::Internal,
+        }
+    }
+}
+
+/// A hook of a task, to be run.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// Its list.
+    pub stage: Stage,
+    /// Its place in the list.
+    pub index: usize,
+    /// The program.
+    pub hook: &'a Hook,
+}
+
+/// A hook that runs. Dropped before its end it is killed.
+#[derive(Debug)]
+pub struct Running<'a> {
+    call: Call<'a>,
+    child: Child,
+    pidfd: OwnedFd,
+    output: Option<OwnedFd>,
+    said: Vec<u8>,
+    limit: Duration,
+    ended: bool,
+}
+
+impl<'a> Running<'a> {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// [`HookError::Spawn`].
+    pub fn spawn(call: Call<'a>, state: &HookState) -> Result<Self, HookError> {
+        let hook = call.hook;
+        spawn(hook, state)
+            .map(|(child, pidfd, output)| Self {
+                call,
+                child,
+                pidfd,
+                output: Some(output),
+                said: Vec::new(),
+                limit: hook.timeout.map_or(TIMEOUT_DEFAULT, Duration::from_secs),
+                ended: false,
+            })
+            .map_err(|source| HookError::Spawn {
+                field: call.stage.field(),
+                index: call.index,
+                path: hook.path.clone(),
+                source,
+            })
+    }
+
+    /// Of the hook.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its end, at most its time. Once `cancel` is readable or hung up it is killed.
+    ///
+    /// # Errors
+    /// [`HookError`]; it has ended in any case.
+    pub fn finish(mut self, cancel: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.kill();
+                let limit = self.limit.as_secs();
+                return Err(self.failed(format!("did not end within {limit} s and was killed")));
+            }
+            let ready = self.wait_a_turn(left, cancel).map_err(HookError::Wait)?;
+            if ready.cancelled {
+                return Err(HookError::Cancelled);
+            }
+            if ready.ended {
+                return self.conclude();
+            }
+        }
+    }
+
+    fn conclude(mut self) -> Result<(), HookError> {
+        // The descriptor has said that it has ended, so this does not block.
+        let status = self.child.wait().map_err(HookError::Wait)?;
+        self.ended = true;
+        while self.read_output() {}
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.failed(describe(status)))
+    }
+
+    fn failed(&self, how: String) -> HookError {
+        let said = printable(String::from_utf8_lossy(&self.said).trim());
+        HookError::Failed {
+            field: self.call.stage.field(),
+            index: self.call.index,
+            path: self.call.hook.path.clone(),
+            how,
+            output: if said.is_empty() {
+                said
+            } else {
+                format!(": {said}")
+            },
+        }
+    }
+
+    fn wait_a_turn(&mut self, left: Duration, cancel: Option<BorrowedFd<'_>>) -> io::Result<Ready> {
+        let limit = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+        let output = self.output.as_ref().map(|output| {
+            fds.push(PollFd::new(output, PollFlags::IN));
+            fds.len() - 1
+        });
+        let cancel = cancel.as_ref().map(|cancel| {
+            fds.push(PollFd::new(cancel, PollFlags::IN));
+            fds.len() - 1
+        });
+        match poll(&mut fds, Some(&limit)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let is_ready = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
+        let ready = Ready {
+            ended: is_ready(Some(0)),
+            cancelled: is_ready(cancel),
+        };
+        if is_ready(output) {
+            self.read_output();
+        }
+        Ok(ready)
+    }
+
+    /// Reads once, without waiting; whether there may be more.
+    fn read_output(&mut self) -> bool {
+        let mut buffer = [0; QUOTED_BYTES_MAX];
+        let Some(output) = &self.output else {
+            return false;
+        };
+        match rustix::io::read(output, &mut buffer) {
+            Ok(bytes) if bytes > 0 => {
+                self.said.extend_from_slice(&buffer[..bytes]);
+                let surplus = self.said.len().saturating_sub(QUOTED_BYTES_MAX);
+                self.said.drain(..surplus);
+                true
+            }
+            Err(rustix::io::Errno::AGAIN) => false,
+            Ok(_) | Err(_) => {
+                self.output = None;
+                false
+            }
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Ok(Some(group)) = i32::try_from(self.child.id()).map(Pid::from_raw) {
+            // Not reaped yet, so the group's number is still its own.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let limit = Timespec::try_from(KILL_MAX).ok();
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        if poll(&mut fds, limit.as_ref()).is_ok_and(|ready| ready > 0) {
+            let _ = self.child.wait();
+        }
+        self.ended = true;
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.kill();
+        }
+    }
+}
+
+struct Ready {
+    ended: bool,
+    cancelled: bool,
+}
+
+fn spawn(hook: &Hook, state: &HookState) -> io::Result<(Child, OwnedFd, OwnedFd)> {
+    let mut stdin = std::fs::File::from(memfd_create(c"hook-state", MemfdFlags::CLOEXEC)?);
+    stdin.write_all(&serde_json::to_vec(state)?)?;
+    stdin.rewind()?;
+    let (output, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    // Our end only: the hook's writes wait rather than fail.
+    fcntl_setfl(&output, OFlags::NONBLOCK)?;
+    let mut command = Command::new(&hook.path);
+    if let Some((name, args)) = hook.args.split_first() {
+        command.arg0(name).args(args);
+    }
+    let env = hook.env.iter().filter_map(|entry| entry.split_once('='));
+    command
+        .env_clear()
+        .envs(env)
+        .stdin(stdin)
+        .stdout(Stdio::from(writer.try_clone()?))
+        .stderr(Stdio::from(writer))
+        .process_group(0);
+    let mut child = command.spawn()?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pidfd = pid
+        .ok_or(rustix::io::Errno::SRCH)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    match pidfd {
+        Ok(pidfd) => Ok((child, pidfd, output)),
+        Err(errno) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(errno.into())
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with status {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;
