@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use wasmvm_protocol::control::{BootConfig, Role};
 use wasmvm_vmm::builder::{BootParts, build};
+use wasmvm_vmm::gate::Gate;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -39,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
 
     let started = Instant::now();
-    let mut machine = build(&config, parts, Vec::new())?;
+    let mut machine = build(&config, parts, Vec::new(), &Gate::default())?;
     if let Some(slot) = rest.get(2) {
         machine.map_slot(0, &File::open(slot)?)?;
     }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use wasmvm_protocol::control::{BootConfig, Role};
 use wasmvm_protocol::ports::GUEST_CID;
 use wasmvm_vmm::builder::{BootParts, build};
+use wasmvm_vmm::gate::Gate;
 use wasmvm_vmm::virtio::vsock::{VsockDevice, VsockEvent, VsockHandle};
 
 /// The guest's servers (`streams-init.c`).
@@ -105,9 +106,10 @@ fn main() -> Outcome {
     };
     let (sender, events) = channel();
     let on_event = Box::new(move |event| drop(sender.send(event)));
-    let (device, handle) = VsockDevice::new(GUEST_CID, on_event)?;
+    let gate = Gate::default();
+    let (device, handle) = VsockDevice::new(GUEST_CID, &gate, on_event)?;
     let started = Instant::now();
-    let mut machine = build(&config, parts, vec![Box::new(device)])?;
+    let mut machine = build(&config, parts, vec![Box::new(device)], &gate)?;
     let vcpu = machine.start(|end| println!("{end}"))?;
     let mut guest = Guest {
         handle,

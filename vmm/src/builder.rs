@@ -11,6 +11,7 @@ use crate::boot::{self, BootError};
 use crate::bus::MmioBus;
 use crate::console::Console;
 use crate::cpuid;
+use crate::gate::Gate;
 use crate::layout::{DEVICES_MAX, GSI_FIRST, mmio_address};
 use crate::memory::{self, MemoryError};
 use crate::vcpu::{GuestEnd, Vcpu, VcpuError, VcpuThread};
@@ -57,7 +58,8 @@ pub struct Machine {
     console: Console,
 }
 
-/// Builds the machine; nothing runs yet.
+/// Builds the machine; nothing runs yet. It will stand still while `gate` is closed, as do its
+/// devices, which were made with the same one.
 ///
 /// # Errors
 /// [`BuildError`].
@@ -65,6 +67,7 @@ pub fn build(
     config: &BootConfig,
     parts: BootParts,
     devices: Vec<Box<dyn VirtioDevice>>,
+    gate: &Gate,
 ) -> Result<Machine, BuildError> {
     if devices.len() > DEVICES_MAX {
         return Err(BuildError::Devices(devices.len()));
@@ -105,6 +108,7 @@ pub fn build(
         Arc::clone(&vm),
         MmioBus::new(transports),
         console.clone(),
+        gate.clone(),
     );
     Ok(Machine {
         vm,

@@ -3,6 +3,7 @@
 use wasmvm_protocol::slot::{SLOT_ADDRESS, SLOT_STRIDE_BYTES, SLOTS_MAX};
 
 use crate::layout::{MMIO_DEVICE_BYTES, MMIO_START};
+use crate::virtio::ActivateError;
 use crate::virtio::mmio::MmioTransport;
 
 /// Where an access went that no device answers.
@@ -12,6 +13,15 @@ pub enum NoDevice {
     Slot,
     /// Nowhere that exists.
     Nowhere,
+}
+
+/// Why a write is the guest's end.
+#[derive(Debug)]
+pub enum WriteError {
+    /// Nothing takes it.
+    NoDevice(NoDevice),
+    /// A device did not start by it.
+    Activate(ActivateError),
 }
 
 /// The register windows of the devices, one after the other from [`MMIO_START`].
@@ -40,11 +50,10 @@ impl MmioBus {
     /// The guest writes.
     ///
     /// # Errors
-    /// [`NoDevice`].
-    pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), NoDevice> {
-        let (device, offset) = self.find(address)?;
-        device.write(offset, data);
-        Ok(())
+    /// [`WriteError`].
+    pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), WriteError> {
+        let (device, offset) = self.find(address).map_err(WriteError::NoDevice)?;
+        device.write(offset, data).map_err(WriteError::Activate)
     }
 
     fn find(&mut self, address: u64) -> Result<(&mut MmioTransport, u64), NoDevice> {
@@ -69,7 +78,12 @@ mod tests {
         let mut data = [0; 4];
         assert_eq!(bus.read(MMIO_START, &mut data), Err(NoDevice::Nowhere));
         assert_eq!(bus.read(0, &mut data), Err(NoDevice::Nowhere));
-        assert_eq!(bus.write(SLOT_ADDRESS, &data), Err(NoDevice::Slot));
-        assert_eq!(bus.write(u64::MAX, &data), Err(NoDevice::Nowhere));
+        for (address, meant) in [
+            (SLOT_ADDRESS, NoDevice::Slot),
+            (u64::MAX, NoDevice::Nowhere),
+        ] {
+            let refused = bus.write(address, &data);
+            assert!(matches!(refused, Err(WriteError::NoDevice(found)) if found == meant));
+        }
     }
 }

@@ -15,6 +15,8 @@ use wasmvm_protocol::control::{
 };
 
 use crate::builder::BootParts;
+use crate::console::Console;
+use crate::gate::{Closing, Gate};
 use crate::virtio::vsock::{VsockEvent, VsockHandle};
 
 /// Longest sentence of a report, bytes; longer ones are cut.
@@ -71,13 +73,15 @@ pub fn await_boot(socket: BorrowedFd<'_>) -> Result<(BootConfig, BootParts), Ord
 
 /// Carries out orders until the shim closes its end.
 ///
-/// Connections are handed to the socket device, which answers by [`Reporter::vsock_event`].
+/// Connections are handed to the socket device, which answers by [`Reporter::vsock_event`]; a paused
+/// machine stands at its `gate`.
 ///
 /// # Errors
 /// [`OrderError`]: what the shim asked for makes no sense or cannot be done; the VM must end.
 pub fn serve<E>(
     reporter: &Reporter,
     vsock: &VsockHandle,
+    gate: &Gate,
     mut map_slot: impl FnMut(u32, OwnedFd) -> Result<(), E>,
 ) -> Result<(), OrderError>
 where
@@ -104,12 +108,32 @@ where
                 let [file] = exactly("Sink", fds)?;
                 reporter.refuse_if_failed(id, vsock.sink(id, port, file.into(), bytes_max));
             }
-            ToVmm::Boot(_) | ToVmm::MapsWritten | ToVmm::Pause { .. } | ToVmm::Resume { .. } => {
+            ToVmm::Pause { id } => {
+                let [] = exactly("Pause", fds)?;
+                let answers = reporter.clone();
+                gate.close(move |closing| answers.send(&pause_answer(id, closing)));
+            }
+            ToVmm::Resume { id } => {
+                let [] = exactly("Resume", fds)?;
+                gate.open();
+                reporter.send(&FromVmm::Done { id });
+            }
+            ToVmm::Boot(_) | ToVmm::MapsWritten => {
                 return Err(OrderError::OutOfTurn(format!("{message:?}")));
             }
         }
     }
     Ok(())
+}
+
+fn pause_answer(id: u32, closing: Closing) -> FromVmm {
+    match closing {
+        Closing::Done => FromVmm::Done { id },
+        Closing::Cancelled => FromVmm::Refused {
+            id,
+            reason: "the guest was resumed before it had stopped".into(),
+        },
+    }
 }
 
 fn exactly<const N: usize>(
@@ -133,6 +157,7 @@ pub struct Reporter {
 struct Shared {
     socket: OwnedFd,
     guest_started: OnceLock<Instant>,
+    console: OnceLock<Console>,
 }
 
 impl Reporter {
@@ -143,6 +168,7 @@ impl Reporter {
             shared: Arc::new(Shared {
                 socket,
                 guest_started: OnceLock::new(),
+                console: OnceLock::new(),
             }),
         }
     }
@@ -158,6 +184,11 @@ impl Reporter {
         if let Err(err) = control::send(self.socket(), message, &[]) {
             note(&sentence(&err));
         }
+    }
+
+    /// The guest's console, whose end is part of the report of the guest's end.
+    pub fn listen_to(&self, console: Console) {
+        let _already_set = self.shared.console.set(console);
     }
 
     /// Marks the first entry into the guest, which boot times are measured from.
@@ -181,7 +212,7 @@ impl Reporter {
                 id,
                 reason: sentence(&reason),
             },
-            VsockEvent::Stopped(err) => self.guest_ended(&err, ""),
+            VsockEvent::Stopped(reason) => self.guest_ended(&reason),
         };
         self.send(&message);
     }
@@ -197,9 +228,10 @@ impl Reporter {
     }
 
     /// The guest runs no more: reports why, with the end of its console, and ends the process.
-    pub fn guest_ended(&self, error: &(dyn Error + 'static), console: &str) -> ! {
+    pub fn guest_ended(&self, error: &(dyn Error + 'static)) -> ! {
         let reason = sentence(error);
-        let console_tail = console_tail(console);
+        let console = self.shared.console.get().map(Console::tail);
+        let console_tail = console_tail(&console.unwrap_or_default());
         self.send(&FromVmm::GuestEnded {
             reason: reason.clone(),
             console_tail,
@@ -312,12 +344,13 @@ mod tests {
         let null = File::open("/dev/null").unwrap();
         control::send(&shim, message, &vec![null.as_fd(); fds]).unwrap();
         rustix::net::shutdown(&shim, rustix::net::Shutdown::Write).unwrap();
-        let (_device, vsock) = VsockDevice::new(3, Box::new(|_| {})).unwrap();
+        let gate = Gate::default();
+        let (_device, vsock) = VsockDevice::new(3, &gate, Box::new(|_| {})).unwrap();
         let map_slot = |_index, file: OwnedFd| match rustix::fs::fstat(&file) {
             Ok(_) => Ok::<(), io::Error>(()),
             Err(errno) => Err(errno.into()),
         };
-        let result = serve(&Reporter::new(vmm), &vsock, map_slot);
+        let result = serve(&Reporter::new(vmm), &vsock, &gate, map_slot);
         let answers = std::iter::from_fn(|| control::recv::<FromVmm>(&shim).unwrap());
         (result, answers.map(|(answer, _)| answer).collect())
     }
@@ -330,6 +363,17 @@ mod tests {
         let connect = ToVmm::Connect { id: 1, port: 1024 };
         let (result, answers) = served(&connect, 1);
         assert!(result.is_ok() && answers.is_empty(), "{answers:?}");
+    }
+
+    #[test]
+    fn pause_and_resume_are_answered_by_their_id() {
+        for (order, id) in [(ToVmm::Pause { id: 8 }, 8), (ToVmm::Resume { id: 9 }, 9)] {
+            let (result, answers) = served(&order, 0);
+            assert!(result.is_ok());
+            assert_eq!(answers, [FromVmm::Done { id }]);
+        }
+        let refused = pause_answer(3, Closing::Cancelled);
+        assert!(matches!(refused, FromVmm::Refused { id: 3, .. }));
     }
 
     #[test]

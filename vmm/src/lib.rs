@@ -13,6 +13,7 @@ pub mod check;
 pub mod console;
 pub mod control;
 pub mod cpuid;
+pub mod gate;
 pub mod jail;
 pub mod layout;
 pub mod library_log;

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! start ──► KVM_RUN ──exit──► I/O port, MMIO ──► KVM_RUN …
-//!              │ signal (stop)         │ nothing there
+//!              │ signal (kick)         │ nothing there
+//!              ├─► gate closed: parked, KVM_RUN …
 //!              ▼                       ▼
 //!           Stopped              another GuestEnd
 //! ```
 //!
-//! Stopping from outside: a flag, then a signal to the thread. The signal's handler sets
-//! `kvm_run.immediate_exit`, so that it is not lost when it arrives just before `KVM_RUN`.
+//! Out of the guest from outside, to stop it or to pause it ([`crate::gate`]): a flag, then a signal to
+//! the thread. The signal's handler sets `kvm_run.immediate_exit`, so that it is not lost when it
+//! arrives just before `KVM_RUN`.
 
 use std::cell::Cell;
 use std::io;
@@ -21,9 +23,11 @@ use std::time::Instant;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use crate::bus::{MmioBus, NoDevice};
+use crate::bus::{MmioBus, NoDevice, WriteError};
 use crate::console::{Console, PORT_FIRST, PORT_LAST};
-use crate::vm::Vm;
+use crate::control::sentence;
+use crate::gate::{Gate, Pass};
+use crate::vm::{Vm, VmError};
 
 /// Why the guest runs no more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +72,18 @@ pub enum GuestEnd {
         /// From `errno.h`.
         errno: i32,
     },
+    /// A device did not start when its driver was ready.
+    #[error("a device of the guest does not work: {reason}")]
+    Device {
+        /// Why.
+        reason: String,
+    },
+    /// The guest's clock could not be stopped and set again.
+    #[error("the guest cannot be paused: {reason}")]
+    Clock {
+        /// What KVM refused.
+        reason: String,
+    },
     /// An exit this machine has no use for.
     #[error("unexpected exit of the vCPU: {exit}")]
     Unexpected {
@@ -82,8 +98,8 @@ pub enum VcpuError {
     /// There is one guest in a machine's life.
     #[error("the machine was started before")]
     Started,
-    /// The stop signal could not be taken.
-    #[error("cannot install the vCPU's stop signal")]
+    /// The kick's signal could not be taken.
+    #[error("cannot install the vCPU's kick signal")]
     Signal(#[source] vmm_sys_util::errno::Error),
     /// No thread.
     #[error("cannot start the vCPU's thread")]
@@ -95,9 +111,10 @@ pub enum VcpuError {
 pub struct Vcpu {
     fd: VcpuFd,
     // Keeps the memory mapped for as long as the guest can run: behind `fd`, dropped later.
-    _vm: Arc<Vm>,
+    vm: Arc<Vm>,
     bus: MmioBus,
     console: Console,
+    gate: Gate,
 }
 
 /// The running vCPU.
@@ -105,18 +122,20 @@ pub struct Vcpu {
 pub struct VcpuThread {
     handle: JoinHandle<()>,
     stop: Arc<AtomicBool>,
+    gate: Gate,
     started: Instant,
 }
 
 impl Vcpu {
     /// `fd` has its registers and CPUID set.
     #[must_use]
-    pub fn new(fd: VcpuFd, vm: Arc<Vm>, bus: MmioBus, console: Console) -> Self {
+    pub fn new(fd: VcpuFd, vm: Arc<Vm>, bus: MmioBus, console: Console, gate: Gate) -> Self {
         Self {
             fd,
-            _vm: vm,
+            vm,
             bus,
             console,
+            gate,
         }
     }
 
@@ -128,9 +147,10 @@ impl Vcpu {
         self,
         on_end: impl FnOnce(GuestEnd) + Send + 'static,
     ) -> Result<VcpuThread, VcpuError> {
-        register_signal_handler(stop_signal(), on_stop_signal).map_err(VcpuError::Signal)?;
+        register_signal_handler(kick_signal(), on_kick).map_err(VcpuError::Signal)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stop_here = Arc::clone(&stop);
+        let gate = self.gate.clone();
         let started = Instant::now();
         let handle = thread::Builder::new()
             .name("vcpu".into())
@@ -139,13 +159,22 @@ impl Vcpu {
         Ok(VcpuThread {
             handle,
             stop,
+            gate,
             started,
         })
     }
 
     fn run(mut self, stop: &AtomicBool) -> GuestEnd {
         let _in_reach = ImmediateExit::of(&mut self.fd);
+        let pass = self.gate.enter(kick_this_thread());
         loop {
+            if pass.is_closed()
+                && let Err(err) = self.pause(&pass)
+            {
+                return GuestEnd::Clock {
+                    reason: sentence(&err),
+                };
+            }
             if stop.load(Ordering::SeqCst) {
                 return GuestEnd::Stopped;
             }
@@ -163,6 +192,18 @@ impl Vcpu {
                     };
                 }
             }
+        }
+    }
+
+    /// Stands still, and the guest's clock with it.
+    fn pause(&self, pass: &Pass) -> Result<(), VmError> {
+        let clock_ns = self.vm.clock_ns()?;
+        pass.park();
+        self.vm.set_clock_ns(clock_ns)?;
+        match self.fd.kvmclock_ctrl() {
+            // The guest does not use the clock yet.
+            Err(errno) if errno.errno() == libc::EINVAL => Ok(()),
+            told => told.map_err(VmError::of("KVM_KVMCLOCK_CTRL")),
         }
     }
 
@@ -208,14 +249,10 @@ fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, console: &Console) -> Opti
                 address,
             }),
         },
-        VcpuExit::MmioWrite(address, data) => match bus.write(address, data) {
-            Ok(()) => None,
-            Err(NoDevice::Slot) => Some(GuestEnd::SlotWrite { address }),
-            Err(NoDevice::Nowhere) => Some(GuestEnd::Nowhere {
-                access: "wrote",
-                address,
-            }),
-        },
+        VcpuExit::MmioWrite(address, data) => {
+            let written = bus.write(address, data);
+            written.err().map(|err| write_end(err, address))
+        }
         VcpuExit::Shutdown => Some(GuestEnd::Shutdown),
         VcpuExit::InternalError => Some(GuestEnd::InternalError {
             suberror: 0,
@@ -226,6 +263,19 @@ fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, console: &Console) -> Opti
         other => Some(GuestEnd::Unexpected {
             exit: format!("{other:?}"),
         }),
+    }
+}
+
+fn write_end(error: WriteError, address: u64) -> GuestEnd {
+    match error {
+        WriteError::NoDevice(NoDevice::Slot) => GuestEnd::SlotWrite { address },
+        WriteError::NoDevice(NoDevice::Nowhere) => GuestEnd::Nowhere {
+            access: "wrote",
+            address,
+        },
+        WriteError::Activate(err) => GuestEnd::Device {
+            reason: sentence(&err),
+        },
     }
 }
 
@@ -240,7 +290,8 @@ impl VcpuThread {
     pub fn stop(self) {
         self.stop.store(true, Ordering::SeqCst);
         // SAFETY: the thread is not joined yet, so its id is valid, ended or not.
-        let _ended = unsafe { libc::pthread_kill(self.handle.as_pthread_t(), stop_signal()) };
+        let _ended = unsafe { libc::pthread_kill(self.handle.as_pthread_t(), kick_signal()) };
+        self.gate.open();
         self.join();
     }
 
@@ -251,8 +302,18 @@ impl VcpuThread {
     }
 }
 
-fn stop_signal() -> libc::c_int {
+fn kick_signal() -> libc::c_int {
     SIGRTMIN()
+}
+
+/// Takes the calling thread out of the guest, from another one.
+fn kick_this_thread() -> impl Fn() + Send {
+    // SAFETY: no argument, cannot fail.
+    let thread = unsafe { libc::pthread_self() };
+    move || {
+        // SAFETY: a kick is called only while the thread holds its pass, so the thread exists.
+        let _sent = unsafe { libc::pthread_kill(thread, kick_signal()) };
+    }
 }
 
 thread_local! {
@@ -277,7 +338,7 @@ impl Drop for ImmediateExit {
     }
 }
 
-extern "C" fn on_stop_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
         // SAFETY: non-null only between `ImmediateExit::of` and its drop, both on this thread while
@@ -289,6 +350,7 @@ extern "C" fn on_stop_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut li
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::ActivateError;
     use wasmvm_protocol::slot::SLOT_ADDRESS;
 
     fn end_of(exit: VcpuExit<'_>) -> Option<GuestEnd> {
@@ -320,6 +382,15 @@ mod tests {
         assert_eq!(end_of(VcpuExit::IoIn(0x70, &mut data)), None);
         assert_eq!(data, [0xff; 2]);
         assert_eq!(end_of(VcpuExit::IoOut(0x80, &[])), None);
+    }
+
+    #[test]
+    fn a_device_that_does_not_start_ends_the_guest_with_its_reason() {
+        let error = ActivateError::QueueSetup { device_id: 26 };
+        let end = write_end(WriteError::Activate(error), 0);
+        let sentence = "a device of the guest does not work: \
+            the driver of virtio device 26 set up a queue that cannot be used";
+        assert_eq!(end.to_string(), sentence);
     }
 
     #[test]

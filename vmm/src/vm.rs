@@ -6,7 +6,9 @@ use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use kvm_bindings::{KVM_API_VERSION, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_MEM_READONLY, kvm_clock_data, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
@@ -188,6 +190,30 @@ impl Vm {
         vcpu.set_tsc_khz(HOST_RATE)
             .map_err(VmError::of("KVM_SET_TSC_KHZ"))?;
         Ok(vcpu)
+    }
+
+    /// The guest's monotonic clock, nanoseconds.
+    ///
+    /// # Errors
+    /// [`VmError::Kvm`].
+    pub fn clock_ns(&self) -> Result<u64, VmError> {
+        let clock = self.fd.get_clock().map_err(VmError::of("KVM_GET_CLOCK"))?;
+        Ok(clock.clock)
+    }
+
+    /// Lets the guest's monotonic clock go on from `clock_ns`.
+    ///
+    /// # Errors
+    /// [`VmError::Kvm`].
+    pub fn set_clock_ns(&self, clock_ns: u64) -> Result<(), VmError> {
+        // No flags: with the host's real time KVM would add what passed since it was read.
+        let clock = kvm_clock_data {
+            clock: clock_ns,
+            ..kvm_clock_data::default()
+        };
+        self.fd
+            .set_clock(&clock)
+            .map_err(VmError::of("KVM_SET_CLOCK"))
     }
 
     /// Makes a write of the 32-bit `value` to guest-physical `address` wake `event` without an exit.

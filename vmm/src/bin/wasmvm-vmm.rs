@@ -9,6 +9,7 @@ use std::path::Path;
 use wasmvm_protocol::control::{CONTROL_FD, FromVmm, Role};
 use wasmvm_protocol::ports::GUEST_CID;
 use wasmvm_vmm::control::{Reporter, await_boot, serve};
+use wasmvm_vmm::gate::Gate;
 use wasmvm_vmm::virtio::VirtioDevice;
 use wasmvm_vmm::virtio::fs::{FsDevice, Tree};
 use wasmvm_vmm::virtio::vsock::VsockDevice;
@@ -32,33 +33,36 @@ fn main() {
     let jail = jail::close(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
 
     // From here on no path is opened, and what a guest may do wrong stays in the jail.
+    let gate = Gate::default();
     let events = reporter.clone();
     let on_event = Box::new(move |event| events.vsock_event(event));
-    let (vsock_device, vsock) =
-        VsockDevice::new(GUEST_CID, on_event).unwrap_or_else(|err| reporter.boot_failed(&err));
+    let (vsock_device, vsock) = VsockDevice::new(GUEST_CID, &gate, on_event)
+        .unwrap_or_else(|err| reporter.boot_failed(&err));
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(vsock_device)];
     if config.role == Role::Task {
         let tree = Tree::new(Path::new("/"), jail.proc_self_fd, jail.guest_fds)
             .unwrap_or_else(|err| reporter.boot_failed(&err));
         let end = reporter.clone();
-        let on_end = move |error: &(dyn Error + 'static)| end.guest_ended(error, "");
-        devices.push(Box::new(FsDevice::new(tree, on_end)));
+        let on_end = move |error: &(dyn Error + 'static)| end.guest_ended(error);
+        let fs_device =
+            FsDevice::new(tree, &gate, on_end).unwrap_or_else(|err| reporter.boot_failed(&err));
+        devices.push(Box::new(fs_device));
     }
-    let mut machine =
-        builder::build(&config, parts, devices).unwrap_or_else(|err| reporter.boot_failed(&err));
+    let mut machine = builder::build(&config, parts, devices, &gate)
+        .unwrap_or_else(|err| reporter.boot_failed(&err));
 
-    let console = machine.console();
-    let (end, end_console) = (reporter.clone(), console.clone());
+    reporter.listen_to(machine.console());
     reporter.send(&FromVmm::Jailed);
     reporter.guest_starts();
+    let end = reporter.clone();
     let _vcpu = machine
-        .start(move |why| end.guest_ended(&why, &end_console.tail()))
+        .start(move |why| end.guest_ended(&why))
         .unwrap_or_else(|err| reporter.boot_failed(&err));
 
     let map_slot = |index, file: OwnedFd| machine.map_slot(index, &File::from(file));
-    match serve(&reporter, &vsock, map_slot) {
+    match serve(&reporter, &vsock, &gate, map_slot) {
         Ok(()) => std::process::exit(0),
-        Err(err) => reporter.guest_ended(&err, &console.tail()),
+        Err(err) => reporter.guest_ended(&err),
     }
 }
 

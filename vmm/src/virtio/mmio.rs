@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Steps out of order are ignored. After `DRIVER_OK` nothing can be changed any more: the device works
-//! on the queues as they were checked then.
+//! on the queues as they were checked then. When it cannot, the guest's write is an error.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue_setup::QueueSetup;
-use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 
 /// `QueueNotify`, where the builder hangs the kick descriptors.
 pub const QUEUE_NOTIFY: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
@@ -112,9 +112,13 @@ impl MmioTransport {
     }
 
     /// The driver writes a register (32 bits). Configuration space is read-only.
-    pub fn write(&mut self, offset: u64, data: &[u8]) {
-        if let (Ok(offset), Ok(value)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) {
-            self.set_register(offset, u32::from_le_bytes(value));
+    ///
+    /// # Errors
+    /// [`ActivateError`], when this made the driver ready and the device is not.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), ActivateError> {
+        match (u32::try_from(offset), <[u8; 4]>::try_from(data)) {
+            (Ok(offset), Ok(value)) => self.set_register(offset, u32::from_le_bytes(value)),
+            _ => Ok(()),
         }
     }
 
@@ -143,7 +147,7 @@ impl MmioTransport {
         }
     }
 
-    fn set_register(&mut self, offset: u32, value: u32) {
+    fn set_register(&mut self, offset: u32, value: u32) -> Result<(), ActivateError> {
         match offset {
             register::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_page = value,
             register::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_page = value,
@@ -152,10 +156,11 @@ impl MmioTransport {
             }
             register::VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
             register::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
-            register::VIRTIO_MMIO_STATUS => self.set_status(value),
+            register::VIRTIO_MMIO_STATUS => return self.set_status(value),
             _ if self.status == NEGOTIATED => self.set_queue_register(offset, value),
             _ => {}
         }
+        Ok(())
     }
 
     fn set_queue_register(&mut self, offset: u32, value: u32) {
@@ -181,16 +186,17 @@ impl MmioTransport {
     }
 
     /// One transition of the diagram above, or nothing.
-    fn set_status(&mut self, value: u32) {
+    fn set_status(&mut self, value: u32) -> Result<(), ActivateError> {
         match (self.status, value) {
             (_, 0) if self.activated => self.status = NEEDS_RESET,
             (_, 0) => self.reset(),
             (0, ACKNOWLEDGED) | (ACKNOWLEDGED, DRIVEN) => self.status = value,
             (DRIVEN, NEGOTIATED) if self.features_are_acceptable() => self.status = NEGOTIATED,
-            (NEGOTIATED, READY) => self.activate(),
+            (NEGOTIATED, READY) => return self.activate(),
             (_, value) if value & FAILED != 0 => self.status |= FAILED,
             _ => {}
         }
+        Ok(())
     }
 
     fn features_are_acceptable(&self) -> bool {
@@ -207,11 +213,12 @@ impl MmioTransport {
         self.queues.iter_mut().for_each(QueueSetup::reset);
     }
 
-    fn activate(&mut self) {
-        let Some(queues) = self.take_queues() else {
-            self.status |= NEEDS_RESET;
-            return;
-        };
+    fn activate(&mut self) -> Result<(), ActivateError> {
+        self.status |= NEEDS_RESET;
+        let device_id = self.device.device_id();
+        let queues = self
+            .take_queues()
+            .ok_or(ActivateError::QueueSetup { device_id })?;
         let activation = Activation {
             memory: self.memory.clone(),
             features: self.driver_features,
@@ -219,14 +226,9 @@ impl MmioTransport {
             interrupt: self.interrupt.clone(),
         };
         self.activated = true;
-        match self.device.activate(activation) {
-            Ok(()) => self.status = READY,
-            Err(error) => {
-                // Once per device: there is no second activation.
-                log::error!("{}", crate::control::sentence(&error));
-                self.status |= NEEDS_RESET;
-            }
-        }
+        self.device.activate(activation)?;
+        self.status = READY;
+        Ok(())
     }
 
     /// All queues, checked, with their kicks; `None` when one of them can't be used.

@@ -4,11 +4,13 @@
 //! collects what the driver sets up and hands all of it over once, at `DRIVER_OK`
 //! ([`VirtioDevice::activate`]). From then on the queues' configuration is frozen: a device owns its
 //! queues and works on its own thread, woken by the kick descriptors (ioeventfd), and raises its line
-//! by [`Interrupt`] (irqfd). A driver that resets an active device can't bring it back.
+//! by [`Interrupt`] (irqfd). A driver that resets an active device can't bring it back. A device that
+//! cannot be activated ends the VM: the guest could only wait for it.
 
 pub mod fs;
 pub mod mmio;
 mod queue_setup;
+mod standby;
 pub mod vsock;
 
 use std::sync::Arc;
@@ -39,7 +41,7 @@ pub trait VirtioDevice: Send {
     /// guest memory.
     ///
     /// # Errors
-    /// [`ActivateError`]; the transport then sets `DEVICE_NEEDS_RESET`.
+    /// [`ActivateError`], which is the guest's end.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 }
 
@@ -114,13 +116,16 @@ pub enum ActivateError {
         /// Number of queues handed over.
         queues: usize,
     },
-    /// Activated before, or cannot start its worker.
-    #[error("virtio device {device_id} cannot start its worker")]
+    /// A queue that the driver did not make ready, or that lies outside of guest memory.
+    #[error("the driver of virtio device {device_id} set up a queue that cannot be used")]
+    QueueSetup {
+        /// Virtio device id.
+        device_id: u32,
+    },
+    /// Activated before, or its worker has ended.
+    #[error("virtio device {device_id} has no worker")]
     Worker {
         /// Virtio device id.
         device_id: u32,
-        /// What the operating system says.
-        #[source]
-        source: std::io::Error,
     },
 }

@@ -3,15 +3,18 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::thread;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::request::RequestServer;
-use super::worker::Worker;
+use super::worker::{Worker, own_directory};
 use super::{QUEUE_SIZES, TAG, Tree};
+use crate::gate::Gate;
+use crate::virtio::standby::Standby;
 use crate::virtio::{ActivateError, Activation, VirtioDevice};
 
 /// `struct virtio_fs_config` (virtio 1.2 §5.11.4): the tag, padded with zeros, then the number of
@@ -20,30 +23,45 @@ const CONFIG_BYTES: usize = TAG_BYTES + 4;
 const TAG_BYTES: usize = 36;
 const REQUEST_QUEUES: u32 = 1;
 
-/// Told once, on the worker's thread, why no file is served any more.
-type EndFn = Box<dyn FnOnce(&(dyn Error + 'static)) + Send>;
-
 /// The device before and after its activation.
 pub struct FsDevice {
-    /// Handed to the worker at activation.
-    idle: Option<(RequestServer, EndFn)>,
+    standby: Standby<Activation>,
 }
 
 impl FsDevice {
-    /// A device that serves `tree`. `on_end` is called when it can't any more, which the guest can
-    /// provoke; whoever waits for a file then waits for ever, so the VM is to be ended.
-    #[must_use]
-    pub fn new(tree: Tree, on_end: impl FnOnce(&(dyn Error + 'static)) + Send + 'static) -> Self {
-        Self {
-            idle: Some((RequestServer::new(tree), Box::new(on_end))),
-        }
+    /// A device that serves `tree` and stops at `gate`. `on_end` is called, on the worker's thread,
+    /// when it can't serve any more, which the guest can provoke; whoever waits for a file then waits
+    /// for ever, so the VM is to be ended.
+    ///
+    /// # Errors
+    /// `eventfd(2)`'s and `clone(2)`'s.
+    pub fn new(
+        tree: Tree,
+        gate: &Gate,
+        on_end: impl FnOnce(&(dyn Error + 'static)) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (server, gate) = (RequestServer::new(tree), gate.clone());
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let standby = Standby::spawn(VIRTIO_ID_FS, "fs", move |waiting| {
+            let serve = || {
+                own_directory()?;
+                match waiting.wait() {
+                    Some(activation) => Err(Worker::new(server, activation)?.run(&gate, &wake)),
+                    None => Ok(()),
+                }
+            };
+            if let Err(error) = serve() {
+                on_end(&error);
+            }
+        })?;
+        Ok(Self { standby })
     }
 }
 
 impl fmt::Debug for FsDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FsDevice")
-            .field("active", &self.idle.is_none())
+            .field("active", &!self.standby.is_waiting())
             .finish()
     }
 }
@@ -84,18 +102,7 @@ impl VirtioDevice for FsDevice {
                 queues: activation.queues.len(),
             });
         }
-        let worker_error = |source| ActivateError::Worker { device_id, source };
-        let (server, on_end) = self
-            .idle
-            .take()
-            .ok_or_else(|| worker_error(io::ErrorKind::AlreadyExists.into()))?;
-        let worker =
-            Worker::new(server, activation).map_err(|err| worker_error(io::Error::other(err)))?;
-        thread::Builder::new()
-            .name("fs".into())
-            .spawn(move || worker.run(on_end))
-            .map(drop)
-            .map_err(worker_error)
+        self.standby.start(activation)
     }
 }
 
@@ -104,7 +111,8 @@ mod tests {
     use super::*;
 
     fn device() -> FsDevice {
-        FsDevice::new(Tree::for_test(std::path::Path::new("/nonexistent")), |_| {})
+        let tree = Tree::for_test(std::path::Path::new("/nonexistent"));
+        FsDevice::new(tree, &Gate::default(), |_| {}).unwrap()
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::request::RequestServer;
 use super::worker::{Worker, WorkerError};
 use super::{QUEUE_SIZES, Tree};
+use crate::gate::Gate;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 const TABLE: u64 = 0x1000;
@@ -517,7 +518,10 @@ fn the_end_of_the_device_is_told_with_its_reason() {
     guest.kick.write(1).unwrap();
     let (sender, reason) = mpsc::channel();
     let worker = guest.worker;
-    thread::spawn(move || worker.run(|error| sender.send(error.to_string()).unwrap()));
+    thread::spawn(move || {
+        let error = worker.run(&Gate::default(), &Arc::new(event()));
+        sender.send(error.to_string()).unwrap();
+    });
     assert_eq!(
         reason.recv_timeout(Duration::from_secs(20)).unwrap(),
         "the guest's queue 1 is not a valid ring"

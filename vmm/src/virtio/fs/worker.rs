@@ -1,16 +1,18 @@
 //! The device's thread: waits for kicks, takes requests from the queues, returns the answers.
 
-use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{QueueOwnedT, QueueT};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::request::RequestServer;
 use super::view::{MemoryView, ViewError};
+use crate::gate::Gate;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 /// The state of the thread.
@@ -36,6 +38,9 @@ pub(super) enum WorkerError {
     /// The driver says there is a request, and there is none.
     #[error("the guest's queue {0} announces requests that do not exist")]
     Empty(usize),
+    /// Guest memory is not what the server's library takes.
+    #[error("the file server cannot start")]
+    View(#[from] ViewError),
     /// A system call failed.
     #[error("cannot {call}")]
     Os {
@@ -48,7 +53,7 @@ pub(super) enum WorkerError {
 }
 
 impl Worker {
-    pub(super) fn new(server: RequestServer, activation: Activation) -> Result<Self, ViewError> {
+    pub(super) fn new(server: RequestServer, activation: Activation) -> Result<Self, WorkerError> {
         let event_idx = activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         let mut queues = activation.queues;
         for active in &mut queues {
@@ -62,25 +67,28 @@ impl Worker {
         })
     }
 
-    /// Serves until the guest breaks its queues, or a system call fails; `on_end` is then told why.
-    pub(super) fn run(mut self, on_end: impl FnOnce(&(dyn Error + 'static))) {
-        let error = match own_directory() {
-            Ok(()) => loop {
-                if let Err(error) = self.wait_and_serve() {
-                    break error;
-                }
-            },
-            Err(error) => error,
-        };
-        on_end(&error);
+    /// Serves until the guest breaks its queues, or a system call fails, and stands still while `gate`
+    /// is closed, for which `wake` wakes the thread.
+    pub(super) fn run(mut self, gate: &Gate, wake: &Arc<EventFd>) -> WorkerError {
+        let kick = Arc::clone(wake);
+        // Full means that the worker is woken already.
+        let pass = gate.enter(move || drop(kick.write(1)));
+        loop {
+            if pass.is_closed() {
+                pass.park();
+            }
+            if let Err(error) = self.wait_and_serve(wake) {
+                return error;
+            }
+        }
     }
 
-    fn wait_and_serve(&mut self) -> Result<(), WorkerError> {
+    fn wait_and_serve(&mut self, wake: &EventFd) -> Result<(), WorkerError> {
         let wait_error = os("wait for requests");
-        let mut kicks = Vec::with_capacity(self.queues.len());
-        for active in &self.queues {
-            // SAFETY: the queue outlives this call, and with it its kick.
-            let kick = unsafe { BorrowedFd::borrow_raw(active.kick.as_raw_fd()) };
+        let mut kicks = Vec::with_capacity(self.queues.len() + 1);
+        for event in self.queues.iter().map(|active| &active.kick).chain([wake]) {
+            // SAFETY: the queues and `wake` outlive this call.
+            let kick = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
             kicks.push(PollFd::from_borrowed_fd(kick, PollFlags::IN));
         }
         match poll(&mut kicks, None) {
@@ -96,7 +104,7 @@ impl Worker {
                 self.serve_queue(index)?;
             }
         }
-        Ok(())
+        take_kick(wake)
     }
 
     /// Serves one queue until it is empty. Notifications are off meanwhile; the check after switching
@@ -105,11 +113,7 @@ impl Worker {
         let Some(active) = self.queues.get_mut(index) else {
             return Ok(());
         };
-        match active.kick.read() {
-            Ok(_) => {}
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
-            Err(err) => return Err(os("take a kick")(err)),
-        }
+        take_kick(&active.kick)?;
         let ring = |source| WorkerError::Ring {
             queue: index,
             source,
@@ -140,8 +144,15 @@ impl Worker {
     }
 }
 
+fn take_kick(event: &EventFd) -> Result<(), WorkerError> {
+    match event.read() {
+        Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(os("take a kick")(err)),
+        _ => Ok(()),
+    }
+}
+
 /// The file server changes the working directory and the umask of its thread in places.
-fn own_directory() -> Result<(), WorkerError> {
+pub(super) fn own_directory() -> Result<(), WorkerError> {
     // SAFETY: only the file system attributes are unshared, which this thread alone uses from now on.
     let unshared = unsafe { unshare_unsafe(UnshareFlags::FS) };
     unshared.map_err(|errno| os("get a working directory of its own")(errno.into()))

@@ -174,6 +174,11 @@ impl Connection {
         self.settle(now);
     }
 
+    /// The guest has so much longer for its next answer.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        self.deadline = self.deadline.map(|deadline| deadline + by);
+    }
+
     /// The guest took too long.
     pub(super) fn expire(&mut self, now: Instant) -> Option<VsockEvent> {
         if self.deadline.is_none_or(|deadline| now < deadline) {

@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::io;
-use std::thread;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::handle::{Orders, VsockEventFn, VsockHandle};
-use super::worker::Worker;
-use crate::virtio::{ActivateError, Activation, VirtioDevice};
+use super::handle::{VsockEventFn, VsockHandle};
+use super::worker::{HostSide, Worker};
+use crate::gate::Gate;
+use crate::virtio::standby::Standby;
+use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 
 /// Sizes of the receive, transmit and event queues. Linux fills the whole receive queue with a page
 /// each, so its size is guest memory; a transmit queue costs nothing but its ring.
@@ -19,24 +20,29 @@ pub const QUEUE_SIZES: [u16; 3] = [32, 64, 8];
 /// The device before and after its activation.
 pub struct VsockDevice {
     guest_cid: u32,
-    /// Handed to the worker at activation.
-    idle: Option<(Orders, VsockEventFn)>,
+    standby: Standby<(Activation, [ActiveQueue; QUEUE_SIZES.len()])>,
 }
 
 impl VsockDevice {
-    /// A device for the guest with context id `guest_cid`, and the handle to its worker.
+    /// A device for the guest with context id `guest_cid`, whose worker stops at `gate`, and the
+    /// handle to it.
     ///
     /// # Errors
-    /// `eventfd(2)`'s.
-    pub fn new(guest_cid: u32, on_event: VsockEventFn) -> io::Result<(Self, VsockHandle)> {
+    /// `eventfd(2)`'s, `epoll_create(2)`'s and `clone(2)`'s.
+    pub fn new(
+        guest_cid: u32,
+        gate: &Gate,
+        on_event: VsockEventFn,
+    ) -> io::Result<(Self, VsockHandle)> {
         let (handle, orders) = VsockHandle::new()?;
-        Ok((
-            Self {
-                guest_cid,
-                idle: Some((orders, on_event)),
-            },
-            handle,
-        ))
+        let host = HostSide::new(guest_cid, orders, on_event)?;
+        let gate = gate.clone();
+        let standby = Standby::spawn(VIRTIO_ID_VSOCK, "vsock", move |waiting| {
+            if let Some((activation, queues)) = waiting.wait() {
+                Worker::new(activation, queues, host).run(&gate);
+            }
+        })?;
+        Ok((Self { guest_cid, standby }, handle))
     }
 }
 
@@ -44,7 +50,7 @@ impl fmt::Debug for VsockDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VsockDevice")
             .field("guest_cid", &self.guest_cid)
-            .field("active", &self.idle.is_none())
+            .field("active", &!self.standby.is_waiting())
             .finish()
     }
 }
@@ -81,17 +87,6 @@ impl VirtioDevice for VsockDevice {
                 device_id,
                 queues: queues.len(),
             })?;
-        let worker_error = |source| ActivateError::Worker { device_id, source };
-        let (orders, on_event) = self
-            .idle
-            .take()
-            .ok_or_else(|| worker_error(io::ErrorKind::AlreadyExists.into()))?;
-        let worker = Worker::new(self.guest_cid, activation, queues, orders, on_event)
-            .map_err(worker_error)?;
-        thread::Builder::new()
-            .name("vsock".into())
-            .spawn(move || worker.run())
-            .map(drop)
-            .map_err(worker_error)
+        self.standby.start((activation, queues))
     }
 }

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::ring::RingError;
 use super::{BUFFER_BYTES_MAX, CONNECT_MS_MAX, CONNECTIONS_MAX};
 
 /// Most orders that wait for the worker.
@@ -84,8 +85,25 @@ pub enum VsockEvent {
         /// Why.
         reason: CutReason,
     },
-    /// The worker ended; no connection works any more.
-    Stopped(io::Error),
+    /// The worker ended; no connection works any more, so the VM is to be ended.
+    Stopped(StoppedReason),
+}
+
+/// Why the worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StoppedReason {
+    /// The driver broke the rules of a ring; nothing in it can be trusted any more.
+    #[error("the guest's vsock queue {queue} is not a valid ring")]
+    Ring {
+        /// Index of the queue.
+        queue: usize,
+        /// What is wrong.
+        #[source]
+        source: RingError,
+    },
+    /// A system call failed.
+    #[error("the vsock worker cannot go on")]
+    Os(#[from] io::Error),
 }
 
 /// Why no connection came about.

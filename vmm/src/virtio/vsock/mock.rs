@@ -17,6 +17,7 @@ use super::device::{QUEUE_SIZES, VsockDevice};
 use super::handle::{VsockEvent, VsockHandle};
 use super::packet::{HEADER_BYTES, Header, Op, TYPE_STREAM};
 use super::{BUFFER_BYTES_MAX, HOST_CID};
+use crate::gate::Gate;
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 
 /// A test fails when nothing happens for so long.
@@ -147,6 +148,7 @@ pub(super) struct MockGuest {
     line: EventFd,
     pub(super) interrupts: usize,
     pub(super) handle: VsockHandle,
+    pub(super) gate: Gate,
     events: Receiver<VsockEvent>,
     /// What every packet says about the guest's credit.
     pub(super) buf_alloc: u32,
@@ -169,7 +171,8 @@ impl MockGuest {
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
         let (sender, events) = channel();
         let on_event = Box::new(move |event| drop(sender.send(event)));
-        let (mut device, handle) = VsockDevice::new(GUEST_CID, on_event).unwrap();
+        let gate = Gate::default();
+        let (mut device, handle) = VsockDevice::new(GUEST_CID, &gate, on_event).unwrap();
         let activation = Activation {
             memory: memory.clone(),
             features: u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX,
@@ -184,6 +187,7 @@ impl MockGuest {
             line,
             interrupts: 0,
             handle,
+            gate,
             events,
             buf_alloc: 256 * 1024,
             fwd_cnt: 0,

@@ -33,8 +33,10 @@ mod worker;
 
 pub use device::VsockDevice;
 pub use handle::{
-    CutReason, RefusedReason, VsockEvent, VsockEventFn, VsockHandle, VsockHandleError,
+    CutReason, RefusedReason, StoppedReason, VsockEvent, VsockEventFn, VsockHandle,
+    VsockHandleError,
 };
+pub use ring::RingError;
 
 /// The host's context id (virtio 1.2 §5.10.4).
 pub const HOST_CID: u32 = 2;

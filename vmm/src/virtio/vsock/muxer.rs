@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use wasmvm_protocol::ports::READY_PORT;
@@ -167,6 +167,13 @@ impl Muxer {
     /// When [`Muxer::expire`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.table.next_deadline()
+    }
+
+    /// Every deadline is so much later.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        self.table
+            .iter_mut()
+            .for_each(|connection| connection.postpone(by));
     }
 
     /// Ends what took too long, forgets what is over.

@@ -6,12 +6,25 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::virtio::ActiveQueue;
 
-/// A queue whose driver is not trusted: one that makes nonsense of its ring is not served any more.
+/// What is wrong with a ring.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// Its indices or descriptors make no sense.
+    #[error("its indices make no sense")]
+    Queue(#[from] virtio_queue::Error),
+    /// The driver says there is a buffer, and there is none.
+    #[error("it announces buffers that do not exist")]
+    Empty,
+}
+
+/// A queue whose driver is not trusted: one that makes nonsense of its ring is not served any more, and
+/// [`Ring::take_error`] says so.
 #[derive(Debug)]
 pub(super) struct Ring {
     queue: Queue,
     kick: EventFd,
     broken: bool,
+    error: Option<RingError>,
     /// The driver was asked to kick.
     waiting: bool,
     /// Buffers were used since the last interrupt.
@@ -26,6 +39,7 @@ impl Ring {
             queue,
             kick,
             broken: false,
+            error: None,
             waiting: false,
             used: false,
         }
@@ -53,13 +67,27 @@ impl Ring {
             // Added just before the driver was asked to kick.
             Ok(true) => {
                 let chain = self.pop_now(memory);
-                self.broken = chain.is_none();
+                if chain.is_none() {
+                    self.fail(RingError::Empty);
+                }
                 chain
             }
-            Err(_) => {
-                self.broken = true;
+            Err(err) => {
+                self.fail(err.into());
                 None
             }
+        }
+    }
+
+    /// Why the ring is not served any more, once.
+    pub(super) fn take_error(&mut self) -> Option<RingError> {
+        self.error.take()
+    }
+
+    /// The first error is the reason.
+    fn fail(&mut self, error: RingError) {
+        if !std::mem::replace(&mut self.broken, true) {
+            self.error = Some(error);
         }
     }
 
@@ -70,13 +98,12 @@ impl Ring {
         if self.broken {
             return None;
         }
-        let Ok(mut chains) = self.queue.iter(memory) else {
-            self.broken = true;
-            return None;
-        };
-        let chain = chains.next()?;
-        if std::mem::take(&mut self.waiting) {
-            self.broken = self.queue.disable_notification(memory).is_err();
+        let next = self.queue.iter(memory).map(|mut chains| chains.next());
+        let chain = next.map_err(|err| self.fail(err.into())).ok()??;
+        if std::mem::take(&mut self.waiting)
+            && let Err(err) = self.queue.disable_notification(memory)
+        {
+            self.fail(err.into());
         }
         Some(chain)
     }
@@ -84,7 +111,9 @@ impl Ring {
     /// Gives a chain back, `len` bytes of it written.
     pub(super) fn put_used(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) {
         self.used = true;
-        self.broken |= self.queue.add_used(memory, head, len).is_err();
+        if let Err(err) = self.queue.add_used(memory, head, len) {
+            self.fail(err.into());
+        }
     }
 
     /// Whether the driver wants to be interrupted for what was used since the last call.

@@ -4,10 +4,13 @@
 //! the transmit queue, fill the receive queue with all packets there are, and interrupt the guest
 //! once. Notifications are asked for only where the worker is out of work: on the transmit queue when
 //! it is empty, on the receive queue when there are packets but no room.
+//!
+//! A driver that breaks a ring ends the worker, and so the VM: nobody could reach the guest any more.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
@@ -19,10 +22,11 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, ChainError, Direction};
-use super::handle::{Orders, VsockEvent, VsockEventFn};
+use super::handle::{Orders, StoppedReason, VsockEvent, VsockEventFn};
 use super::muxer::Muxer;
 use super::packet::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX};
 use super::ring::Ring;
+use crate::gate::Gate;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 /// Most packets moved in one direction before everything else has its turn.
@@ -53,52 +57,72 @@ pub(super) struct Worker {
     busy: bool,
 }
 
-impl Worker {
+/// All that the worker has before there is a driver.
+#[derive(Debug)]
+pub(super) struct HostSide {
+    orders: Orders,
+    epoll: OwnedFd,
+    muxer: Muxer,
+}
+
+impl HostSide {
     /// # Errors
-    /// `epoll_create(2)`'s and `epoll_ctl(2)`'s.
-    pub(super) fn new(
-        guest_cid: u32,
-        activation: Activation,
-        queues: [ActiveQueue; 3],
-        orders: Orders,
-        on_event: VsockEventFn,
-    ) -> io::Result<Self> {
-        let event_idx = activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        let [rx, tx, event] = queues;
-        let (rx, tx) = (Ring::new(rx, event_idx), Ring::new(tx, event_idx));
+    /// `epoll_create(2)`'s and `dup(2)`'s.
+    pub(super) fn new(guest_cid: u32, orders: Orders, on_event: VsockEventFn) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        wait_for(&epoll, rx.kick(), TOKEN_RX)?;
-        wait_for(&epoll, tx.kick(), TOKEN_TX)?;
-        wait_for(&epoll, &orders.wake, TOKEN_ORDERS)?;
         Ok(Self {
-            memory: activation.memory,
-            rx,
-            tx,
-            _event: event,
-            interrupt: activation.interrupt,
             orders,
             muxer: Muxer::new(guest_cid, epoll.try_clone()?, on_event),
             epoll,
+        })
+    }
+}
+
+impl Worker {
+    pub(super) fn new(activation: Activation, queues: [ActiveQueue; 3], host: HostSide) -> Self {
+        let event_idx = activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let [rx, tx, event] = queues;
+        Self {
+            memory: activation.memory,
+            rx: Ring::new(rx, event_idx),
+            tx: Ring::new(tx, event_idx),
+            _event: event,
+            interrupt: activation.interrupt,
+            orders: host.orders,
+            muxer: host.muxer,
+            epoll: host.epoll,
             payload: vec![0; PAYLOAD_BYTES_MAX].into_boxed_slice(),
             // The driver may have filled its queues before the device was ready to be kicked.
             busy: true,
-        })
+        }
     }
 
-    /// Works until the process ends.
-    pub(super) fn run(mut self) {
+    /// Works until the process ends or the guest breaks its queues, and stands still while `gate` is
+    /// closed.
+    pub(super) fn run(mut self, gate: &Gate) {
+        if let Err(reason) = self.work(gate) {
+            self.muxer.emit(VsockEvent::Stopped(reason));
+        }
+    }
+
+    fn work(&mut self, gate: &Gate) -> Result<(), StoppedReason> {
+        let wake = Arc::clone(&self.orders.wake);
+        // Full means that the worker is woken already.
+        let pass = gate.enter(move || drop(wake.write(1)));
+        wait_for(&self.epoll, self.rx.kick(), TOKEN_RX)?;
+        wait_for(&self.epoll, self.tx.kick(), TOKEN_TX)?;
+        wait_for(&self.epoll, &self.orders.wake, TOKEN_ORDERS)?;
         loop {
-            if let Err(err) = self.turn() {
-                return self.muxer.emit(VsockEvent::Stopped(err));
+            if pass.is_closed() {
+                // The guest had none of this time to keep a deadline in.
+                self.muxer.postpone(pass.park());
             }
+            self.turn()?;
         }
     }
 
     /// Waits until there is something to do, and does it.
-    ///
-    /// # Errors
-    /// `epoll_wait(2)`'s and those of an interrupt.
-    pub(super) fn turn(&mut self) -> io::Result<()> {
+    fn turn(&mut self) -> Result<(), StoppedReason> {
         self.wait()?;
         let now = Instant::now();
         while let Ok(order) = self.orders.receiver.try_recv() {
@@ -112,6 +136,11 @@ impl Worker {
         let rx_used = self.rx.needs_interrupt(&self.memory);
         if tx_used || rx_used {
             self.interrupt.used_ring()?;
+        }
+        for (queue, ring) in [&mut self.rx, &mut self.tx].into_iter().enumerate() {
+            if let Some(source) = ring.take_error() {
+                return Err(StoppedReason::Ring { queue, source });
+            }
         }
         Ok(())
     }

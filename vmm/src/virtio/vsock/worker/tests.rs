@@ -2,6 +2,7 @@
 
 use std::io::{Read, Seek, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::channel;
 use std::thread;
 
 use proptest::prelude::*;
@@ -11,6 +12,8 @@ use super::super::handle::{CutReason, RefusedReason};
 use super::super::mock::{MockGuest, PATIENCE};
 use super::super::packet::{Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
+use crate::control::sentence;
+use crate::gate::Closing;
 
 const PORT: u32 = 1025;
 
@@ -340,13 +343,41 @@ fn a_guest_that_takes_more_than_its_credit_is_cut() {
 }
 
 #[test]
-fn a_broken_ring_stops_that_ring_only() {
+fn a_broken_ring_is_the_end_with_its_reason() {
     let mut guest = ready_guest();
-    let (mut ours, _) = connect(&mut guest, 1);
+    connect(&mut guest, 1);
     guest.tx.set_avail_idx(40_000);
     guest.tx.kick.write(1).unwrap();
-    ours.write_all(b"hello").unwrap();
-    assert_eq!(guest.receive().1, b"hello");
+    let VsockEvent::Stopped(reason) = guest.event() else {
+        panic!("the worker goes on");
+    };
+    assert!(matches!(reason, StoppedReason::Ring { queue: 1, .. }));
+    assert!(sentence(&reason).starts_with("the guest's vsock queue 1 is not a valid ring: "));
+}
+
+#[test]
+fn a_paused_device_does_nothing_and_then_goes_on() {
+    let mut guest = ready_guest();
+    let (mut ours, request) = connect(&mut guest, 1);
+    let (done, is_done) = channel();
+    guest.gate.close(move |closing| done.send(closing).unwrap());
+    assert_eq!(is_done.recv_timeout(PATIENCE).unwrap(), Closing::Done);
+    ours.write_all(b"for later").unwrap();
+    guest.answer(&request, Op::Data, 0, b"from before");
+    let (waiting, theirs) = UnixStream::pair().unwrap();
+    guest.handle.connect(2, PORT, theirs.into()).unwrap();
+    assert!(guest.poll().is_none());
+    guest.gate.open();
+    let (mut data, mut asked) = (false, false);
+    while !data || !asked {
+        let (header, payload) = guest.receive();
+        data |= payload == b"for later";
+        asked |= header.op() == Some(Op::Request);
+    }
+    let mut bytes = [0; 11];
+    ours.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"from before");
+    drop(waiting);
 }
 
 #[test]
