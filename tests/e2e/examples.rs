@@ -29,6 +29,11 @@ fn probe() {
 }
 
 #[test]
+fn busybox() {
+    run_cases("busybox");
+}
+
+#[test]
 fn hello_component() {
     run_cases("hello-component");
 }

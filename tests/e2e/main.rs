@@ -2,6 +2,7 @@
 //!
 //! * [`run`]: what a program sees, and what its user sees of it.
 //! * [`examples`]: the example images' cases, third-party programs among them.
+//! * [`busybox`]: a shell, as a user's first container.
 //! * [`streams`]: standard input and output, large and slow.
 //! * [`signals`]: ending a program from outside.
 //! * [`memory`], whose limits hold.
@@ -9,6 +10,7 @@
 //! * [`load`]: many tasks, in a row and at once.
 //! * [`faults`]: `kill -9` of our own processes.
 
+mod busybox;
 mod examples;
 mod faults;
 mod load;
