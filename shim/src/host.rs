@@ -69,12 +69,12 @@ impl TaskSandbox for Sandbox {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let preopens = self.mounted_directories().iter();
         Program {
-            args: spec.args.clone(),
-            env: spec.env.clone(),
-            cwd: text(&spec.cwd),
-            uid: spec.user.uid,
-            gid: spec.user.gid,
-            additional_gids: spec.user.additional_gids.clone(),
+            args: spec.process.args.clone(),
+            env: spec.process.env.clone(),
+            cwd: text(&spec.process.cwd),
+            uid: spec.process.user.uid,
+            gid: spec.process.user.gid,
+            additional_gids: spec.process.user.additional_gids.clone(),
             memory_bytes_max: self.wasm_memory_bytes_max(),
             preopens: preopens.map(|path| text(path)).collect(),
             guest_dev: spec.guest_dev,

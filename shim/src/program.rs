@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
-use crate::bundle::TaskSpec;
+use crate::bundle::ProcessSpec;
 
 pub use self::error::ProgramError;
 
@@ -44,7 +44,7 @@ impl Program {
     ///
     /// # Errors
     /// [`ProgramError`], with what was looked for, or what was found instead.
-    pub fn open(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<Self, ProgramError> {
+    pub fn open(root: BorrowedFd<'_>, spec: &ProcessSpec) -> Result<Self, ProgramError> {
         let (path, source) = lookup::find(root, spec)?;
         // A large file that is something else is not worth the copy; only the copy is believed.
         format::glance(&source, &path)?;

@@ -127,7 +127,13 @@ impl CompileError {
 /// # Errors
 /// [`CompileError`]; the VM is gone in any case.
 pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
-    let slot = module_slot(request.program)?;
+    let module = request
+        .program
+        .file
+        .try_clone()
+        .map_err(|source| failed("copy the module's descriptor", source))?;
+    let (bytes, sha256) = (request.program.bytes, request.program.sha256);
+    let slot = off_thread(move || module_slot(module, bytes, sha256)).await?;
     let launch_request = LaunchRequest {
         name: request.name,
         files: request.files,
@@ -152,7 +158,17 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
     vm.kill();
     vm.ended().await;
     // Only now, with the VMM gone, is nobody left who could change what is hashed.
-    received?.into_artifact()
+    let received = received?;
+    off_thread(move || received.into_artifact()).await
+}
+
+/// What copies or hashes a whole module waits on a thread of its own.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CompileError> + Send + 'static,
+) -> Result<T, CompileError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|err| failed("finish a step on a thread of its own", err.into()))?
 }
 
 /// What an answer that is no artifact means.
@@ -252,20 +268,19 @@ impl Received {
 }
 
 /// The module as a slot: header page, content; sealed, and opened again read-only.
-fn module_slot(program: &Program) -> Result<File, CompileError> {
+fn module_slot(mut module: File, bytes: u64, sha256: [u8; 32]) -> Result<File, CompileError> {
     let slot = memfd("module")?;
     let header = SlotHeader {
         kind: SlotKind::Wasm,
-        content_bytes: program.bytes,
-        sha256: program.sha256,
+        content_bytes: bytes,
+        sha256,
     };
-    let copy = || -> io::Result<()> {
+    let mut copy = || -> io::Result<()> {
         slot.write_all_at(&header.encode(), 0)?;
         let mut target = &slot;
         target.seek(SeekFrom::Start(SLOT_HEADER_BYTES as u64))?;
-        let mut source = &program.file;
-        source.seek(SeekFrom::Start(0))?;
-        io::copy(&mut source, &mut target).map(drop)
+        module.rewind()?;
+        io::copy(&mut module, &mut target).map(drop)
     };
     copy().map_err(|source| failed("copy the module for the compiler", source))?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;

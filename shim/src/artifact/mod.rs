@@ -73,6 +73,12 @@ impl ArtifactKey {
         Self(hex(&hash.finalize()))
     }
 
+    /// A key of no module.
+    #[cfg(test)]
+    pub fn fake(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
     /// The file name.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -5,6 +5,12 @@ use std::path::PathBuf;
 
 use crate::error::ErrorCode;
 
+/// The bundle's document, in sentences.
+pub(super) const CONFIG: &str = "config.json";
+/// An exec's, likewise.
+#[allow(dead_code, reason = "for exec and pause, which come next")]
+pub(super) const EXEC: &str = "the spec of the exec";
+
 /// Why a bundle was refused. Each sentence names the field and its value.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
@@ -41,8 +47,10 @@ pub enum BundleError {
         path: PathBuf,
     },
     /// A field whose type is not what the specification says.
-    #[error("config.json: {field} is not as the OCI specification has it")]
+    #[error("{document}: {field} is not as the OCI specification has it")]
     Type {
+        /// What is read.
+        document: &'static str,
         /// Its path in the document.
         field: String,
         /// Why.
@@ -50,8 +58,10 @@ pub enum BundleError {
         source: serde_json::Error,
     },
     /// A field that cannot be honoured and must not be ignored.
-    #[error("config.json: {field} = {value} is refused: {reason}")]
+    #[error("{document}: {field} = {value} is refused: {reason}")]
     Refused {
+        /// What is read.
+        document: &'static str,
         /// Its path in the document.
         field: String,
         /// Its value, shortened.
@@ -60,8 +70,10 @@ pub enum BundleError {
         reason: String,
     },
     /// A field without which there is no task.
-    #[error("config.json: {field} is missing: {reason}")]
+    #[error("{document}: {field} is missing: {reason}")]
     Missing {
+        /// What is read.
+        document: &'static str,
         /// Its path in the document.
         field: &'static str,
         /// One sentence.
@@ -79,6 +91,18 @@ pub enum BundleError {
 }
 
 impl BundleError {
+    /// The same, said of an exec's spec.
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    pub(super) fn of_exec(mut self) -> Self {
+        match &mut self {
+            Self::Type { document, .. }
+            | Self::Refused { document, .. }
+            | Self::Missing { document, .. } => *document = EXEC,
+            _ => {}
+        }
+        self
+    }
+
     /// containerd's status code for it. Never `Unimplemented`: containerd 2 would try again with an
     /// older dialect.
     #[must_use]

@@ -8,6 +8,7 @@
 use serde_json::Value;
 
 use super::BundleError;
+use super::error::CONFIG;
 
 /// Longest value quoted in an error, characters.
 const QUOTED_CHARS_MAX: usize = 80;
@@ -25,7 +26,6 @@ pub(super) enum Fate {
 
 use Fate::{Honoured, Ignored, Refused};
 
-const NO_TERMINAL: &str = "terminals are not supported yet; run without -t";
 const NO_GUEST_HOOKS: &str =
     "the task's namespaces hold no program but the VM; use hooks.createRuntime or hooks.poststart";
 const NO_USERNS: &str = "the VM itself separates users; id mappings are not supported";
@@ -43,7 +43,8 @@ pub(super) const FIELDS: &[(&str, Fate)] = &[
     ("mounts[].options", Honoured),
     ("mounts[].uidMappings", Refused(NO_USERNS)),
     ("mounts[].gidMappings", Refused(NO_USERNS)),
-    ("process.terminal", Refused(NO_TERMINAL)),
+    // Create and Exec have a field of their own for it, which counts.
+    ("process.terminal", Ignored),
     ("process.consoleSize", Ignored),
     ("process.cwd", Honoured),
     ("process.env", Honoured),
@@ -262,6 +263,7 @@ fn says_nothing(value: &Value) -> bool {
 /// The error for a field at `path` with `value`, already quoted.
 pub(super) fn refused(path: &str, value: &str, reason: &str) -> BundleError {
     BundleError::Refused {
+        document: CONFIG,
         field: path.to_owned(),
         value: value.to_owned(),
         reason: reason.to_owned(),

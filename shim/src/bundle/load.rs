@@ -9,15 +9,13 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Proc
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::error::CONFIG;
 use super::fields::{self, refused};
 use super::resources::Resources;
-use super::{BundleError, Network, TaskSpec, User, hooks, mounts};
+use super::{BundleError, Network, ProcessSpec, TaskSpec, hooks, mounts};
 
 /// Largest `config.json`, bytes. Those of ctr and CRI have some ten thousand.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
-/// Longest arguments and environment together, bytes: Linux's own default for `execve(2)`, and half of
-/// what one message to the agent may hold.
-const ARGS_BYTES_MAX: usize = 2 << 20;
 /// Longest host name, bytes (`HOST_NAME_MAX`).
 const HOSTNAME_BYTES_MAX: usize = 64;
 
@@ -45,14 +43,7 @@ impl TaskSpec {
                 path: path.to_owned(),
             });
         }
-        for unused in fields::sift(&mut document)? {
-            let field = unused.path;
-            if unused.known {
-                tracing::debug!(field, "config.json: the field has no effect here");
-            } else {
-                tracing::warn!(field, "config.json: the field is unknown and ignored");
-            }
-        }
+        sift(&mut document, CONFIG)?;
         Self::from_document(&document, bundle)
     }
 
@@ -70,17 +61,9 @@ impl TaskSpec {
         let resources: LinuxResources = section(document, "linux.resources")?.unwrap_or_default();
         let resources = Resources::new(&resources)?;
         let mounts = mounts::convert(&list(document, "mounts")?, bundle)?;
-        let user = process.user();
         Ok(Self {
             oci_version,
-            args: args(&process)?,
-            env: env(&process)?,
-            cwd: cwd(&process)?,
-            user: User {
-                uid: user.uid(),
-                gid: user.gid(),
-                additional_gids: user.additional_gids().clone().unwrap_or_default(),
-            },
+            process: ProcessSpec::from_oci(&process)?,
             hostname: hostname(document)?,
             memory_bytes_max: resources.memory_bytes_max,
             memory_swap_bytes_max: resources.memory_swap_bytes_max,
@@ -101,6 +84,19 @@ impl TaskSpec {
     }
 }
 
+/// Takes out what has no effect, and says so in the log.
+pub(super) fn sift(document: &mut Value, name: &'static str) -> Result<(), BundleError> {
+    for unused in fields::sift(document)? {
+        let field = unused.path;
+        if unused.known {
+            tracing::debug!(document = name, field, "the field has no effect here");
+        } else {
+            tracing::warn!(document = name, field, "the field is unknown and ignored");
+        }
+    }
+    Ok(())
+}
+
 fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
     let mut bytes = Vec::new();
     File::open(path)
@@ -119,7 +115,10 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
 }
 
 /// The part of the document at a dotted path, typed; `None` when it is absent or `null`.
-fn section<T: DeserializeOwned>(document: &Value, field: &str) -> Result<Option<T>, BundleError> {
+pub(super) fn section<T: DeserializeOwned>(
+    document: &Value,
+    field: &str,
+) -> Result<Option<T>, BundleError> {
     let found = field
         .split('.')
         .try_fold(document, |value, name| value.get(name));
@@ -142,15 +141,20 @@ pub(super) fn list<T: DeserializeOwned>(
         .collect()
 }
 
-fn typed<T: DeserializeOwned>(value: &Value, field: &str) -> Result<T, BundleError> {
+pub(super) fn typed<T: DeserializeOwned>(value: &Value, field: &str) -> Result<T, BundleError> {
     T::deserialize(value).map_err(|source| BundleError::Type {
+        document: CONFIG,
         field: field.to_owned(),
         source,
     })
 }
 
-fn missing(field: &'static str, reason: &'static str) -> BundleError {
-    BundleError::Missing { field, reason }
+pub(super) fn missing(field: &'static str, reason: &'static str) -> BundleError {
+    BundleError::Missing {
+        document: CONFIG,
+        field,
+        reason,
+    }
 }
 
 /// Without a `root` section; `Root::default()` would name a directory.
@@ -179,72 +183,6 @@ fn check_rootfs(path: &Path) -> Result<(), BundleError> {
         path: path.to_owned(),
         source,
     })
-}
-
-fn args(process: &Process) -> Result<Vec<String>, BundleError> {
-    let args = process.args().clone().unwrap_or_default();
-    match args.first() {
-        None => return Err(missing("process.args", "there is no program to run")),
-        Some(program) if program.is_empty() => {
-            return Err(refused(
-                "process.args[0]",
-                "\"\"",
-                "the program has no name",
-            ));
-        }
-        Some(_) => {}
-    }
-    check_strings("process.args", &args)?;
-    let env = process.env().as_deref().unwrap_or_default();
-    let bytes: usize = args.iter().chain(env).map(|text| text.len() + 1).sum();
-    if bytes > ARGS_BYTES_MAX {
-        let reason = format!("arguments and environment may have {ARGS_BYTES_MAX} bytes together");
-        return Err(refused("process.args", &format!("{bytes} bytes"), &reason));
-    }
-    Ok(args)
-}
-
-fn env(process: &Process) -> Result<Vec<String>, BundleError> {
-    let env = process.env().clone().unwrap_or_default();
-    check_strings("process.env", &env)?;
-    for (i, entry) in env.iter().enumerate() {
-        if entry.find('=').is_none_or(|at| at == 0) {
-            let reason = "an environment entry has the form NAME=value";
-            return Err(refused(
-                &format!("process.env[{i}]"),
-                &format!("{entry:?}"),
-                reason,
-            ));
-        }
-    }
-    Ok(env)
-}
-
-fn check_strings(field: &str, texts: &[String]) -> Result<(), BundleError> {
-    match texts.iter().position(|text| text.contains('\0')) {
-        None => Ok(()),
-        Some(i) => {
-            let quoted = fields::quoted(&Value::from(texts[i].as_str()));
-            Err(refused(
-                &format!("{field}[{i}]"),
-                &quoted,
-                "it contains a zero byte",
-            ))
-        }
-    }
-}
-
-fn cwd(process: &Process) -> Result<PathBuf, BundleError> {
-    let cwd = process.cwd();
-    if !cwd.is_absolute() || cwd.to_string_lossy().contains('\0') {
-        let quoted = format!("{cwd:?}");
-        return Err(refused(
-            "process.cwd",
-            &quoted,
-            "the working directory must be absolute",
-        ));
-    }
-    Ok(cwd.clone())
 }
 
 fn hostname(document: &Value) -> Result<String, BundleError> {

@@ -14,6 +14,7 @@ mod hooks;
 mod load;
 mod memory;
 mod mounts;
+mod process;
 mod resources;
 mod spec;
 #[cfg(test)]
@@ -21,4 +22,6 @@ mod tests;
 
 pub use error::BundleError;
 pub use memory::{ram_mib, wasm_memory_bytes_max};
-pub use spec::{CpuLimits, MountSource, Network, TaskSpec, TmpfsOptions, TreeMount, User};
+pub use spec::{
+    CpuLimits, MountSource, Network, ProcessSpec, TaskSpec, TmpfsOptions, TreeMount, User,
+};

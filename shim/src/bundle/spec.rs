@@ -10,14 +10,8 @@ use crate::hooks::Hooks;
 pub struct TaskSpec {
     /// `ociVersion`, 1 point something.
     pub oci_version: String,
-    /// The program and its arguments; never empty, without zero bytes.
-    pub args: Vec<String>,
-    /// `KEY=value`, without zero bytes.
-    pub env: Vec<String>,
-    /// Working directory; absolute.
-    pub cwd: PathBuf,
-    /// Who the program runs as.
-    pub user: User,
+    /// What runs, and as whom.
+    pub process: ProcessSpec,
     /// Host name; empty when the spec has none.
     pub hostname: String,
     /// The memory limit, bytes: exactly what `memory.max` becomes. At least
@@ -49,6 +43,19 @@ pub struct TaskSpec {
     pub hooks: Hooks,
     /// Annotations, as given.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// One program to run: `process` of the bundle, or the spec of an exec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessSpec {
+    /// The program and its arguments; never empty, without zero bytes.
+    pub args: Vec<String>,
+    /// `KEY=value`, without zero bytes.
+    pub env: Vec<String>,
+    /// Working directory; absolute.
+    pub cwd: PathBuf,
+    /// Who the program runs as.
+    pub user: User,
 }
 
 /// `process.user`.

@@ -9,7 +9,7 @@ use rustix::fs::{FileType, OFlags};
 
 use super::seal::PROGRAM_BYTES_MAX;
 use super::{ProgramError, format, seal};
-use crate::bundle::TaskSpec;
+use crate::bundle::ProcessSpec;
 use crate::tree::open_inside;
 
 /// Where programs are looked up when the environment has no `PATH`, as containerd gives it.
@@ -18,7 +18,10 @@ const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const PATH_DIRECTORIES_MAX: usize = 64;
 
 /// The first candidate that exists: its path and its file, opened for reading.
-pub(super) fn find(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<(PathBuf, File), ProgramError> {
+pub(super) fn find(
+    root: BorrowedFd<'_>,
+    spec: &ProcessSpec,
+) -> Result<(PathBuf, File), ProgramError> {
     let name = spec.args.first().map_or("", String::as_str);
     let candidates = candidates(name, spec);
     let mut unusable = None;
@@ -45,7 +48,7 @@ pub(super) fn find(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<(PathBuf, Fi
 }
 
 /// In the order they are tried; normalised by nothing but joining.
-fn candidates(name: &str, spec: &TaskSpec) -> Vec<PathBuf> {
+fn candidates(name: &str, spec: &ProcessSpec) -> Vec<PathBuf> {
     if name.contains('/') {
         return vec![spec.cwd.join(name)];
     }

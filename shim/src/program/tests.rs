@@ -61,7 +61,7 @@ impl Root {
         fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
         let spec = TaskSpec::load(bundle.path()).unwrap();
         let root = fs::File::open(self.directory.path()).unwrap();
-        Program::open(root.as_fd(), &spec)
+        Program::open(root.as_fd(), &spec.process)
     }
 
     fn refusal(&self) -> (ErrorCode, String) {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::WaitIdStatus;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -17,13 +17,16 @@ use crate::vm::{VmEnd, VmError};
 
 /// How long a VMM may take to exit after it has said that it does.
 const EXIT_MAX: Duration = Duration::from_secs(2);
+/// How long a killed one may take to be gone: one that the kernel does not let go counts as ended then,
+/// and what is left of it shows when its cgroup cannot be removed.
+const KILL_MAX: Duration = Duration::from_secs(10);
 
 /// What is known of a VM.
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
     /// The guest listens; how long it took.
     pub ready: Option<Duration>,
-    /// The process is gone and reaped.
+    /// The process is gone and reaped, or was killed and does not go.
     pub end: Option<VmEnd>,
 }
 
@@ -39,6 +42,7 @@ pub(super) struct Answers {
 pub(super) struct Driver {
     control: AsyncFd<OwnedFd>,
     process: Process,
+    killed: watch::Receiver<bool>,
     state: watch::Sender<State>,
     answers: Answers,
 }
@@ -94,6 +98,7 @@ impl Driver {
     pub fn new(
         control: OwnedFd,
         process: Process,
+        killed: watch::Receiver<bool>,
     ) -> Result<(Self, watch::Receiver<State>, Answers), VmError> {
         let control = watch_readable(control).map_err(|source| VmError::Descriptor {
             action: "watch the control socket",
@@ -105,6 +110,7 @@ impl Driver {
             Self {
                 control,
                 process,
+                killed,
                 state,
                 answers: answers.clone(),
             },
@@ -116,11 +122,12 @@ impl Driver {
     /// Until the VMM is gone: then the end is published, once.
     pub async fn run(self) {
         let mut last_words = None;
+        let mut killed = self.killed.clone();
         let status = loop {
             tokio::select! {
                 // What the VMM said comes before the fact that it is gone.
                 biased;
-                message = self.next() => match message {
+                message = next(&self.control) => match message {
                     Ok(Some(message)) => {
                         if let Some(end) = self.take_in(message) {
                             last_words = Some(end);
@@ -129,13 +136,13 @@ impl Driver {
                         // stop talking must not keep the shim from all else.
                         tokio::task::consume_budget().await;
                     }
-                    Ok(None) => break self.reap().await,
+                    Ok(None) => break self.reap(EXIT_MAX).await,
                     Err(err) => {
                         last_words = Some(VmEnd {
                             reason: format!("the VMM broke the control protocol: {err}"),
                             console_tail: String::new(),
                         });
-                        break self.reap().await;
+                        break self.reap(EXIT_MAX).await;
                     }
                 },
                 status = self.process.wait() => {
@@ -144,6 +151,7 @@ impl Driver {
                     }
                     break status.ok().flatten();
                 }
+                () = is_killed(&mut killed) => break self.reap(Duration::ZERO).await,
             }
         };
         let end = last_words.unwrap_or_else(|| VmEnd {
@@ -151,41 +159,28 @@ impl Driver {
             console_tail: String::new(),
         });
         self.state.send_modify(|state| state.end = Some(end));
-    }
-
-    async fn next(&self) -> Result<Option<FromVmm>, ControlError> {
-        loop {
-            let mut ready = self
-                .control
-                .readable()
-                .await
-                .map_err(ControlError::Socket)?;
-            if !readable(self.control.get_ref()) {
-                ready.clear_ready();
-                continue;
-            }
-            return Ok(control::recv(self.control.get_ref())?.map(|(message, _fds)| message));
-        }
+        // At once, as a rule; one that the kernel holds is still to be reaped.
+        let _ = self.process.wait().await;
     }
 
     /// A message that was sent before the process ended.
     fn pending(&self) -> Option<FromVmm> {
-        if !readable(self.control.get_ref()) {
-            return None;
-        }
-        control::recv(self.control.get_ref())
-            .ok()
-            .flatten()
-            .map(|(message, _fds)| message)
+        let received = control::recv(self.control.get_ref()).ok().flatten();
+        received.map(|(message, _fds)| message)
     }
 
-    /// The control socket is closed: the process follows, by itself or by force.
-    async fn reap(&self) -> Option<rustix::process::WaitIdStatus> {
-        if let Ok(status) = timeout(EXIT_MAX, self.process.wait()).await {
+    /// The process ends within `limit`, or it is killed; one that does not even then is given up.
+    async fn reap(&self, limit: Duration) -> Option<WaitIdStatus> {
+        if let Ok(status) = timeout(limit, self.process.wait()).await {
             return status.ok().flatten();
         }
         self.process.kill();
-        self.process.wait().await.ok().flatten()
+        let ended = timeout(KILL_MAX, self.process.wait()).await;
+        if ended.is_err() {
+            let pid = self.process.pid();
+            tracing::error!(pid, "the VMM was killed and does not end");
+        }
+        ended.ok()?.ok().flatten()
     }
 
     /// Takes a message in; returns the end it announces.
@@ -222,18 +217,22 @@ impl Driver {
     }
 }
 
-/// Whether a receive would not block. The socket stays blocking: its descriptor's mode is shared with
-/// the sending side, which must not lose orders.
-fn readable(socket: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(socket, PollFlags::IN)];
-    let now = rustix::event::Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    matches!(poll(&mut fds, Some(&now)), Ok(1))
+async fn next(control: &AsyncFd<OwnedFd>) -> Result<Option<FromVmm>, ControlError> {
+    loop {
+        let mut ready = control.readable().await.map_err(ControlError::Socket)?;
+        match control::recv(control.get_ref()) {
+            Err(err) if err.is_would_block() => ready.clear_ready(),
+            received => return Ok(received?.map(|(message, _fds)| message)),
+        }
+    }
 }
 
-fn process_end(status: Option<&rustix::process::WaitIdStatus>) -> String {
+async fn is_killed(killed: &mut watch::Receiver<bool>) {
+    // An error means that nobody holds the VM any more, which kills it as well.
+    let _ = killed.wait_for(|killed| *killed).await;
+}
+
+fn process_end(status: Option<&WaitIdStatus>) -> String {
     match status {
         Some(status) => match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => format!("the VMM exited with status {code}"),

@@ -14,7 +14,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -24,7 +23,7 @@ use wasmvm_protocol::control::{self, BootConfig, ControlError, FromVmm, ToVmm};
 
 use crate::error::ErrorCode;
 use crate::sys::spawn::{self, SpawnError, SpawnRequest};
-use crate::vm::process::Process;
+use crate::vm::process::{Process, readable_within};
 use crate::vm::{Vm, VmError, log};
 
 /// From exec to a closed jail; the guest's boot is not in it.
@@ -291,11 +290,9 @@ fn lead(
 
 fn next(control: &OwnedFd, deadline: Instant) -> Result<FromVmm, LaunchError> {
     let left = deadline.saturating_duration_since(Instant::now());
-    let limit = Timespec::try_from(left).map_err(|_| LaunchError::Silent("fell silent"))?;
-    let mut fds = [PollFd::new(control, PollFlags::IN)];
     let ready =
-        poll(&mut fds, Some(&limit)).map_err(|errno| step("wait for the VMM", errno.into()))?;
-    if ready == 0 {
+        readable_within(control, left).map_err(|source| step("wait for the VMM", source))?;
+    if !ready {
         return Err(LaunchError::Silent("fell silent"));
     }
     let received = control::recv(control).map_err(LaunchError::Control)?;

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{OFlags, fcntl_setfl};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -47,7 +48,7 @@ struct Inner {
     next_id: AtomicU32,
     state: watch::Receiver<State>,
     answers: driver::Answers,
-    driver: tokio::task::AbortHandle,
+    killed: watch::Sender<bool>,
 }
 
 /// How a VM ended.
@@ -73,6 +74,9 @@ pub enum VmError {
         /// How long it was given.
         limit: Duration,
     },
+    /// The control socket is full.
+    #[error("the VMM does not take orders")]
+    Deaf,
     /// The guest does not listen there, or hung up.
     #[error("the guest refused a connection to vsock port {port}: {reason}")]
     Refused {
@@ -104,7 +108,7 @@ impl VmError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Timeout { .. } => ErrorCode::DeadlineExceeded,
-            Self::Ended(_) | Self::Refused { .. } => ErrorCode::Unavailable,
+            Self::Ended(_) | Self::Deaf | Self::Refused { .. } => ErrorCode::Unavailable,
             Self::Answer(_) | Self::Control(_) | Self::Descriptor { .. } => ErrorCode::Internal,
         }
     }
@@ -113,12 +117,19 @@ impl VmError {
 impl Vm {
     /// Takes over a VMM whose handshake is done. Called inside the runtime.
     fn new(process: Process, control: OwnedFd) -> Result<Self, VmError> {
+        // A VMM that does not read must not stop the shim: with a full socket an order fails.
+        fcntl_setfl(&control, OFlags::NONBLOCK).map_err(|errno| VmError::Descriptor {
+            action: "make the control socket non-blocking",
+            source: errno.into(),
+        })?;
         let reader = control.try_clone().map_err(|source| VmError::Descriptor {
             action: "copy the control descriptor",
             source,
         })?;
-        let (driver, state, answers) = Driver::new(reader, process.clone())?;
-        let driver = tokio::spawn(driver.run()).abort_handle();
+        let killed = watch::Sender::new(false);
+        let (driver, state, answers) = Driver::new(reader, process.clone(), killed.subscribe())?;
+        // Ends with the process, also when nobody holds the VM any more: it is who reaps it.
+        tokio::spawn(driver.run());
         let next_id = AtomicU32::new(1);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -127,7 +138,7 @@ impl Vm {
                 next_id,
                 state,
                 answers,
-                driver,
+                killed,
             }),
         })
     }
@@ -136,6 +147,13 @@ impl Vm {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.inner.process.pid()
+    }
+
+    /// The VMM.
+    #[must_use]
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    pub fn process(&self) -> &Process {
+        &self.inner.process
     }
 
     /// Waits until the guest listens; returns the boot time on the host's monotonic clock.
@@ -160,7 +178,8 @@ impl Vm {
         }
     }
 
-    /// Waits until the VMM process is gone and reaped. Any number of callers.
+    /// Waits until the VMM process is gone and reaped, or was killed and does not go. Any number of
+    /// callers.
     pub async fn ended(&self) -> VmEnd {
         let mut state = self.inner.state.clone();
         match state.wait_for(|state| state.end.is_some()).await {
@@ -171,7 +190,7 @@ impl Vm {
 
     /// Kills the VMM. Its end is reported by [`Vm::ended`].
     pub fn kill(&self) {
-        self.inner.process.kill();
+        self.inner.kill();
     }
 
     /// Maps `file` (opened read-only) as slot `index`, instead of what lies there.
@@ -182,6 +201,26 @@ impl Vm {
         let id = self.next_id();
         let order = ToVmm::MapSlot { id, index };
         self.done(id, &order, &[file]).await
+    }
+
+    /// Stops the guest: afterwards no vCPU runs and no device works.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    pub async fn pause(&self) -> Result<(), VmError> {
+        let id = self.next_id();
+        self.done(id, &ToVmm::Pause { id }, &[]).await
+    }
+
+    /// Lets a stopped guest go on.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    pub async fn resume(&self) -> Result<(), VmError> {
+        let id = self.next_id();
+        self.done(id, &ToVmm::Resume { id }, &[]).await
     }
 
     /// Gives an order that is answered by [`FromVmm::Done`].
@@ -258,6 +297,9 @@ impl Vm {
 
     /// What a failed send means: a VMM that has ended is not a control error.
     fn lost(&self, error: ControlError) -> VmError {
+        if error.is_would_block() {
+            return VmError::Deaf;
+        }
         match &self.inner.state.borrow().end {
             Some(end) => VmError::Ended(end.clone()),
             None => VmError::Control(error),
@@ -303,10 +345,15 @@ impl VmEnd {
     }
 }
 
+impl Inner {
+    fn kill(&self) {
+        self.process.kill();
+        self.killed.send_replace(true);
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The driver holds the other copy of the control socket: without it the VMM reads end of file.
-        self.driver.abort();
-        self.process.kill();
+        self.kill();
     }
 }

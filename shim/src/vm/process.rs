@@ -4,9 +4,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
     waitid,
@@ -41,7 +43,7 @@ impl Process {
         };
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(Errno::SRCH) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
         // Read after the descriptor pins the process: now both belong to the same one.
@@ -60,6 +62,21 @@ impl Process {
         let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
     }
 
+    /// Opens its root directory, in its own mount namespace.
+    ///
+    /// # Errors
+    /// `ESRCH` or `ENOENT` when it is gone.
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    pub fn root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc = rustix::fs::open(format!("/proc/{}", self.pid), flags, Mode::empty())?;
+        // A pid is used again only after its process was reaped. As it has not been, the directory
+        // opened before is this process's; and it stays so.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::PidFd(self.pidfd.as_fd()), look)?;
+        Ok(rustix::fs::openat(proc, "root", flags, Mode::empty())?)
+    }
+
     /// Waits, without blocking the runtime, until the process has ended, and reaps it if it is ours.
     ///
     /// # Errors
@@ -75,9 +92,7 @@ impl Process {
     /// # Errors
     /// `poll(2)`'s.
     pub fn wait_blocking(&self, limit: Duration) -> io::Result<bool> {
-        let limit = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mut fds = [PollFd::new(&*self.pidfd, PollFlags::IN)];
-        let ended = poll(&mut fds, Some(&limit))? > 0;
+        let ended = readable_within(&*self.pidfd, limit)?;
         if ended {
             self.reap();
         }
@@ -92,6 +107,24 @@ impl Process {
         )
         .ok()
         .flatten()
+    }
+}
+
+/// Blocks until `fd` is readable, at most `limit`, whatever signals come meanwhile.
+///
+/// # Errors
+/// `poll(2)`'s but `EINTR`.
+pub(super) fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        match poll(&mut fds, Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

@@ -62,8 +62,8 @@ proptest! {
         *document.pointer_mut(&place).unwrap() = value;
         match parse(&document.to_string()) {
             Ok(spec) => {
-                prop_assert!(!spec.args[0].is_empty());
-                prop_assert!(spec.cwd.is_absolute() && spec.rootfs.is_absolute());
+                prop_assert!(!spec.process.args[0].is_empty());
+                prop_assert!(spec.process.cwd.is_absolute() && spec.rootfs.is_absolute());
                 prop_assert!(spec.memory_bytes_max.is_none_or(|limit| limit >= MEMORY_BYTES_MIN));
                 for mount in &spec.mounts {
                     prop_assert!(mount.destination.is_absolute());

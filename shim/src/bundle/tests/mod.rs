@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::fields::{self, Unused};
-use super::{BundleError, CpuLimits, MountSource, Network, TaskSpec, TmpfsOptions, User};
+use super::{
+    BundleError, CpuLimits, MountSource, Network, ProcessSpec, TaskSpec, TmpfsOptions, User,
+};
 use crate::hooks::Hooks;
 
 const BUNDLE: &str = "/bundle";
@@ -73,13 +75,15 @@ fn what_ctr_run_writes_is_understood() {
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let expected = TaskSpec {
         oci_version: "1.0.2-dev".into(),
-        args: vec!["/hello".to_owned()],
-        env: vec![path.to_owned()],
-        cwd: "/".into(),
-        user: User {
-            uid: 0,
-            gid: 0,
-            additional_gids: vec![0],
+        process: ProcessSpec {
+            args: vec!["/hello".to_owned()],
+            env: vec![path.to_owned()],
+            cwd: "/".into(),
+            user: User {
+                uid: 0,
+                gid: 0,
+                additional_gids: vec![0],
+            },
         },
         hostname: String::new(),
         memory_bytes_max: None,
@@ -109,9 +113,9 @@ fn what_ctr_run_writes_is_understood() {
 #[test]
 fn options_of_ctr_run_are_honoured() {
     let spec = parse(CTR_RUN_OPTIONS).unwrap();
-    assert_eq!(spec.args, ["/hello", "a", "b"]);
-    assert!(spec.env.contains(&"A=b".to_owned()));
-    assert_eq!(spec.cwd, PathBuf::from("/x"));
+    assert_eq!(spec.process.args, ["/hello", "a", "b"]);
+    assert!(spec.process.env.contains(&"A=b".to_owned()));
+    assert_eq!(spec.process.cwd, PathBuf::from("/x"));
     assert_eq!(spec.memory_bytes_max, Some(64 << 20));
     assert_eq!(
         (spec.cpu.quota_us, spec.cpu.period_us),
@@ -252,7 +256,7 @@ fn what_kubernetes_asks_for_is_understood() {
         gid: 1000,
         additional_gids: vec![1000, 2000],
     };
-    assert_eq!(spec.user, user);
+    assert_eq!(spec.process.user, user);
     assert_eq!(spec.oom_score_adj, Some(968));
     assert_eq!(spec.memory_bytes_max, Some(128 << 20));
     assert_eq!(spec.memory_swap_bytes_max, Some(128 << 20));

@@ -1,0 +1,177 @@
+//! From an OCI `process` to a [`ProcessSpec`]: the bundle's own, or the spec of an exec.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::Process;
+use serde_json::{Value, json};
+
+use super::error::EXEC;
+use super::fields::{self, refused};
+use super::load::{missing, section, sift};
+use super::{BundleError, ProcessSpec, User};
+
+/// What containerd calls the JSON of an exec's spec.
+#[allow(dead_code, reason = "for exec and pause, which come next")]
+pub const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// Longest arguments and environment together, bytes: Linux's own default for `execve(2)`, and half of
+/// what one message to the agent may hold.
+const ARGS_BYTES_MAX: usize = 2 << 20;
+
+impl ProcessSpec {
+    /// Reads the spec of an exec, by the same table as a bundle's `process`.
+    ///
+    /// # Errors
+    /// [`BundleError`], with the field and its value.
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    pub fn parse(bytes: &[u8]) -> Result<Self, BundleError> {
+        let process: Value =
+            serde_json::from_slice(bytes).map_err(|source| BundleError::Parse {
+                path: EXEC.into(),
+                source,
+            })?;
+        let mut document = json!({ "process": process });
+        let parsed = sift(&mut document, EXEC)
+            .and_then(|()| section(&document, "process"))
+            .and_then(|process| process.ok_or_else(|| missing("process", "it is empty")))
+            .and_then(|process| Self::from_oci(&process));
+        parsed.map_err(BundleError::of_exec)
+    }
+
+    pub(super) fn from_oci(process: &Process) -> Result<Self, BundleError> {
+        let user = process.user();
+        Ok(Self {
+            args: args(process)?,
+            env: env(process)?,
+            cwd: cwd(process)?,
+            user: User {
+                uid: user.uid(),
+                gid: user.gid(),
+                additional_gids: user.additional_gids().clone().unwrap_or_default(),
+            },
+        })
+    }
+}
+
+fn args(process: &Process) -> Result<Vec<String>, BundleError> {
+    let args = process.args().clone().unwrap_or_default();
+    match args.first() {
+        None => return Err(missing("process.args", "there is no program to run")),
+        Some(program) if program.is_empty() => {
+            return Err(refused(
+                "process.args[0]",
+                "\"\"",
+                "the program has no name",
+            ));
+        }
+        Some(_) => {}
+    }
+    check_strings("process.args", &args)?;
+    let env = process.env().as_deref().unwrap_or_default();
+    let bytes: usize = args.iter().chain(env).map(|text| text.len() + 1).sum();
+    if bytes > ARGS_BYTES_MAX {
+        let reason = format!("arguments and environment may have {ARGS_BYTES_MAX} bytes together");
+        return Err(refused("process.args", &format!("{bytes} bytes"), &reason));
+    }
+    Ok(args)
+}
+
+fn env(process: &Process) -> Result<Vec<String>, BundleError> {
+    let env = process.env().clone().unwrap_or_default();
+    check_strings("process.env", &env)?;
+    for (i, entry) in env.iter().enumerate() {
+        if entry.find('=').is_none_or(|at| at == 0) {
+            let reason = "an environment entry has the form NAME=value";
+            return Err(refused(
+                &format!("process.env[{i}]"),
+                &format!("{entry:?}"),
+                reason,
+            ));
+        }
+    }
+    Ok(env)
+}
+
+fn check_strings(field: &str, texts: &[String]) -> Result<(), BundleError> {
+    match texts.iter().position(|text| text.contains('\0')) {
+        None => Ok(()),
+        Some(i) => {
+            let quoted = fields::quoted(&Value::from(texts[i].as_str()));
+            Err(refused(
+                &format!("{field}[{i}]"),
+                &quoted,
+                "it contains a zero byte",
+            ))
+        }
+    }
+}
+
+fn cwd(process: &Process) -> Result<PathBuf, BundleError> {
+    let cwd = process.cwd();
+    if !cwd.is_absolute() || cwd.to_string_lossy().contains('\0') {
+        let quoted = format!("{cwd:?}");
+        return Err(refused(
+            "process.cwd",
+            &quoted,
+            "the working directory must be absolute",
+        ));
+    }
+    Ok(cwd.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{ErrorCode, chain};
+
+    #[test]
+    fn the_spec_of_an_exec_is_read_as_a_bundles_process() {
+        let spec = json!({
+            "args": ["echo", "a"], "env": ["A=b"], "cwd": "/x", "noNewPrivileges": true,
+            "user": {"uid": 1, "gid": 2, "additionalGids": [3]}, "terminal": true,
+        });
+        let spec = ProcessSpec::parse(spec.to_string().as_bytes()).unwrap();
+        assert_eq!(spec.args, ["echo", "a"]);
+        assert_eq!(spec.env, ["A=b"]);
+        assert_eq!(spec.cwd, PathBuf::from("/x"));
+        let user = User {
+            uid: 1,
+            gid: 2,
+            additional_gids: vec![3],
+        };
+        assert_eq!(spec.user, user);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_of_the_exec() {
+        let user = json!({"uid": 0, "gid": 0});
+        for (spec, sentence) in [
+            (
+                json!({"args": [], "cwd": "/", "user": user}),
+                "the spec of the exec: process.args is missing: there is no program to run",
+            ),
+            (
+                json!({"args": ["a"], "cwd": "x", "user": user}),
+                "the spec of the exec: process.cwd = \"x\" is refused: the working directory must be absolute",
+            ),
+            (
+                json!({"args": 1, "cwd": "/", "user": user}),
+                "the spec of the exec: process is not as the OCI specification has it: ",
+            ),
+            (
+                Value::Null,
+                "the spec of the exec: process is missing: it is empty",
+            ),
+            (
+                json!({"args": ["a"], "cwd": "/", "user": user, "commandLine": "a"}),
+                "the spec of the exec: process.commandLine = \"a\" is refused: wasmvm",
+            ),
+        ] {
+            let error = ProcessSpec::parse(spec.to_string().as_bytes()).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument);
+            assert!(chain(&error).starts_with(sentence), "{}", chain(&error));
+        }
+        let error = ProcessSpec::parse(b"{").unwrap_err();
+        assert!(chain(&error).starts_with("the spec of the exec: not JSON"));
+    }
+}

@@ -1,0 +1,114 @@
+//! From the first step on the host to a guest that listens and a mapped slot.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use wasmvm_protocol::control::{BootConfig, Role};
+
+use super::hooked::{hook_state, run_create_hooks};
+use super::resolve::{Resolver, make_cgroup, vm_files};
+use super::slots::{SlotLease, Slots};
+use super::{SandboxError, SandboxRequest};
+use crate::bundle::{Network as SpecNetwork, TaskSpec};
+use crate::cgroup::{CgroupLimits, cgroup_path, mounted_root};
+use crate::journal::{Journal, Step};
+use crate::program::Program;
+use crate::tree;
+use crate::vm::launch::{LaunchRequest, Network, launch};
+use crate::vm::process::start_time;
+use crate::vm::{Vm, VmError};
+
+/// Memory limit from which on guest RAM is backed by huge pages, bytes. Below, one touch of a huge
+/// page would charge too much of the limit at once.
+const HUGE_PAGES_LIMIT_BYTES_MIN: u64 = 512 << 20;
+
+/// A VM whose agent listens and whose first slot holds init's artifact.
+pub(super) struct Booted {
+    pub vm: Vm,
+    pub slots: Slots,
+    /// Init's, for as long as the VM lives.
+    pub slot: SlotLease,
+    pub mounted_directories: Vec<PathBuf>,
+}
+
+/// From the first step on the host to a mapped slot and a guest that listens.
+pub(super) async fn boot(
+    request: SandboxRequest,
+    spec: Arc<TaskSpec>,
+    ram_mib: u32,
+    journal: &Journal,
+    resolver: &Resolver,
+) -> Result<Booted, SandboxError> {
+    let SandboxRequest {
+        namespace,
+        id,
+        rootfs,
+        bundle,
+    } = request;
+    let task_spec = Arc::clone(&spec);
+    let config = &resolver.config;
+    let launch_request = LaunchRequest {
+        name: id.clone(),
+        files: vm_files(&resolver.guest, Role::Task),
+        boot: BootConfig {
+            role: Role::Task,
+            ram_mib,
+            huge_pages: spec
+                .memory_bytes_max
+                .is_none_or(|limit| limit >= HUGE_PAGES_LIMIT_BYTES_MIN),
+            console: config.console,
+        },
+        cgroup: make_task_cgroup(&namespace, &id, &spec, journal)?,
+        network: match &spec.network {
+            SpecNetwork::Host | SpecNetwork::New => Network::Empty,
+            SpecNetwork::Path(path) => Network::Path(path.clone()),
+        },
+        oom_score_adj: spec.oom_score_adj.unwrap_or(0),
+    };
+    let (vm, (tree, program)) = launch(launch_request, move || {
+        let tree = tree::assemble(&spec, &rootfs)?;
+        let program = Program::open(tree.root.as_fd(), &spec.process)?;
+        Ok::<_, SandboxError>((tree, program))
+    })
+    .await?;
+    let start_time = start_time(vm.pid()).map_err(|source| SandboxError::Step {
+        action: "read the VMM's start time",
+        source,
+    })?;
+    journal.record(&Step::Vmm {
+        pid: vm.pid(),
+        start_time,
+    })?;
+    let state = hook_state(&id, &bundle, &task_spec, vm.pid());
+    let hooked = run_create_hooks(&task_spec, state, journal);
+    let booted = async { Ok::<_, SandboxError>(vm.ready(config.boot_timeout()).await?) };
+    let resolved = async {
+        tokio::select! {
+            artifact = resolver.resolve(&program, journal) => artifact,
+            // A VM that dies while its module is compiled is not waited for.
+            end = vm.ended() => Err(VmError::Ended(end).into()),
+        }
+    };
+    let (boot_time, artifact, ()) = tokio::try_join!(booted, resolved, hooked)?;
+    tracing::debug!(boot_us = boot_time.as_micros(), "the agent listens");
+    let mut slots = Slots::default();
+    let slot = slots.lease(&vm, artifact).await?;
+    debug_assert_eq!(slot.index(), 0, "init's program comes first");
+    Ok(Booted {
+        vm,
+        slots,
+        slot,
+        mounted_directories: tree.mounted_directories,
+    })
+}
+
+fn make_task_cgroup(
+    namespace: &str,
+    id: &str,
+    spec: &TaskSpec,
+    journal: &Journal,
+) -> Result<OwnedFd, SandboxError> {
+    let path = cgroup_path(&mounted_root()?, spec.cgroup_path.as_deref(), namespace, id)?;
+    make_cgroup(&path, &CgroupLimits::from(spec), journal)
+}

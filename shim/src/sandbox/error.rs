@@ -1,0 +1,86 @@
+//! Why there is no sandbox, or why it does not do what it is asked.
+
+use std::io;
+
+use super::slots::SlotsError;
+use crate::artifact::compile::CompileError;
+use crate::artifact::{KeyError, StoreError};
+use crate::bundle::BundleError;
+use crate::cgroup::CgroupError;
+use crate::cleanup::CleanupError;
+use crate::config::ConfigError;
+use crate::error::{ErrorCode, chain};
+use crate::hooks::HookError;
+use crate::journal::JournalError;
+use crate::program::ProgramError;
+use crate::tree::TreeError;
+use crate::vm::VmError;
+use crate::vm::launch::LaunchError;
+
+/// Why there is no sandbox, or why it does not go away.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
+    #[error(
+        "{}; exec can run WebAssembly modules of the container's file system",
+        chain(.0)
+    )]
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    Exec(ProgramError),
+    #[error(transparent)]
+    Slots(#[from] SlotsError),
+    #[error("cannot {action}")]
+    Step {
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SandboxError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Config(err) => err.code(),
+            Self::Bundle(err) => err.code(),
+            Self::Journal(err) => err.code(),
+            Self::Cgroup(err) => err.code(),
+            Self::Tree(err) => err.code(),
+            Self::Program(err) | Self::Exec(err) => err.code(),
+            Self::Slots(err) => err.code(),
+            Self::Launch(err) => err.code(),
+            Self::Vm(err) => err.code(),
+            Self::Compile(err) => err.code(),
+            Self::Hook(err) => err.code(),
+            Self::Cleanup(err) => err.code(),
+            Self::Key(_) => ErrorCode::FailedPrecondition,
+            Self::Store(_) | Self::Step { .. } => ErrorCode::Internal,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The hooks of a task, at their places in its life.
+
+use std::path::Path;
+
+use super::SandboxError;
+use crate::bundle::TaskSpec;
+use crate::hooks::{self, HookError, HookState, Stage, Status};
+use crate::journal::{Journal, Step};
+
+/// What the task's hooks are told while it is being created.
+pub(super) fn hook_state(id: &str, bundle: &Path, spec: &TaskSpec, pid: u32) -> HookState {
+    HookState {
+        oci_version: spec.oci_version.clone(),
+        id: id.to_owned(),
+        status: Status::Creating,
+        pid: Some(pid),
+        bundle: bundle.to_owned(),
+        annotations: spec.annotations.clone(),
+    }
+}
+
+/// The VMM holds its namespaces: now comes what sets up the network in them.
+pub(super) async fn run_create_hooks(
+    spec: &TaskSpec,
+    state: HookState,
+    journal: &Journal,
+) -> Result<(), SandboxError> {
+    if !spec.hooks.poststop.is_empty() {
+        journal.record(&Step::Poststop {
+            hooks: spec.hooks.poststop.clone(),
+            state: state.at(Status::Stopped),
+        })?;
+    }
+    let lists = vec![
+        (Stage::Prestart, spec.hooks.prestart.clone()),
+        (Stage::CreateRuntime, spec.hooks.create_runtime.clone()),
+    ];
+    Ok(hooks::run_in_order(lists, state).await?)
+}
+
+/// The program runs.
+pub(super) async fn run_poststart(spec: &TaskSpec, state: HookState) -> Result<(), HookError> {
+    let lists = vec![(Stage::Poststart, spec.hooks.poststart.clone())];
+    hooks::run_in_order(lists, state.at(Status::Running)).await
+}

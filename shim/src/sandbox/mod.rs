@@ -1,0 +1,277 @@
+//! One task's VM, from a bundle to an agent that listens, and back to nothing.
+//!
+//! ```text
+//! TaskSpec ─► journal ─► cgroup ─► launch thread: tree, program, VMM ─┬─► guest boots ───────┬─► slot ─► ready
+//!                                                                     └─► artifact resolved ─┘
+//! ```
+//!
+//! Whatever step fails, [`crate::cleanup`] undoes those before it.
+
+mod boot;
+mod error;
+mod hooked;
+mod resolve;
+mod slots;
+
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+
+pub use self::error::SandboxError;
+
+use self::boot::{Booted, boot};
+use self::hooked::{hook_state, run_poststart};
+use self::resolve::Resolver;
+use self::slots::{SlotLease, Slots};
+use crate::bundle::{self, ProcessSpec, TaskSpec, ram_mib};
+use crate::cleanup::{self, CleanupError, Outcome};
+use crate::config::{Config, GuestFiles};
+use crate::hooks::HookError;
+use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step};
+use crate::program::Program;
+use crate::tree::RootfsMount;
+use crate::vm::{Vm, VmEnd, VmError};
+
+/// What containerd asks for.
+#[derive(Clone, Debug)]
+pub struct SandboxRequest {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The task's id, unique within the namespace.
+    pub id: String,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The mounts that make up the root file system.
+    pub rootfs: Vec<RootfsMount>,
+}
+
+/// A VM whose agent listens and whose first slot holds init's artifact.
+#[derive(Debug)]
+#[allow(dead_code, reason = "for exec and pause, which come next")]
+pub struct Sandbox {
+    namespace: String,
+    id: String,
+    bundle: PathBuf,
+    spec: Arc<TaskSpec>,
+    mounted_directories: Vec<PathBuf>,
+    ram_mib: u32,
+    journal: Journal,
+    resolver: Resolver,
+    vm: Vm,
+    slots: Mutex<Slots>,
+    /// Init's, for as long as the VM lives.
+    _slot: SlotLease,
+}
+
+impl Sandbox {
+    /// Makes all that a task needs, up to a guest that waits for the agent's Create.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; then nothing is left.
+    pub async fn create(request: SandboxRequest, config: &Config) -> Result<Self, SandboxError> {
+        let guest = GuestFiles::find()?;
+        let spec = Arc::new(TaskSpec::load(&request.bundle)?);
+        let journal = Self::begin(&request).await?;
+        let (namespace, id) = (request.namespace.clone(), request.id.clone());
+        let bundle = request.bundle.clone();
+        let ram_mib = ram_mib(spec.memory_bytes_max, config.default_memory_mib);
+        let resolver = Resolver::new(&namespace, &id, config, guest);
+        match boot(request, Arc::clone(&spec), ram_mib, &journal, &resolver).await {
+            Ok(Booted {
+                vm,
+                slots,
+                slot,
+                mounted_directories,
+            }) => Ok(Self {
+                namespace,
+                id,
+                bundle,
+                spec,
+                mounted_directories,
+                ram_mib,
+                journal,
+                resolver,
+                vm,
+                slots: Mutex::new(slots),
+                _slot: slot,
+            }),
+            Err(err) => {
+                if let Err(left) = undo(cleanup::undo, namespace, id).await {
+                    tracing::error!(error = %crate::error::chain(&left), "a failed create left something");
+                }
+                Err(err)
+            }
+        }
+    }
+
+    /// Starts the journal; what a task of the same id has left after a crash goes first.
+    async fn begin(request: &SandboxRequest) -> Result<Journal, SandboxError> {
+        let root = Path::new(STATE_ROOT);
+        let (namespace, id) = (&request.namespace, &request.id);
+        let journal = match Journal::create(root, namespace, id) {
+            Err(JournalError::Exists(path)) if !journal::is_held(root, namespace, id) => {
+                tracing::warn!(path = %path.display(), "undoing what an earlier task has left");
+                undo(cleanup::undo, namespace.clone(), id.clone()).await?;
+                Journal::create(root, namespace, id)
+            }
+            other => other,
+        }?;
+        journal.record(&Step::Bundle {
+            path: request.bundle.clone(),
+        })?;
+        Ok(journal)
+    }
+
+    /// The VMM's pid on the host: the task's.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// What the bundle says.
+    #[must_use]
+    pub fn spec(&self) -> &TaskSpec {
+        &self.spec
+    }
+
+    /// Directories of the tree that are mounts of their own.
+    #[must_use]
+    pub fn mounted_directories(&self) -> &[PathBuf] {
+        &self.mounted_directories
+    }
+
+    /// The most that the instance's linear memories may take, bytes.
+    #[must_use]
+    pub fn wasm_memory_bytes_max(&self) -> u64 {
+        bundle::wasm_memory_bytes_max(self.spec.memory_bytes_max, self.ram_mib)
+    }
+
+    /// Finds the program of an exec in the task's files, as they are now, and maps its artifact.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; `Exec` says what can be executed.
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    pub async fn load(&self, process: &ProcessSpec) -> Result<SlotLease, SandboxError> {
+        let (vmm, wanted) = (self.vm.process().clone(), process.clone());
+        let program = off_thread(move || {
+            // Dropped with this closure: an open descriptor would hold the task's mounts.
+            let root = vmm.root().map_err(|source| SandboxError::Step {
+                action: "open the task's root directory",
+                source,
+            })?;
+            Program::open(root.as_fd(), &wanted).map_err(SandboxError::Exec)
+        })
+        .await?;
+        let artifact = self.resolver.resolve(&program, &self.journal).await?;
+        Ok(self.slots.lock().await.lease(&self.vm, artifact).await?)
+    }
+
+    /// Stops the guest.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    pub async fn pause(&self) -> Result<(), VmError> {
+        self.vm.pause().await
+    }
+
+    /// Lets a stopped guest go on.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    #[allow(dead_code, reason = "for exec and pause, which come next")]
+    pub async fn resume(&self) -> Result<(), VmError> {
+        self.vm.resume().await
+    }
+
+    /// Opens a byte stream to a port of the guest.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub async fn connect(&self, port: u32) -> Result<UnixStream, VmError> {
+        self.vm.connect(port).await
+    }
+
+    /// Waits until the VM is gone. Any number of callers.
+    pub async fn vm_ended(&self) -> VmEnd {
+        self.vm.ended().await
+    }
+
+    /// Kills the VM; [`Sandbox::vm_ended`] reports its end.
+    pub fn kill_vm(&self) {
+        self.vm.kill();
+    }
+
+    /// Runs the poststart hooks. When it is dropped the one that runs is ended.
+    ///
+    /// # Errors
+    /// The first [`HookError`].
+    pub async fn poststart(&self) -> Result<(), HookError> {
+        let state = hook_state(&self.id, &self.bundle, &self.spec, self.pid());
+        run_poststart(&self.spec, state).await
+    }
+
+    /// Writes down how init ended, for a `delete` after the shim's own death.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn record_exit(&self, exit: ExitRecord) -> Result<(), JournalError> {
+        self.journal.record(&Step::Exit(exit))
+    }
+
+    /// Ends the VM and removes all that [`Sandbox::create`] has made but the journal. May be called
+    /// again.
+    ///
+    /// # Errors
+    /// [`CleanupError`]
+    pub async fn release(&self) -> Result<(), SandboxError> {
+        self.end(cleanup::release).await
+    }
+
+    /// Ends the VM and removes all that [`Sandbox::create`] has made. May be called again.
+    ///
+    /// # Errors
+    /// [`CleanupError`]; the journal is kept then, so that `delete` can try again.
+    pub async fn destroy(&self) -> Result<(), SandboxError> {
+        self.end(cleanup::undo).await
+    }
+
+    async fn end(&self, cleanup: Cleanup) -> Result<(), SandboxError> {
+        self.vm.kill();
+        self.vm.ended().await;
+        undo(cleanup, self.namespace.clone(), self.id.clone()).await
+    }
+}
+
+/// [`cleanup::undo`] or [`cleanup::release`].
+pub type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
+
+/// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.
+///
+/// # Errors
+/// [`SandboxError::Cleanup`].
+pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), SandboxError> {
+    off_thread(move || cleanup(Path::new(STATE_ROOT), &namespace, &id).map(drop)).await
+}
+
+/// Runs what waits for a disk or a process on a thread of its own: the runtime has one for everything,
+/// containerd's other requests included.
+async fn off_thread<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, SandboxError>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    SandboxError: From<E>,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        Err(err) => Err(SandboxError::Step {
+            action: "finish a step on a thread of its own",
+            source: err.into(),
+        }),
+    }
+}
