@@ -15,3 +15,5 @@ true; echo $?; false; echo $?; env -i 2>/dev/null || env A=b sh -c 'echo $A'
 cd /tmp/x && pwd && cd .. && pwd; ls -d .; busybox | head -n 1
 rm -rf / 2>/dev/null || echo the root stays; test -f /bin/busybox && echo it does
 yes text | head -c 8; rm -r /tmp/x /tmp/lines; ls -A /tmp
+printf '%s is %d%%\n' one 1 two -2; printf 'plain\tand \x41\n'; printf '%q' x 2>/dev/null || echo unknown
+sync && [ $(date +%s) -gt 1700000000 ] && date | grep -qE '^[0-9-]{10} [0-9:]{8} UTC$' && echo dated

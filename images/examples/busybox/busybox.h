@@ -104,9 +104,10 @@ int applet_run(const struct applet *applet, int argc, char **argv);
 
 /* The applets, by the file that they are in. */
 applet_main busybox_main; /* applets.c */
-applet_main cat_main, echo_main, grep_main, head_main, seq_main, wc_main, yes_main;           /* text.c */
-applet_main mkdir_main, rm_main, touch_main;                                                  /* files.c */
-applet_main ls_main, stat_main;                                                               /* listing.c */
+applet_main cat_main, grep_main, head_main, wc_main;                                          /* text.c */
+applet_main echo_main, printf_main, seq_main, yes_main;                                       /* print.c */
+applet_main mkdir_main, rm_main, sync_main, touch_main;                                       /* files.c */
+applet_main date_main, ls_main, stat_main;                                                    /* listing.c */
 applet_main env_main, false_main, hostname_main, id_main, pgrep_main, sleep_main, top_main;   /* process.c */
 applet_main true_main, tty_main;
 applet_main test_main;                                                                        /* test.c */

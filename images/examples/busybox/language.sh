@@ -30,6 +30,10 @@ until [ -f /tmp/there ]; do touch /tmp/there; echo made; done
 seq 3 | while read line; do echo "line $line"; done
 yes | head -n 2
 
+# failure as the end
+sh -e -c 'false || echo handled; if false; then :; fi; ! true; echo on; false; echo not this'; echo $?
+sh -ec '(exit 6); echo not this'; echo $?
+
 # what stays and what does not
 x=1; (x=2; cd /tmp; echo $x $(pwd)); echo $x $(pwd)
 PLACE=here env | grep PLACE; echo [$PLACE]

@@ -173,7 +173,7 @@ int sleep_main(int argc, char **argv)
 		return misused("sleep SECONDS[smhd]...");
 	for (char **at = argv + 1; *at != NULL; at++) {
 		struct timespec left;
-		if (strcmp(*at, "infinity") == 0)
+		if (strcmp(*at, "infinity") == 0 || strcmp(*at, "inf") == 0)
 			wait_for_ever();
 		if (!time_of(*at, &left))
 			return complain(*at, "not a time");

@@ -186,13 +186,22 @@ static int goes_on(void)
 	return shell.leaving == STAY && !standard[1]->failed;
 }
 
+/* The status of a condition: -e does not end a shell for it. */
+static int test(const struct node *node)
+{
+	shell.tested++;
+	int status = run(node);
+	shell.tested--;
+	return status;
+}
+
 static int run_while(const struct node *node)
 {
 	int status = 0, wanted = node->kind == UNTIL;
 	shell.loops++;
 	for (;;) {
 		struct mark mark = arena_mark();
-		int condition = run(node->left);
+		int condition = test(node->left);
 		int enter = shell.leaving == STAY && (condition != 0) == wanted;
 		if (enter)
 			status = run(node->right);
@@ -232,10 +241,10 @@ static int run_body(const struct node *node)
 	case FOR: return run_for(node);
 	case WHILE:
 	case UNTIL: return run_while(node);
-	case NOT: return !run(node->left);
+	case NOT: return !test(node->left);
 	default: break;
 	}
-	left = run(node->left);
+	left = test(node->left);
 	if (shell.leaving != STAY)
 		return left;
 	switch (node->kind) {
@@ -255,9 +264,12 @@ int run(const struct node *tree)
 	if (tree == NULL)
 		return shell.status;
 	int status = with_redirects(tree, run_body);
-	if (shell.leaving != EXIT)
-		shell.status = status;
-	return shell.status;
+	if (shell.leaving == EXIT)
+		return shell.status;
+	int plain = tree->kind == SIMPLE || tree->kind == PIPE || tree->kind == SUBSHELL;
+	if (status != 0 && plain && shell.exits_on_failure && shell.tested == 0)
+		shell.leaving = EXIT;
+	return shell.status = status;
 }
 
 int run_text(const char *text)

@@ -83,13 +83,14 @@ static int run_shell(const void *data)
 {
 	char **argv = *(char **const *)data;
 	struct options given;
-	int first = options(argv, "ic:", &given);
+	int first = options(argv, "eic:", &given);
 	if (first < 0)
-		return misused("sh [-i] [-c COMMANDS | FILE] [ARGUMENT...]");
+		return misused("sh [-ei] [-c COMMANDS | FILE] [ARGUMENT...]");
 	/* $0 is the name after -c's text, the file, or the shell. */
 	static char *nameless[] = { "sh", NULL };
 	shell.leaving = STAY;
-	shell.status = 0;
+	shell.status = shell.tested = 0;
+	shell.exits_on_failure = given.value['e'] != NULL;
 	shell.arguments = argv[first] == NULL ? nameless : argv + first;
 	if (given.value['c'])
 		return run_text(given.value['c']);

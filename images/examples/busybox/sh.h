@@ -61,6 +61,8 @@ struct shell {
 	int substituted; /* status of the last $() of the command at hand */
 	enum leaving leaving;
 	int loops, depth;
+	int exits_on_failure; /* -e */
+	int tested;           /* inside of what is asked for its status */
 	char **arguments; /* $0, $1, ... */
 };
 extern struct shell shell;

@@ -1,4 +1,4 @@
-/* Applets on text: cat, echo, grep, head, seq, wc, yes. */
+/* Applets that read text: cat, grep, head, wc. */
 #include "busybox.h"
 
 #include <ctype.h>
@@ -67,64 +67,6 @@ int cat_main(int argc, char **argv)
 	(void)argc;
 	int first = options(argv, "u", &given);
 	return first < 0 ? 2 : each_file(argv + first, copy, NULL);
-}
-
-/* One escape of `echo -e`; the end of the text when \c says that nothing follows. */
-static const char *escape(const char *at)
-{
-	static const char letters[] = "abefnrtv\\", meanings[] = "\a\b\033\f\n\r\t\v\\";
-	const char *known = *at == '\0' ? NULL : strchr(letters, *at);
-	char byte = '\\';
-	if (*at == 'c')
-		return NULL;
-	if (known != NULL) {
-		byte = meanings[known - letters];
-		at++;
-	} else if (*at == '0' || *at == 'x') {
-		char digits[4] = { 0 }, *end;
-		int base = *at == 'x' ? 16 : 8;
-		strncpy(digits, at + 1, base == 16 ? 2 : 3);
-		byte = (char)strtol(digits, &end, base);
-		at += 1 + (end - digits);
-	}
-	put(standard[1], &byte, 1);
-	return at;
-}
-
-static int say_escaped(const char *text)
-{
-	while (*text != '\0') {
-		if (*text != '\\') {
-			put(standard[1], text++, 1);
-			continue;
-		}
-		text = escape(text + 1);
-		if (text == NULL)
-			return 0;
-	}
-	return 1;
-}
-
-int echo_main(int argc, char **argv)
-{
-	int newline = 1, escapes = 0, i = 1;
-	/* An argument with any other letter in it is text, as everywhere. */
-	for (; i < argc && argv[i][0] == '-' && argv[i][1] != '\0' && argv[i][strspn(argv[i] + 1, "neE") + 1] == '\0'; i++)
-		for (const char *at = argv[i] + 1; *at != '\0'; at++) {
-			newline &= *at != 'n';
-			escapes = *at == 'n' ? escapes : *at == 'e';
-		}
-	for (int first = i; i < argc; i++) {
-		if (i > first)
-			say(" ");
-		if (!escapes)
-			say(argv[i]);
-		else if (!say_escaped(argv[i]))
-			return 0;
-	}
-	if (newline)
-		say("\n");
-	return 0;
 }
 
 struct wanted {
@@ -211,32 +153,6 @@ int wc_main(int argc, char **argv)
 	(void)argc;
 	int first = options(argv, "lwc", &given);
 	return first < 0 ? 2 : each_file(argv + first, count, &given);
-}
-
-int yes_main(int argc, char **argv)
-{
-	while (!standard[1]->failed) {
-		for (int i = 1; i < argc; i++) {
-			say(argv[i]);
-			say(i + 1 < argc ? " " : "");
-		}
-		say(argc > 1 ? "\n" : "y\n");
-	}
-	return 1;
-}
-
-int seq_main(int argc, char **argv)
-{
-	int64_t first = 1, last;
-	if (argc < 2 || argc > 3)
-		return misused("seq [FIRST] LAST");
-	if ((last = number(argv[argc - 1])) < 0 || (argc == 3 && (first = number(argv[1])) < 0))
-		return 1;
-	for (; first <= last && !standard[1]->failed; first++) {
-		say_number((uint64_t)first);
-		say("\n");
-	}
-	return 0;
 }
 
 struct search {
