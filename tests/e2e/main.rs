@@ -9,10 +9,12 @@
 //! * [`refusals`]: bad input; each a clear error and nothing left behind.
 //! * [`load`]: many tasks, in a row and at once.
 //! * [`faults`]: `kill -9` of our own processes.
+//! * [`hostile`]: guests that have been taken over.
 
 mod busybox;
 mod examples;
 mod faults;
+mod hostile;
 mod load;
 mod memory;
 mod refusals;

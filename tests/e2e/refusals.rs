@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use wasmvm_tests::leftovers;
 use wasmvm_tests::task::{Run, Task, fresh_id, run_spec, spec_of};
+use wasmvm_tests::{install, leftovers};
 
 /// Runs a program of the `bad` image; it is refused with all of `parts`, and nothing stays.
 fn refused(program: &str, parts: &[&str]) {
@@ -193,17 +193,7 @@ impl Drop for Hidden {
 
 #[test]
 fn a_missing_guest_kernel() {
-    let shim = ["/usr/local/bin", "/usr/bin"]
-        .map(|folder| Path::new(folder).join("containerd-shim-wasmvm-v1"))
-        .into_iter()
-        .chain(
-            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-                .map(|folder| folder.join("containerd-shim-wasmvm-v1")),
-        )
-        .find(|path| path.exists())
-        .expect("the shim is installed");
-    let prefix = shim.ancestors().nth(2).expect("bin lies in a prefix");
-    let _hidden = Hidden::new(&prefix.join("lib/wasmvm/kernel"));
+    let _hidden = Hidden::new(&install::prefix().join("lib/wasmvm/kernel"));
     let before = leftovers::found();
     let _ = Run::image("tiny")
         .to_end()

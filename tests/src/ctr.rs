@@ -166,8 +166,12 @@ fn collect(mut source: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>
     })
 }
 
-/// Waits for the child's end; kills it after `limit` and says so.
-fn wait(child: &mut Child, limit: Duration) -> bool {
+/// Waits for the child's end: whether it came. After `limit` the child is killed.
+///
+/// # Panics
+/// When the child cannot be watched.
+#[must_use]
+pub fn wait(child: &mut Child, limit: Duration) -> bool {
     let pid = i32::try_from(child.id())
         .ok()
         .and_then(Pid::from_raw)
