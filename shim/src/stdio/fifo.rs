@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,13 +14,41 @@ use crate::error::ErrorCode;
 /// Why a stream was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
-    /// `file://`, `binary://` or what else may come before a path.
-    #[error("{stream} is {uri:?}; only the path of a FIFO is supported yet")]
+    /// Not a name of a stream, or not of this one.
+    #[error(
+        "{stream} is {uri:?}; known are the path of a FIFO, fifo://, file:// and binary://, each with an absolute path"
+    )]
     Scheme {
         /// `stdin`, `stdout` or `stderr`.
         stream: &'static str,
         /// What the request says.
         uri: String,
+    },
+    /// Outputs that are not one logger's.
+    #[error("stdout is {stdout:?}, but stderr is {stderr:?}; a logger takes both")]
+    TwoLoggers {
+        /// What the request says.
+        stdout: String,
+        /// What the request says.
+        stderr: String,
+    },
+    /// A log file.
+    #[error("cannot append {stream} to {}", path.display())]
+    LogFile {
+        /// `stdout` or `stderr`.
+        stream: &'static str,
+        /// What the request says.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A logger.
+    #[error("cannot run the logger {}", program.display())]
+    Logger {
+        /// What the request says.
+        program: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// Something else lies there.
     #[error("{stream} is {path}, which is not a FIFO")]
@@ -47,28 +76,17 @@ impl StdioError {
     pub fn code(&self) -> ErrorCode {
         match self {
             // Not Unimplemented: on that containerd 2.x repeats the request in an older dialect.
-            Self::Scheme { .. } | Self::NotFifo { .. } => ErrorCode::InvalidArgument,
-            Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Self::Scheme { .. } | Self::TwoLoggers { .. } | Self::NotFifo { .. } => {
+                ErrorCode::InvalidArgument
+            }
+            Self::Open { source, .. } | Self::Logger { source, .. }
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
                 ErrorCode::NotFound
             }
-            Self::Open { .. } => ErrorCode::Internal,
+            Self::Open { .. } | Self::Logger { .. } | Self::LogFile { .. } => ErrorCode::Internal,
         }
     }
-}
-
-/// The path in a stream's name: a bare path or `fifo://` before it; `None` when empty.
-pub fn path<'a>(stream: &'static str, name: &'a str) -> Result<Option<&'a Path>, StdioError> {
-    if name.is_empty() {
-        return Ok(None);
-    }
-    let path = name.strip_prefix("fifo://").unwrap_or(name);
-    if path.starts_with('/') {
-        return Ok(Some(Path::new(path)));
-    }
-    Err(StdioError::Scheme {
-        stream,
-        uri: name.to_owned(),
-    })
 }
 
 /// The FIFO that a client writes.
@@ -136,6 +154,15 @@ impl OutputFifo {
             reader: Some(reader),
         })
     }
+
+    /// The writing end of a pipe, in place of a FIFO: who reads it does not come back.
+    pub(super) fn of_pipe(stream: &'static str, pipe: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            stream,
+            writer: pipe::Sender::from_owned_fd(pipe)?,
+            reader: None,
+        })
+    }
 }
 
 fn open(stream: &'static str, path: &Path, options: &mut OpenOptions) -> Result<File, StdioError> {
@@ -161,19 +188,6 @@ fn open(stream: &'static str, path: &Path, options: &mut OpenOptions) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_paths_of_fifos() {
-        assert_eq!(path("stdin", "").unwrap(), None);
-        assert_eq!(path("stdin", "/a/b").unwrap(), Some(Path::new("/a/b")));
-        assert_eq!(path("stdin", "fifo:///a").unwrap(), Some(Path::new("/a")));
-        let error = path("stdout", "binary:///usr/bin/log?a=b").unwrap_err();
-        assert_eq!(error.code(), ErrorCode::InvalidArgument);
-        assert!(
-            error.to_string().starts_with("stdout is \"binary:"),
-            "{error}"
-        );
-    }
 
     #[tokio::test]
     async fn what_is_no_fifo_is_refused() {

@@ -10,14 +10,21 @@
 //! waits. Nothing here opens a FIFO in a way that waits for the other side.
 
 mod fifo;
+mod log_file;
+mod logger;
 mod pump;
+mod sinks;
+mod uri;
 
 pub use fifo::{InputFifo, OutputFifo, StdioError};
 #[cfg(test)]
 pub use pump::tests::open_reader;
+use sinks::Outputs;
+pub use sinks::Sinks;
+
 pub use pump::{GuestStreams, Pumps, StdinSwitch};
 
-/// The streams of one instance as containerd names them: paths of FIFOs, or empty.
+/// The streams of one instance as containerd names them: see [`uri`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StdioNames {
     /// Read until `CloseIO`.
@@ -28,7 +35,7 @@ pub struct StdioNames {
     pub stderr: String,
 }
 
-/// The opened FIFOs; `None` where the program gets the null device.
+/// The opened streams; `None` where the program gets the null device.
 #[derive(Debug, Default)]
 pub struct Stdio {
     /// What the client writes.
@@ -37,24 +44,34 @@ pub struct Stdio {
     pub stdout: Option<OutputFifo>,
     /// What the client reads.
     pub stderr: Option<OutputFifo>,
+    /// What stands behind the outputs, and ends after them.
+    pub sinks: Sinks,
+}
+
+/// Whose streams they are: what a logger is told.
+#[derive(Clone, Copy, Debug)]
+pub struct StdioOwner<'a> {
+    /// containerd's namespace.
+    pub namespace: &'a str,
+    /// The task's id; an exec's own, as runc's shim has it.
+    pub id: &'a str,
 }
 
 impl Stdio {
-    /// Opens what the names say. Must be called inside the runtime.
+    /// Opens what the names say, and starts a logger.
     ///
     /// # Errors
     /// [`StdioError`], naming the stream and its path.
-    pub fn open(names: &StdioNames) -> Result<Self, StdioError> {
+    pub async fn open(names: &StdioNames, owner: &StdioOwner<'_>) -> Result<Self, StdioError> {
+        let stdin = uri::input_path(&names.stdin)?
+            .map(|path| InputFifo::open(&path))
+            .transpose()?;
+        let outputs = Outputs::open(names, owner).await?;
         Ok(Self {
-            stdin: fifo::path("stdin", &names.stdin)?
-                .map(InputFifo::open)
-                .transpose()?,
-            stdout: fifo::path("stdout", &names.stdout)?
-                .map(|path| OutputFifo::open("stdout", path))
-                .transpose()?,
-            stderr: fifo::path("stderr", &names.stderr)?
-                .map(|path| OutputFifo::open("stderr", path))
-                .transpose()?,
+            stdin,
+            stdout: outputs.stdout,
+            stderr: outputs.stderr,
+            sinks: outputs.sinks,
         })
     }
 }

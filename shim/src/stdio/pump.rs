@@ -8,9 +8,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
-use super::Stdio;
 use super::fifo::{InputFifo, OutputFifo};
+use super::{Sinks, Stdio};
 
 /// Bytes held of one stream.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -35,6 +36,7 @@ pub struct Pumps {
     outputs: JoinSet<Option<File>>,
     /// Our reading ends of finished outputs: they keep in the FIFO what nobody has read yet.
     kept: Vec<File>,
+    sinks: Sinks,
 }
 
 impl Pumps {
@@ -62,6 +64,7 @@ impl Pumps {
             program_ended,
             outputs,
             kept: Vec::new(),
+            sinks: stdio.sinks,
         }
     }
 
@@ -74,6 +77,7 @@ impl Pumps {
     /// After the program's end: waits until its output has been read or has nobody to read it, at most
     /// `within`, then closes the FIFOs. Whether everything was delivered.
     pub async fn drain(&mut self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
         if let Some(stdin) = self.stdin.take() {
             stdin.abort();
         }
@@ -86,6 +90,7 @@ impl Pumps {
         .await;
         // Waits until the copies are gone, and the FIFOs with them.
         self.outputs.shutdown().await;
+        self.sinks.finish(deadline).await;
         ended.is_ok()
     }
 }

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::*;
 
-use crate::stdio::StdioNames;
+use crate::stdio::{StdioNames, StdioOwner};
 
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -34,14 +34,18 @@ pub fn open_reader(path: &Path) -> File {
     file
 }
 
-fn fixture() -> Fixture {
+async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let names = StdioNames {
         stdin: fifo(dir.path(), "stdin"),
         stdout: fifo(dir.path(), "stdout"),
         stderr: fifo(dir.path(), "stderr"),
     };
-    let stdio = Stdio::open(&names).unwrap();
+    let owner = StdioOwner {
+        namespace: "ns",
+        id: "web",
+    };
+    let stdio = Stdio::open(&names, &owner).await.unwrap();
     let (ours, guest): (Vec<_>, Vec<_>) = (0..3).map(|_| UnixStream::pair().unwrap()).unzip();
     let streams = |mut sockets: Vec<UnixStream>| GuestStreams {
         stderr: sockets.pop(),
@@ -73,7 +77,7 @@ impl Fixture {
 
 #[tokio::test]
 async fn output_reaches_its_reader_unmixed_and_ends() {
-    let mut fixture = fixture();
+    let mut fixture = fixture().await;
     let (out, err) = (fixture.client("stdout"), fixture.client("stderr"));
     let pattern: Vec<u8> = (0..3_000_000_u32)
         .map(|n| n.to_le_bytes()[n as usize % 4])
@@ -90,7 +94,7 @@ async fn output_reaches_its_reader_unmixed_and_ends() {
 
 #[tokio::test]
 async fn a_client_that_goes_and_comes_back_breaks_nothing() {
-    let mut fixture = fixture();
+    let mut fixture = fixture().await;
     let path = fixture.path("stdout");
     let mut stdout = fixture.guest.stdout.take().unwrap();
     drop(File::open(&path).unwrap());
@@ -105,7 +109,7 @@ async fn a_client_that_goes_and_comes_back_breaks_nothing() {
 
 #[tokio::test]
 async fn a_reader_that_is_gone_is_not_waited_for() {
-    let mut fixture = fixture();
+    let mut fixture = fixture().await;
     let stdout = fixture.guest.stdout.take().unwrap();
     let flood = tokio::spawn(async move {
         let mut stdout = stdout;
@@ -121,7 +125,7 @@ async fn a_reader_that_is_gone_is_not_waited_for() {
 
 #[tokio::test]
 async fn a_stuck_reader_holds_up_the_end_for_a_bounded_time() {
-    let mut fixture = fixture();
+    let mut fixture = fixture().await;
     let _stuck = File::open(fixture.path("stdout")).unwrap();
     let stdout = fixture.guest.stdout.take().unwrap();
     let flood = tokio::spawn(async move {
@@ -135,7 +139,7 @@ async fn a_stuck_reader_holds_up_the_end_for_a_bounded_time() {
 
 #[tokio::test]
 async fn input_ends_after_close_io_and_not_before_it_is_drained() {
-    let mut fixture = fixture();
+    let mut fixture = fixture().await;
     let mut client = File::options()
         .write(true)
         .open(fixture.path("stdin"))
@@ -161,7 +165,7 @@ async fn input_ends_after_close_io_and_not_before_it_is_drained() {
 
 #[tokio::test]
 async fn close_io_comes_through_when_the_program_does_not_read() {
-    let mut fixture = fixture();
+    let mut fixture = fixture().await;
     let client = File::options()
         .write(true)
         .open(fixture.path("stdin"))
@@ -178,7 +182,7 @@ async fn close_io_comes_through_when_the_program_does_not_read() {
 #[tokio::test]
 async fn input_that_ended_before_the_start_ends() {
     for text in ["", "all of it"] {
-        let mut fixture = fixture();
+        let mut fixture = fixture().await;
         std::fs::write(fixture.path("stdin"), text).unwrap();
         fixture.pumps.stdin().open();
         let mut all = String::new();

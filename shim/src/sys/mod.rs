@@ -1,9 +1,11 @@
 //! The shim's only unsafe code: what no safe wrapper offers.
 //!
+//! * [`inherit`][]: descriptors under fixed numbers in a child.
 //! * [`mounts`][]: `mount_setattr`.
 //! * [`spawn`][]: `clone3` and exec of a VMM into its namespaces and cgroup.
 //! * [`watch`][]: a descriptor of our own on the runtime's poll loop.
 
+pub mod inherit;
 pub mod mounts;
 pub mod spawn;
 pub mod watch;

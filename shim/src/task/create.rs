@@ -12,7 +12,7 @@ use super::{Move, SandboxMaker, Task, TaskSandbox, Vm, life};
 use crate::agent::{Agent, AgentError};
 use crate::error::{ErrorCode, Refusal};
 use crate::events::Event;
-use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError};
+use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioOwner};
 
 /// How long a broken connection waits for the VMM's word on why.
 const REASON_MAX: Duration = Duration::from_secs(1);
@@ -75,7 +75,11 @@ impl Task {
         self: &Arc<Self>,
         maker: &dyn SandboxMaker,
     ) -> Result<u32, CreateError> {
-        let stdio = Stdio::open(&self.names)?;
+        let owner = StdioOwner {
+            namespace: &self.order.namespace,
+            id: &self.order.id,
+        };
+        let stdio = Stdio::open(&self.names, &owner).await?;
         let sandbox = tokio::select! {
             made = maker.create(self.order.clone()) => made.map_err(CreateError::Sandbox)?,
             error = self.aborted() => {

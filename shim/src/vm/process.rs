@@ -77,6 +77,11 @@ impl Process {
         Ok(rustix::fs::openat(proc, "root", flags, Mode::empty())?)
     }
 
+    /// Sends a signal. That the process is gone already is no error.
+    pub fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&*self.pidfd, signal);
+    }
+
     /// Waits, without blocking the runtime, until the process has ended, and reaps it if it is ours.
     ///
     /// # Errors
