@@ -9,6 +9,7 @@ import selectors
 import socket
 import subprocess
 import time
+import typing
 
 MEMORY_MIB = 3072
 # Where things are on the job disk; the init script has the same figures.
@@ -33,15 +34,22 @@ NOT_EMULATED = (
 PORTS = ("control", "stdout", "stderr", "log")
 
 
+class Mode(typing.NamedTuple):
+    """What tells one saved state from another."""
+
+    clock: str  # "plain", or "icount" for virtual time
+    cgroup: str  # the hierarchy that init mounts: "v2" or "v1"
+
+
 class MachineError(Exception):
     """The testbed itself failed, not the job in it."""
 
 
 def command_line(kernel, root, disk, mode, fds):
     """Return QEMU's arguments; the same for the save and for every restore."""
-    line = KERNEL_LINE
+    line = f"{KERNEL_LINE} testbed.cgroup={mode.cgroup}"
     cpu = ",".join(["EPYC", "+svm", *(f"-{name}" for name in NOT_EMULATED)])
-    if mode == "icount":
+    if mode.clock == "icount":
         # rdrand would bring real randomness in; the clock must be virtual.
         cpu += ",-rdrand"
         clock = ["-accel", "tcg", "-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm"]

@@ -14,7 +14,8 @@ from machine import DISK_SIZE, Machine, MachineError
 
 HERE = pathlib.Path(__file__).resolve().parent
 KERNEL_BUILD = HERE.parent.parent / "kernel-config" / "build"
-INPUTS = ("build-root", "containerd.toml", "init", "kernel.config", "machine.py", "saved.py")
+INPUTS = ("build-root", "containerd.toml", "containerds", "init", "kernel.config", "machine.py",
+          "newer-containerds", "saved.py")
 PACKAGES = ("linux-source-6.12", "qemu-system-x86")
 BOOT_SECONDS_MAX = 300
 
@@ -25,7 +26,7 @@ def say(text):
 
 
 def input_hash():
-    """Hash everything that goes in; Debian's packages by the build script's list."""
+    """Hash everything that goes in; Debian's packages by the build scripts' lists."""
     digest = hashlib.sha256()
     for path in (*(HERE / name for name in INPUTS), KERNEL_BUILD):
         digest.update(path.read_bytes())
@@ -69,7 +70,7 @@ class Saved:
         self.mode = mode
         self.kernel = self.folder / "vmlinux"
         self.root = self.folder / "root.ext4"
-        self.state = self.folder / f"state-{mode}"
+        self.state = self.folder / f"state-{mode.clock}-cgroup-{mode.cgroup}"
 
     def prepare(self):
         """Build what is missing."""
@@ -92,7 +93,7 @@ class Saved:
 
     def boot_and_save(self, out):
         """Boot to "ready" and save the machine there."""
-        say(f"booting once to save the state for mode {self.mode} (a minute)")
+        say(f"booting once to save the state for clock {self.mode.clock}, cgroup {self.mode.cgroup} (a minute)")
         deadline = time.monotonic() + BOOT_SECONDS_MAX
         with tempfile.TemporaryDirectory() as scratch, open(self.folder / "boot.log", "wb+") as log:
             disk = pathlib.Path(scratch) / "disk"
