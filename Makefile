@@ -21,6 +21,7 @@ help: ## this list
 
 packages: ## install the Debian packages that building and testing need
 	@tests/packages
+	@tests/prune-cache
 
 stage: packages ## build all that is installed, into build/stage-PROFILE
 	@tests/step "shim and VMM" $(CARGO) build --profile $(PROFILE) -p containerd-shim-wasmvm-v1
