@@ -76,7 +76,6 @@ fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrder, R
             id: request.id,
             bundle: request.bundle.into(),
             rootfs: request.rootfs,
-            options: request.options.into_option(),
         },
         stdio: StdioNames {
             stdin: request.stdin,

@@ -8,16 +8,24 @@
 //! * [`memory`], whose limits hold.
 //! * [`refusals`]: bad input; each a clear error and nothing left behind.
 //! * [`load`]: many tasks, in a row and at once.
-//! * [`faults`]: `kill -9` of our own processes.
+//! * [`faults`]: `kill -9` of our own processes while a program runs.
+//! * [`walk`]: the same at every step of a task's journal, and of containerd too.
+//! * [`restart`]: tasks outlive containerd.
 //! * [`hostile`]: guests that have been taken over.
+//! * [`versions`]: the main things on other containerds.
+//! * [`check`]: the host is fit.
 
 mod busybox;
+mod check;
 mod examples;
 mod faults;
 mod hostile;
 mod load;
 mod memory;
 mod refusals;
+mod restart;
 mod run;
 mod signals;
 mod streams;
+mod versions;
+mod walk;

@@ -1,7 +1,7 @@
 //! One `ctr` command, bounded in time.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::containerd;
 
 /// The runtime under test.
 pub const RUNTIME: &str = "io.containerd.wasmvm.v1";
@@ -102,7 +104,7 @@ pub fn ctr_with_stdin<S: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = S>,
     stdin: Vec<u8>,
 ) -> Outcome {
-    let mut command = Command::new("ctr");
+    let mut command = containerd::ctr_command();
     command.args(arguments);
     run(command, stdin)
 }
@@ -112,16 +114,17 @@ pub fn ctr_with_stdin<S: AsRef<OsStr>>(
 /// # Panics
 /// When there is none of this name.
 pub fn import_image(name: &str) {
-    static IMPORTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    static IMPORTED: Mutex<BTreeSet<(OsString, String)>> = Mutex::new(BTreeSet::new());
     // A test that failed here has said so; the next one tries for itself.
     let mut imported = IMPORTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if imported.contains(name) {
+    let image = (containerd::address(), name.to_owned());
+    if imported.contains(&image) {
         return;
     }
     let images = std::env::var("WASMVM_IMAGES")
         .expect("WASMVM_IMAGES names the folder of the example images; tests/run-e2e sets it");
     ctr(["images", "import", &format!("{images}/{name}.tar")]).expect_status(0);
-    imported.insert(name.to_owned());
+    imported.insert(image);
 }
 
 /// Runs a command to its end.

@@ -4,12 +4,17 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::containerd;
 use crate::ctr::{Outcome, RUNTIME, ctr, ctr_with_stdin, import_image, run};
 
 /// How long a task may take to reach a state, under emulation and with a compile before it.
 const STATE_MAX: Duration = Duration::from_secs(120);
+
+/// Between two looks: `ctr` takes the processor from what it waits for.
+const POLL: Duration = Duration::from_millis(100);
 
 /// A `ctr run` in the making.
 #[derive(Clone, Debug)]
@@ -124,7 +129,11 @@ impl Run {
     #[track_caller]
     pub fn through(self, program: &str, arguments: &[&str]) -> Outcome {
         let mut command = Command::new(program);
-        command.args(arguments).arg("ctr").args(self.line("--rm"));
+        command
+            .args(arguments)
+            .arg("ctr")
+            .args(self.line("--rm"))
+            .env("CONTAINERD_ADDRESS", containerd::address());
         run(command, self.stdin)
     }
 
@@ -136,7 +145,7 @@ impl Run {
     #[track_caller]
     pub fn in_background(self) -> (Task, Child) {
         let task = self.task();
-        let child = Command::new("ctr")
+        let child = containerd::ctr_command()
             .args(self.line("--rm"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -214,13 +223,34 @@ impl Task {
                 "{} is {state:?}, not {wanted}",
                 self.id
             );
+            thread::sleep(POLL);
         }
+    }
+
+    /// `ctr task delete` of a task that has ended; returns the program's status, which `ctr` mentions unless it is 0.
+    ///
+    /// # Panics
+    /// When it cannot be deleted.
+    #[must_use]
+    #[track_caller]
+    pub fn delete(&self) -> i32 {
+        const MENTION: &str = "non-zero exit code ";
+        let said = ctr(["task", "delete", &self.id]).expect_status(0).error();
+        said.split_once(MENTION).map_or(0, |(_, rest)| {
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().expect("a number")
+        })
+    }
+
+    /// `ctr task rm --force`: kills it when it runs. The container stays.
+    pub fn remove_task(&self) {
+        ctr(["task", "rm", "--force", &self.id]);
     }
 
     /// Removes task and container as an operator does: `ctr task rm -f`, `ctr container rm`. What is
     /// gone already is no error.
     pub fn remove(&self) {
-        ctr(["task", "rm", "--force", &self.id]);
+        self.remove_task();
         ctr(["container", "rm", &self.id]);
     }
 }

@@ -12,10 +12,8 @@
 
 mod args;
 mod bootstrap;
-mod cgroup;
 mod delete;
 mod info;
-pub mod options;
 mod socket;
 mod start;
 

@@ -1,0 +1,93 @@
+//! The main things once more on each other containerd: the launch dialects and both Task services differ, and
+//! so does its `ctr`. The rest of the suite runs on the surroundings' own, in the testbed 1.6.
+
+use std::io::Read;
+
+use wasmvm_tests::containerd::{Containerd, Version};
+use wasmvm_tests::leftovers;
+use wasmvm_tests::task::Run;
+
+#[test]
+fn containerd_1_7() {
+    main_things(Version::V1_7);
+}
+
+#[test]
+fn containerd_2() {
+    main_things(Version::V2);
+}
+
+/// One containerd for all: starting it takes longer than each of them.
+fn main_things(version: Version) {
+    let mut containerd = Containerd::start(version);
+    for (name, scenario) in SCENARIOS {
+        eprintln!("{name}");
+        let before = leftovers::found();
+        scenario(&mut containerd);
+        leftovers::expect_none_since(&before);
+    }
+}
+
+type Scenario = fn(&mut Containerd);
+
+const SCENARIOS: [(&str, Scenario); 5] = [
+    ("output, status and stdin", output_status_and_stdin),
+    ("a refusal reaches the user", refusal),
+    ("kill", kill),
+    ("a detached task is removed", detached),
+    ("a restart of containerd", restart),
+];
+
+fn output_status_and_stdin(_: &mut Containerd) {
+    let outcome = Run::image("probe")
+        .args(["/probe", "exit", "7"])
+        .to_end()
+        .expect_status(7);
+    assert!(outcome.stdout.is_empty(), "{outcome}");
+    let outcome = Run::image("probe")
+        .args(["/probe", "cat"])
+        .stdin("through the program\n")
+        .to_end()
+        .expect_status(0);
+    assert_eq!(outcome.text(), "through the program\n");
+}
+
+fn refusal(_: &mut Containerd) {
+    let _ = Run::image("probe")
+        .args(["/absent"])
+        .to_end()
+        .expect_refusal(&["/absent", "not found"]);
+}
+
+fn kill(_: &mut Containerd) {
+    let (task, mut child) = Run::image("probe").args(["/probe", "loop"]).in_background();
+    let mut begun = [0];
+    let stdout = child.stdout.as_mut().expect("piped");
+    stdout.read_exact(&mut begun).expect("it has begun");
+    task.kill("SIGTERM");
+    assert_eq!(child.wait().expect("ctr ends").code(), Some(143));
+}
+
+fn detached(_: &mut Containerd) {
+    let task = Run::image("probe")
+        .flag("--null-io")
+        .args(["/probe", "loop"])
+        .detached();
+    task.until("RUNNING");
+    task.remove();
+    assert_eq!(task.state(), None);
+}
+
+fn restart(containerd: &mut Containerd) {
+    let task = Run::image("probe")
+        .flag("--null-io")
+        .args(["/probe", "loop"])
+        .detached();
+    let pid = task.until("RUNNING");
+    containerd.kill();
+    containerd.start_again();
+    assert_eq!(task.until("RUNNING"), pid);
+    task.kill("SIGINT");
+    task.until("STOPPED");
+    assert_eq!(task.delete(), 130);
+}
