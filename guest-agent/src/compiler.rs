@@ -25,8 +25,8 @@ use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SlotKind};
 
 use crate::engine::engine_config;
 use crate::error::AgentError;
-use crate::instance::reap;
 use crate::log::{self, Level};
+use crate::reap::reap;
 use crate::report::Report;
 use crate::slot::{SlotContent, SlotError};
 use crate::spawn::{self, COMPILE_MODE, REPORT_FD, SLOT_FD, WORK_FD};
@@ -171,27 +171,28 @@ impl CompilerService {
         let passed_artifact = artifact.try_clone().map_err(prepare)?;
         let (report, report_end) = pipe().map_err(prepare)?;
         let stdio = || io::stderr().as_fd().try_clone_to_owned().map_err(prepare);
-        let child = spawn::spawn(
-            &self.exe,
-            COMPILE_MODE,
-            &[self.slot_offset.to_string()],
-            [stdio()?, stdio()?, stdio()?],
-            vec![
+        let child = spawn::spawn(spawn::Start {
+            exe: &self.exe,
+            mode: COMPILE_MODE,
+            args: &[self.slot_offset.to_string()],
+            stdio: [stdio()?, stdio()?, stdio()?],
+            passed: vec![
                 self.slot.try_clone().map_err(prepare)?,
                 passed_artifact,
                 report_end,
             ],
-        )?;
+            terminal: false,
+        })?;
         let answer = Report::receive(report)
             .await
             .map_err(|error| AgentError::System("read the report", error))?;
         let process = watch_child(child).map_err(prepare)?;
-        let status = reap(&process).await.map_err(prepare)?;
+        let end = reap(&process).await.map_err(prepare)?;
         match answer {
             Some(Report::Ready(kind)) => Ok((kind, artifact.into())),
             Some(Report::Refused(text)) => Err(AgentError::Refused(text)),
             Some(Report::Failed(text)) => Err(AgentError::Failed(text)),
-            None => Err(AgentError::silent(COMPILE_MODE, status)),
+            None => Err(AgentError::silent(COMPILE_MODE, end)),
         }
     }
 }

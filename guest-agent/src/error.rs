@@ -2,11 +2,12 @@
 
 use ttrpc::Code;
 
-use crate::init::GuestError;
 use crate::log::chain;
+use crate::reap::ProcessEnd;
 use crate::request::RequestError;
 use crate::spawn::SpawnError;
 use crate::streams::ClaimError;
+use crate::tree::GuestError;
 
 /// A refused or failed request.
 #[derive(Debug, thiserror::Error)]
@@ -68,12 +69,13 @@ pub enum AgentError {
 }
 
 impl AgentError {
-    /// For a child that ended with `status` and no report.
+    /// For a child that ended so and without a report.
     #[must_use]
-    pub fn silent(mode: &'static str, status: u32) -> Self {
-        let how = match status {
-            137 => "killed, most likely for want of memory".to_owned(),
-            status => format!("status {status}"),
+    pub fn silent(mode: &'static str, end: ProcessEnd) -> Self {
+        let how = if end.is_kill() {
+            "killed, most likely for want of memory".to_owned()
+        } else {
+            format!("status {}", end.status())
         };
         Self::Silent { mode, how }
     }
@@ -150,9 +152,9 @@ mod tests {
                 "cannot start task web: it is running",
             ),
             (
-                AgentError::Unimplemented("Exec"),
+                AgentError::Unimplemented("Pause"),
                 Code::UNIMPLEMENTED,
-                "the wasmvm agent does not offer Exec",
+                "the wasmvm agent does not offer Pause",
             ),
             (
                 AgentError::System("read the report", std::io::ErrorKind::NotFound.into()),

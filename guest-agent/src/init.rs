@@ -1,4 +1,4 @@
-//! PID 1: from the kernel's hand-over to the ready announcement, and the guest's set-up for a task.
+//! PID 1: from the kernel's hand-over to the ready announcement.
 //!
 //! The order matters: nothing can be said before `/dev/kmsg` exists, and the host connects as soon as
 //! it hears of us, so every port listens before that.
@@ -8,28 +8,22 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
-use rustix::time::{ClockId, Timespec};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
-use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::shim_async::create_task;
 use wasmvm_protocol::ports::{AGENT_PORT, READY_PORT, STREAM_PORT};
-use wasmvm_protocol::slot::SLOT_ADDRESS;
 
 use crate::log::{self, Level};
 use crate::service::TaskService;
 use crate::streams::{self, Streams};
 use crate::supervisor::{Site, Supervisor};
+use crate::tree::{self, Device, GuestError, TASK_ROOT, doing, make_devices, mount};
 
-/// Where the task's file tree is mounted.
-pub const TASK_ROOT: &str = "/task";
-/// The virtio-fs tag of the task's file tree.
-pub const TASK_TAG: &str = "root";
 /// Bytes a stream may hold in the guest; the kernel's default is 256 KiB (`af_vsock.c`).
 pub const STREAM_BUFFER_BYTES: u64 = 64 << 10;
 /// Socket option of `AF_VSOCK` (kernel `linux/vm_sockets.h`).
@@ -37,40 +31,17 @@ const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
 /// How long the ready announcement may take; the VMM resets it at once.
 const READY_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Name, major and minor of the task's devices (kernel `Documentation/admin-guide/devices.txt`).
-const TASK_DEVICES: [(&str, u32, u32); 5] = [
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-];
 /// The agent's own devices.
-const AGENT_DEVICES: [(&str, u32, u32); 5] = [
+const AGENT_DEVICES: [Device; 6] = [
     ("mem", 1, 1),
     ("null", 1, 3),
     ("random", 1, 8),
     ("urandom", 1, 9),
     ("kmsg", 1, 11),
+    ("ptmx", 5, 2),
 ];
-
-/// What the guest could not do for us.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action}")]
-pub struct GuestError {
-    action: String,
-    #[source]
-    source: io::Error,
-}
-
-/// Names the action that failed.
-fn doing<E: Into<io::Error>>(action: impl Into<String>) -> impl FnOnce(E) -> GuestError {
-    let action = action.into();
-    |source| GuestError {
-        action,
-        source: source.into(),
-    }
-}
+/// Where the kernel makes the slaves of terminals; beside `ptmx`, which looks for it there.
+const TERMINALS: &str = "/dev/pts";
 
 /// What this VM is for: `wasmvm.role=` on the kernel's command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,9 +104,9 @@ fn boot() -> Result<Role, GuestError> {
     };
     rustix::process::setrlimit(Resource::Nofile, limit).map_err(doing("raise the file limit"))?;
     let line = fs::read_to_string("/proc/cmdline").map_err(doing("read /proc/cmdline"))?;
-    Role::from_command_line(&line).ok_or_else(|| GuestError {
-        action: format!("find wasmvm.role=task or wasmvm.role=compiler in {line:?}"),
-        source: io::ErrorKind::NotFound.into(),
+    Role::from_command_line(&line).ok_or_else(|| {
+        let action = format!("find wasmvm.role=task or wasmvm.role=compiler in {line:?}");
+        doing(action)(io::Error::from(io::ErrorKind::NotFound))
     })
 }
 
@@ -167,15 +138,15 @@ fn run(role: Role) -> Result<(), GuestError> {
             #[cfg(feature = "compiler")]
             Role::Compiler => serve_compiler().await,
             #[cfg(not(feature = "compiler"))]
-            Role::Compiler => Err(GuestError {
-                action: "compile: this agent has no compiler".to_owned(),
-                source: io::ErrorKind::Unsupported.into(),
-            }),
+            Role::Compiler => Err(doing("compile: this agent has no compiler")(
+                io::Error::from(io::ErrorKind::Unsupported),
+            )),
         }
     })
 }
 
 async fn serve_task() -> Result<(), GuestError> {
+    mount_terminals()?;
     let stream_socket = listen(STREAM_PORT)?;
     limit_buffer(&stream_socket)?;
     let listener = streams::listener(stream_socket).map_err(doing("watch the stream port"))?;
@@ -183,10 +154,10 @@ async fn serve_task() -> Result<(), GuestError> {
     let mounted = AtomicBool::new(false);
     let site = Site {
         exe: "/proc/self/exe".into(),
-        slot: open_slot()?,
-        slot_offset: SLOT_ADDRESS,
+        slots: open_slots()?,
         root: PathBuf::from(TASK_ROOT),
-        prepare: Box::new(move |program| prepare(program, &mounted)),
+        prepare: Box::new(move |program| tree::prepare(program, &mounted)),
+        set_clock: Box::new(tree::set_clock),
     };
     let supervisor = Arc::new(Supervisor::new(site, Arc::clone(&streams)));
     let service = create_task(Arc::new(TaskService::new(supervisor)));
@@ -198,17 +169,26 @@ async fn serve_task() -> Result<(), GuestError> {
         .map_err(doing("accept streams"))
 }
 
+/// Outside the task's tree: a program has its terminal as 0, 1 and 2 and opens none.
+fn mount_terminals() -> Result<(), GuestError> {
+    rustix::fs::mkdir(TERMINALS, Mode::from_bits_truncate(0o755))
+        .map_err(doing(format!("make {TERMINALS}")))?;
+    let safe = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount("devpts", TERMINALS, "devpts", safe, Some(c"mode=600"))
+}
+
 #[cfg(feature = "compiler")]
 async fn serve_compiler() -> Result<(), GuestError> {
     use crate::compiler::CompilerService;
     use wasmvm_protocol::agent::create_compiler;
     use wasmvm_protocol::ports::ARTIFACT_PORT;
+    use wasmvm_protocol::slot::SLOT_ADDRESS;
 
     let artifacts =
         streams::listener(listen(ARTIFACT_PORT)?).map_err(doing("watch the artifact port"))?;
     let service = CompilerService::new(
         "/proc/self/exe".into(),
-        open_slot()?,
+        open_slots()?,
         SLOT_ADDRESS,
         artifacts,
     );
@@ -256,7 +236,7 @@ fn limit_buffer(socket: &OwnedFd) -> Result<(), GuestError> {
 }
 
 /// PID 1 keeps the one descriptor: opening it takes `CAP_SYS_RAWIO`, mapping it none.
-fn open_slot() -> Result<OwnedFd, GuestError> {
+fn open_slots() -> Result<OwnedFd, GuestError> {
     rustix::fs::open("/dev/mem", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(doing("open /dev/mem"))
 }
@@ -267,78 +247,6 @@ async fn announce() {
     if tokio::time::timeout(READY_WAIT_MAX, dial).await.is_err() {
         log::line(Level::Warning, "nobody heard that the agent is ready");
     }
-}
-
-/// Sets the guest up for `program`: wall clock, host name, and once the file tree.
-fn prepare(program: &Program, mounted: &AtomicBool) -> Result<(), GuestError> {
-    if program.wall_clock_ns != 0 {
-        set_clock(program.wall_clock_ns)?;
-    }
-    if !program.hostname.is_empty() {
-        rustix::system::sethostname(program.hostname.as_bytes())
-            .map_err(doing(format!("set the host name {:?}", program.hostname)))?;
-    }
-    if mounted.load(Ordering::Relaxed) {
-        return Ok(());
-    }
-    let safe = MountFlags::NOSUID | MountFlags::NODEV;
-    mount(TASK_TAG, TASK_ROOT, "virtiofs", safe, None)?;
-    mounted.store(true, Ordering::Relaxed);
-    // A tree without /dev that cannot be written has no place for one, and can be run all the same.
-    if program.guest_dev
-        && let Err(error) = make_task_devices()
-    {
-        log::line(Level::Warning, &log::chain(&error));
-    }
-    Ok(())
-}
-
-fn set_clock(wall_clock_ns: u64) -> Result<(), GuestError> {
-    let now = Duration::from_nanos(wall_clock_ns);
-    let time = Timespec::try_from(now)
-        .map_err(|_| doing("set the clock")(io::Error::from(io::ErrorKind::InvalidInput)))?;
-    rustix::time::clock_settime(ClockId::Realtime, time).map_err(doing("set the clock"))
-}
-
-fn make_task_devices() -> Result<(), GuestError> {
-    let target = format!("{TASK_ROOT}/dev");
-    let safe = MountFlags::NOSUID | MountFlags::NOEXEC;
-    let _ = rustix::fs::mkdir(&target, Mode::from_bits_truncate(0o755));
-    mount("dev", &target, "tmpfs", safe, Some(c"mode=755,size=64k"))?;
-    let umask = rustix::process::umask(Mode::empty());
-    let made = make_devices(&target, &TASK_DEVICES, 0o666);
-    rustix::process::umask(umask);
-    made
-}
-
-fn make_devices(
-    directory: &str,
-    devices: &[(&str, u32, u32)],
-    mode: u32,
-) -> Result<(), GuestError> {
-    for &(name, major, minor) in devices {
-        let path = format!("{directory}/{name}");
-        rustix::fs::mknodat(
-            CWD,
-            &path,
-            FileType::CharacterDevice,
-            Mode::from_bits_truncate(mode),
-            makedev(major, minor),
-        )
-        .map_err(doing(format!("make {path}")))?;
-    }
-    Ok(())
-}
-
-fn mount(
-    source: &str,
-    target: &str,
-    kind: &str,
-    flags: MountFlags,
-    data: Option<&std::ffi::CStr>,
-) -> Result<(), GuestError> {
-    rustix::mount::mount(source, target, kind, flags, data)
-        .map_err(doing(format!("mount {kind} {source} on {target}")))
 }
 
 #[cfg(test)]

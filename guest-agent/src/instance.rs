@@ -1,53 +1,30 @@
 //! One instance: a runner process and what became of it.
 //!
 //! ```text
-//!            start                    exit
-//!  Created ─────────► Running ─────────────────► Stopped
-//!     └───────────────────────────────────────────►
-//!                 exit (killed before Start)
+//!            start                process gone             execs gone
+//!  Created ─────────► Running ──────────────────► Ending ─────────────► Stopped
+//!     └──────────────────────────────────────────►
+//!              process gone (killed before Start)
 //! ```
 //!
-//! Only [`Instance::start`] and the one task that waits for the process change the phase.
+//! Only [`Instance::start`] and the one task that watches over the process change the phase. Ending is
+//! over at once but for an init, which has its execs to end.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use rustix::process::{Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use crate::error::AgentError;
+use crate::reap::{ProcessEnd, reap};
+use crate::signal::SignalNumber;
 use crate::spawn::Child;
-
-/// Added to a signal's number in the status of a process that it ended, as shells do.
-const SIGNALLED: u32 = 128;
-
-/// A signal that can be sent: 1 to 64, the realtime ones included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SignalNumber(u8);
-
-impl SignalNumber {
-    /// `None` for what is no signal.
-    #[must_use]
-    pub fn new(number: u32) -> Option<Self> {
-        match u8::try_from(number) {
-            Ok(number @ 1..=64) => Some(Self(number)),
-            _ => None,
-        }
-    }
-
-    fn send(self, process: BorrowedFd<'_>) -> io::Result<()> {
-        let (fd, number) = (process.as_raw_fd(), i32::from(self.0));
-        // SAFETY: takes two numbers and two zeros; the descriptor is open.
-        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, number, 0, 0) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
-    }
-}
+use crate::table::InstanceId;
+use crate::terminal::{Terminal, WindowSize};
+use crate::work::WorkFile;
 
 /// How an instance ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +42,9 @@ pub enum Phase {
     Created,
     /// Its program runs.
     Running,
-    /// Its process is gone.
+    /// Its process is gone, what depends on it not yet.
+    Ending,
+    /// All over.
     Stopped(Exit),
 }
 
@@ -76,6 +55,7 @@ impl Phase {
         match self {
             Self::Created => "created",
             Self::Running => "running",
+            Self::Ending => "stopping",
             Self::Stopped(_) => "stopped",
         }
     }
@@ -84,9 +64,11 @@ impl Phase {
     fn after(self, event: Event) -> Option<Self> {
         match (self, event) {
             (Self::Created, Event::Start) => Some(Self::Running),
-            (Self::Created | Self::Running, Event::Exit(exit)) => Some(Self::Stopped(exit)),
-            (Self::Running | Self::Stopped(_), Event::Start)
-            | (Self::Stopped(_), Event::Exit(_)) => None,
+            (Self::Created | Self::Running, Event::Gone) => Some(Self::Ending),
+            (Self::Ending, Event::Over(exit)) => Some(Self::Stopped(exit)),
+            (Self::Running | Self::Ending | Self::Stopped(_), Event::Start)
+            | (Self::Ending | Self::Stopped(_), Event::Gone)
+            | (Self::Created | Self::Running | Self::Stopped(_), Event::Over(_)) => None,
         }
     }
 }
@@ -94,34 +76,73 @@ impl Phase {
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Start,
-    Exit(Exit),
+    Gone,
+    Over(Exit),
+}
+
+/// A runner that has reported to be ready.
+#[derive(Debug)]
+pub struct Runner {
+    /// The process.
+    pub process: AsyncFd<Child>,
+    /// Write end of its start pipe.
+    pub start: OwnedFd,
+    /// What it works on.
+    pub work: Arc<WorkFile>,
+    /// Its terminal, if it has one.
+    pub terminal: Option<Arc<Terminal>>,
 }
 
 /// A loaded program.
 #[derive(Debug)]
 pub struct Instance {
-    name: String,
+    id: InstanceId,
     process: AsyncFd<Child>,
     start: Mutex<Option<OwnedFd>>,
+    work: Arc<WorkFile>,
+    terminal: Option<Arc<Terminal>>,
     phase: watch::Sender<Phase>,
+    /// We sent it a SIGKILL; without that, only the kernel's want of memory ends it so.
+    killed: AtomicBool,
 }
 
 impl Instance {
-    /// A runner that has reported to be ready; `start` is the write end of its start pipe.
+    /// It waits for its start.
     #[must_use]
-    pub fn new(name: String, process: AsyncFd<Child>, start: OwnedFd) -> Self {
+    pub fn new(id: InstanceId, runner: Runner) -> Self {
         Self {
-            name,
-            process,
-            start: Mutex::new(Some(start)),
+            id,
+            process: runner.process,
+            start: Mutex::new(Some(runner.start)),
+            work: runner.work,
+            terminal: runner.terminal,
             phase: watch::Sender::new(Phase::Created),
+            killed: AtomicBool::new(false),
         }
+    }
+
+    /// Which one it is.
+    #[must_use]
+    pub fn id(&self) -> &InstanceId {
+        &self.id
     }
 
     /// The runner's process id in the guest.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.get_ref().pid()
+    }
+
+    /// What it works on.
+    #[must_use]
+    pub fn work(&self) -> &Arc<WorkFile> {
+        &self.work
+    }
+
+    /// Whether it has a terminal.
+    #[must_use]
+    pub fn has_terminal(&self) -> bool {
+        self.terminal.is_some()
     }
 
     /// Where it stands.
@@ -136,11 +157,7 @@ impl Instance {
     /// [`AgentError::Phase`] unless it waits for that.
     pub fn start(&self) -> Result<(), AgentError> {
         if !self.advance(Event::Start) {
-            return Err(AgentError::Phase {
-                action: "start",
-                id: self.name.clone(),
-                phase: self.phase().name(),
-            });
+            return Err(self.wrong_phase("start"));
         }
         let pipe = self.lock_start().take();
         // A runner that was just killed cannot be told; its exit tells.
@@ -155,16 +172,34 @@ impl Instance {
     /// # Errors
     /// [`AgentError::Ended`] when there is nothing left to signal.
     pub fn kill(&self, signal: SignalNumber) -> Result<(), AgentError> {
-        if matches!(self.phase(), Phase::Stopped(_)) {
-            return Err(AgentError::Ended(self.name.clone()));
+        if matches!(self.phase(), Phase::Ending | Phase::Stopped(_)) {
+            return Err(AgentError::Ended(self.id.to_string()));
         }
         match signal.send(self.process.get_ref().as_fd()) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.killed.fetch_or(signal.is_kill(), Ordering::Relaxed);
+                Ok(())
+            }
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                Err(AgentError::Ended(self.name.clone()))
+                Err(AgentError::Ended(self.id.to_string()))
             }
             Err(error) => Err(AgentError::System("signal the runner", error)),
         }
+    }
+
+    /// Sets the size of its terminal; without one there is nothing to do, as with runc.
+    ///
+    /// # Errors
+    /// [`AgentError::Phase`] when it has ended.
+    pub fn resize(&self, size: WindowSize) -> Result<(), AgentError> {
+        if matches!(self.phase(), Phase::Ending | Phase::Stopped(_)) {
+            return Err(self.wrong_phase("resize the terminal of"));
+        }
+        let Some(terminal) = &self.terminal else {
+            return Ok(());
+        };
+        let failed = |error| AgentError::System("resize the terminal", error);
+        terminal.resize(size).map_err(failed)
     }
 
     /// How it ended, as soon as it has.
@@ -179,14 +214,31 @@ impl Instance {
         }
     }
 
-    /// Waits for the process and records its end; to be run once per instance.
-    pub async fn reap(&self) {
-        let status = reap(&self.process).await;
+    /// Waits for the process, which is [`Phase::Ending`] then; to be called once per instance.
+    pub async fn gone(&self) -> ProcessEnd {
+        let end = reap(&self.process).await.unwrap_or(ProcessEnd::KILLED);
         self.lock_start().take();
-        self.advance(Event::Exit(Exit {
-            status: status.unwrap_or(SIGNALLED + Signal::KILL.as_raw().unsigned_abs()),
-            at: SystemTime::now(),
-        }));
+        self.advance(Event::Gone);
+        end
+    }
+
+    /// Whether a process that ended so was ended by the guest's kernel, for want of memory.
+    #[must_use]
+    pub fn ran_out_of_memory(&self, end: ProcessEnd) -> bool {
+        end.is_kill() && !self.killed.load(Ordering::Relaxed)
+    }
+
+    /// Nothing of it is left; answers every [`Instance::wait`].
+    pub fn stop(&self, exit: Exit) {
+        self.advance(Event::Over(exit));
+    }
+
+    fn wrong_phase(&self, action: &'static str) -> AgentError {
+        AgentError::Phase {
+            action,
+            id: self.id.to_string(),
+            phase: self.phase().name(),
+        }
     }
 
     fn advance(&self, event: Event) -> bool {
@@ -204,55 +256,56 @@ impl Instance {
     }
 }
 
-/// Waits for a child's end; its exit code, or 128+n.
-///
-/// # Errors
-/// `waitid(2)`'s.
-pub async fn reap(process: &AsyncFd<Child>) -> io::Result<u32> {
-    let _ended = process.readable().await?;
-    let process = WaitId::PidFd(process.get_ref().as_fd());
-    let status = rustix::process::waitid(process, WaitIdOptions::EXITED)?
-        .ok_or(io::ErrorKind::WouldBlock)?;
-    let signal = status.terminating_signal().unwrap_or_default();
-    Ok(match status.exit_status() {
-        Some(code) => code.unsigned_abs(),
-        None => SIGNALLED + signal.unsigned_abs(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::path::Path;
-    use std::sync::Arc;
+    use wasmvm_protocol::agent::Program;
 
-    const TERM: SignalNumber = SignalNumber(15);
-    const KILL: SignalNumber = SignalNumber(9);
+    fn signal(number: u32) -> SignalNumber {
+        SignalNumber::new(number).unwrap()
+    }
 
     fn instance(script: &str) -> (Arc<Instance>, OwnedFd) {
         let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let child = crate::spawn::spawn(
-            Path::new("/bin/sh"),
-            "-c",
-            &[script.to_owned()],
-            [null(), null(), null()],
-            vec![],
-        )
+        let child = crate::spawn::spawn(crate::spawn::Start {
+            exe: Path::new("/bin/sh"),
+            mode: "-c",
+            args: &[script.to_owned()],
+            stdio: [null(), null(), null()],
+            passed: vec![],
+            terminal: false,
+        })
         .unwrap();
-        let instance = Arc::new(Instance::new(
-            "task web".into(),
-            crate::watch::watch_child(child).unwrap(),
-            write,
-        ));
-        let reaper = Arc::clone(&instance);
-        tokio::spawn(async move { reaper.reap().await });
-        (instance, read)
+        let runner = Runner {
+            process: crate::watch::watch_child(child).unwrap(),
+            start: write,
+            work: Arc::new(WorkFile::new(&Program::new()).unwrap()),
+            terminal: None,
+        };
+        let id = InstanceId {
+            task: "web".into(),
+            exec: String::new(),
+        };
+        (Arc::new(Instance::new(id, runner)), read)
+    }
+
+    /// As the supervisor watches over an instance without execs.
+    fn watched(script: &str) -> (Arc<Instance>, OwnedFd) {
+        let (instance, start) = instance(script);
+        let watcher = Arc::clone(&instance);
+        tokio::spawn(async move {
+            let status = watcher.gone().await.status();
+            let at = SystemTime::now();
+            watcher.stop(Exit { status, at });
+        });
+        (instance, start)
     }
 
     #[tokio::test]
     async fn every_waiter_hears_the_exit_code() {
-        let (instance, _start) = instance("exit 7");
+        let (instance, _start) = watched("exit 7");
         let (first, second) = tokio::join!(instance.wait(), instance.wait());
         assert_eq!((first.status, second.status), (7, 7));
         assert_eq!(instance.wait().await, first);
@@ -260,31 +313,55 @@ mod tests {
 
     #[tokio::test]
     async fn a_signal_before_start_ends_it() {
-        let (instance, _start) = instance("sleep 100");
-        instance.kill(TERM).unwrap();
+        let (instance, _start) = watched("sleep 100");
+        instance.kill(signal(15)).unwrap();
         assert_eq!(instance.wait().await.status, 143);
-        assert!(matches!(instance.kill(TERM), Err(AgentError::Ended(_))));
+        assert!(matches!(
+            instance.kill(signal(15)),
+            Err(AgentError::Ended(_))
+        ));
         assert!(matches!(instance.start(), Err(AgentError::Phase { .. })));
-    }
-
-    #[test]
-    fn signals_are_1_to_64() {
-        assert_eq!(SignalNumber::new(0), None);
-        assert_eq!(SignalNumber::new(15), Some(TERM));
-        assert!(SignalNumber::new(64).is_some());
-        assert_eq!(SignalNumber::new(65), None);
-        assert_eq!(SignalNumber::new(256 + 9), None);
     }
 
     #[tokio::test]
     async fn it_starts_once() {
-        let (instance, start) = instance("sleep 100");
+        let (instance, start) = watched("sleep 100");
         instance.start().unwrap();
         let mut byte = [0];
         assert_eq!(rustix::io::read(&start, &mut byte).unwrap(), 1);
         assert_eq!(instance.phase(), Phase::Running);
         assert!(instance.start().is_err());
-        instance.kill(KILL).unwrap();
+        instance.kill(signal(9)).unwrap();
         assert_eq!(instance.wait().await.status, 137);
+    }
+
+    #[tokio::test]
+    async fn a_kill_nobody_sent_is_want_of_memory() {
+        let (victim, _start) = instance("kill -KILL $$");
+        let end = victim.gone().await;
+        assert!(victim.ran_out_of_memory(end));
+        let (killed, _start) = instance("sleep 100");
+        killed.kill(signal(9)).unwrap();
+        let end = killed.gone().await;
+        assert_eq!(end.status(), 137);
+        assert!(!killed.ran_out_of_memory(end));
+        let (own_code, _start) = instance("exit 137");
+        let end = own_code.gone().await;
+        assert!(!own_code.ran_out_of_memory(end));
+    }
+
+    #[tokio::test]
+    async fn between_the_process_end_and_the_last_word_nothing_can_be_asked_of_it() {
+        let (instance, _start) = instance("exit 3");
+        let status = instance.gone().await.status();
+        assert_eq!(instance.phase(), Phase::Ending);
+        assert!(matches!(
+            instance.kill(signal(15)),
+            Err(AgentError::Ended(_))
+        ));
+        assert!(instance.start().is_err());
+        let at = SystemTime::now();
+        instance.stop(Exit { status, at });
+        assert_eq!(instance.wait().await.status, 3);
     }
 }

@@ -10,11 +10,14 @@
 //!                          ► `compile` compiler VM only: turns the module in the slot into an artifact
 //! ```
 //!
-//! * [`init`]: mounts, device nodes, role, clock, the listeners; the only code that needs to be PID 1.
-//! * [`supervisor`]: the table of instances; [`instance`]: the state machine of one.
+//! * [`init`]: mounts, device nodes, role, the listeners; the only code that needs to be PID 1.
+//! * [`tree`]: the task's file tree and its devices, clock, host name.
+//! * [`supervisor`]: what requests do; [`table`]: the instances; [`instance`]: the state machine of one.
 //! * [`service`]: a thin adapter from containerd's Task service to the supervisor; [`request`]: its door.
-//! * [`streams`]: stdio streams that no instance has claimed yet.
-//! * [`spawn`]: fork and exec with a fixed set of descriptors; [`report`]: what the child answers.
+//! * [`streams`]: stdio streams that no instance has claimed yet; [`stdio`], [`terminal`]: how a runner
+//!   gets them.
+//! * [`spawn`]: fork and exec with a fixed set of descriptors; [`work`]: what the child works on;
+//!   [`report`]: what it answers; [`signal`]: what it is sent; [`reap`]: how it ended.
 //! * [`slot`], [`engine`]: the artifact's mapping, and the one engine configuration.
 //! * [`runner`]: the process of one instance; `compiler` (feature `compiler`): the process of one compile.
 //!
@@ -43,15 +46,22 @@ pub mod error;
 pub mod init;
 pub mod instance;
 pub mod log;
+pub mod reap;
 pub mod report;
 pub mod request;
 pub mod runner;
 pub mod service;
+pub mod signal;
 pub mod slot;
 pub mod spawn;
+pub mod stdio;
 pub mod streams;
 pub mod supervisor;
+pub mod table;
+pub mod terminal;
+pub mod tree;
 mod watch;
+pub mod work;
 
 /// Dispatches by process id and arguments; returns the exit status.
 #[must_use]

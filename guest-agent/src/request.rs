@@ -1,25 +1,55 @@
-//! The door: containerd's Create request, parsed once into types.
+//! The door: containerd's requests, parsed once into types.
 
-use protobuf::Message;
-use wasmvm_protocol::agent::containerd::api::CreateTaskRequest;
-use wasmvm_protocol::agent::{PROGRAM_TYPE_URL, Program};
-use wasmvm_protocol::stream::{ID_BYTES_MAX, StdioFd};
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
+use wasmvm_protocol::agent::containerd::api::{
+    CreateTaskRequest, ExecProcessRequest, ResizePtyRequest, UpdateTaskRequest,
+};
+use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, PROGRAM_TYPE_URL, Program};
+use wasmvm_protocol::slot::SLOTS_MAX;
+use wasmvm_protocol::stream::ID_BYTES_MAX;
+
+use crate::table::InstanceId;
+use crate::terminal::WindowSize;
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// An id of length 0 or beyond [`ID_BYTES_MAX`].
-    #[error("task id of {0} bytes; allowed are 1 to {ID_BYTES_MAX}")]
-    IdLength(usize),
-    /// No options at all.
-    #[error("Create carries no {PROGRAM_TYPE_URL} in its options")]
-    NoProgram,
-    /// Options of a type we do not know.
-    #[error("Create carries options of type {0:?}, not {PROGRAM_TYPE_URL}")]
-    ProgramType(String),
-    /// Options that cannot be decoded.
-    #[error("the program cannot be decoded: {0}")]
-    Program(#[source] protobuf::Error),
+    #[error("{field} id of {bytes} bytes; allowed are 1 to {ID_BYTES_MAX}")]
+    IdLength {
+        /// `task` or `exec`.
+        field: &'static str,
+        /// The refused length.
+        bytes: usize,
+    },
+    /// No message of ours at all.
+    #[error("the request carries no {wanted} in its {field}")]
+    Absent {
+        /// `options`, `spec` or `resources`.
+        field: &'static str,
+        /// What belongs there.
+        wanted: &'static str,
+    },
+    /// A message of a type we do not know.
+    #[error("the request carries {found:?} in its {field}, not {wanted}")]
+    Type {
+        /// `options`, `spec` or `resources`.
+        field: &'static str,
+        /// What belongs there.
+        wanted: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A message that cannot be decoded.
+    #[error("{wanted} cannot be decoded: {source}")]
+    Decode {
+        /// What it should be.
+        wanted: &'static str,
+        /// Why not.
+        #[source]
+        source: protobuf::Error,
+    },
     /// A program without a name.
     #[error("args is empty")]
     NoArgs,
@@ -50,61 +80,123 @@ pub enum RequestError {
         /// The refused value.
         value: String,
     },
-    /// Terminals do not exist yet.
-    #[error("a terminal is not offered")]
-    Terminal,
+    /// A slot that no VM has.
+    #[error("there is no slot {slot}; they are numbered 0 to {last}", slot = .0, last = SLOTS_MAX - 1)]
+    Slot(u32),
+    /// A terminal that cannot be so large.
+    #[error("a terminal cannot have {columns} columns and {rows} rows; 65535 is the most of each")]
+    WindowSize {
+        /// The wanted width.
+        columns: u32,
+        /// The wanted height.
+        rows: u32,
+    },
     /// Checkpoints are not the agent's.
     #[error("restoring a checkpoint is not offered")]
     Checkpoint,
 }
 
-/// A program to create.
+/// A program to load: a task's init, or an exec.
 #[derive(Clone, Debug)]
-pub struct CreateRequest {
-    /// The task's id.
-    pub task: String,
+pub struct LoadRequest {
+    /// Which instance it becomes.
+    pub id: InstanceId,
     /// The program.
     pub program: Program,
-    /// Tokens of stdin, stdout and stderr; `None` is the null device.
+    /// Whether it gets a terminal; then it has no stderr of its own.
+    pub terminal: bool,
+    /// Tokens of stdin, stdout and stderr; `None` is no stream.
     pub stdio: [Option<u64>; 3],
 }
 
-impl CreateRequest {
-    /// Checks everything that can be checked without touching the guest.
+impl LoadRequest {
+    /// Checks everything of a Create that can be checked without touching the guest.
     ///
     /// # Errors
     /// [`RequestError`], naming the field and its value.
-    pub fn parse(request: &CreateTaskRequest) -> Result<Self, RequestError> {
-        let bytes = request.id.len();
-        if bytes == 0 || bytes > ID_BYTES_MAX {
-            return Err(RequestError::IdLength(bytes));
-        }
-        if request.terminal {
-            return Err(RequestError::Terminal);
-        }
+    pub fn create(request: &CreateTaskRequest) -> Result<Self, RequestError> {
         if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
             return Err(RequestError::Checkpoint);
         }
-        let options = request.options.as_ref().ok_or(RequestError::NoProgram)?;
-        if options.type_url != PROGRAM_TYPE_URL {
-            return Err(RequestError::ProgramType(options.type_url.clone()));
-        }
-        let program = Program::parse_from_bytes(&options.value).map_err(RequestError::Program)?;
-        check(&program)?;
         Ok(Self {
-            task: request.id.clone(),
-            program,
-            stdio: [
-                token("stdin", &request.stdin)?,
-                token("stdout", &request.stdout)?,
-                token("stderr", &request.stderr)?,
-            ],
+            id: InstanceId {
+                task: id("task", &request.id)?,
+                exec: String::new(),
+            },
+            program: program("options", &request.options)?,
+            terminal: request.terminal,
+            stdio: tokens(&request.stdin, &request.stdout, &request.stderr)?,
+        })
+    }
+
+    /// Checks everything of an Exec that can be checked without touching the guest.
+    ///
+    /// # Errors
+    /// [`RequestError`], naming the field and its value.
+    pub fn exec(request: &ExecProcessRequest) -> Result<Self, RequestError> {
+        Ok(Self {
+            id: InstanceId {
+                task: id("task", &request.id)?,
+                exec: id("exec", &request.exec_id)?,
+            },
+            program: program("spec", &request.spec)?,
+            terminal: request.terminal,
+            stdio: tokens(&request.stdin, &request.stdout, &request.stderr)?,
         })
     }
 }
 
-/// The descriptor of each position of [`CreateRequest::stdio`].
-pub const STDIO: [StdioFd; 3] = [StdioFd::Stdin, StdioFd::Stdout, StdioFd::Stderr];
+/// What an Update changes.
+///
+/// # Errors
+/// [`RequestError`], naming what is wrong.
+pub fn change(request: &UpdateTaskRequest) -> Result<Change, RequestError> {
+    message("resources", CHANGE_TYPE_URL, &request.resources)
+}
+
+/// The size that a `ResizePty` asks for.
+///
+/// # Errors
+/// [`RequestError::WindowSize`].
+pub fn window_size(request: &ResizePtyRequest) -> Result<WindowSize, RequestError> {
+    match (request.width.try_into(), request.height.try_into()) {
+        (Ok(columns), Ok(rows)) => Ok(WindowSize { columns, rows }),
+        _ => Err(RequestError::WindowSize {
+            columns: request.width,
+            rows: request.height,
+        }),
+    }
+}
+
+fn id(field: &'static str, id: &str) -> Result<String, RequestError> {
+    match id.len() {
+        1..=ID_BYTES_MAX => Ok(id.to_owned()),
+        bytes => Err(RequestError::IdLength { field, bytes }),
+    }
+}
+
+fn message<M: Message>(
+    field: &'static str,
+    wanted: &'static str,
+    any: &MessageField<Any>,
+) -> Result<M, RequestError> {
+    let any = any.as_ref().ok_or(RequestError::Absent { field, wanted })?;
+    if any.type_url != wanted {
+        let found = any.type_url.clone();
+        return Err(RequestError::Type {
+            field,
+            wanted,
+            found,
+        });
+    }
+    M::parse_from_bytes(&any.value).map_err(|source| RequestError::Decode { wanted, source })
+}
+
+fn program(field: &'static str, any: &MessageField<Any>) -> Result<Program, RequestError> {
+    let program = message(field, PROGRAM_TYPE_URL, any)?;
+    check(&program)?;
+    Ok(program)
+}
 
 fn check(program: &Program) -> Result<(), RequestError> {
     if program.args.is_empty() {
@@ -122,6 +214,9 @@ fn check(program: &Program) -> Result<(), RequestError> {
         .find(|entry| !matches!(entry.split_once('='), Some((key, _)) if !key.is_empty()))
     {
         return Err(RequestError::Env(entry.clone()));
+    }
+    if program.slot >= SLOTS_MAX {
+        return Err(RequestError::Slot(program.slot));
     }
     if !program.cwd.is_empty() {
         path("cwd", &program.cwd)?;
@@ -143,6 +238,14 @@ fn path(field: &'static str, value: &str) -> Result<(), RequestError> {
     Err(RequestError::Path { field, value })
 }
 
+fn tokens(stdin: &str, stdout: &str, stderr: &str) -> Result<[Option<u64>; 3], RequestError> {
+    Ok([
+        token("stdin", stdin)?,
+        token("stdout", stdout)?,
+        token("stderr", stderr)?,
+    ])
+}
+
 fn token(field: &'static str, value: &str) -> Result<Option<u64>, RequestError> {
     if value.is_empty() {
         return Ok(None);
@@ -159,37 +262,59 @@ fn token(field: &'static str, value: &str) -> Result<Option<u64>, RequestError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protobuf::MessageField;
-    use protobuf::well_known_types::any::Any;
 
-    fn request(edit: impl FnOnce(&mut CreateTaskRequest, &mut Program)) -> CreateTaskRequest {
+    fn any(type_url: &str, message: &impl Message) -> MessageField<Any> {
+        let mut any = Any::new();
+        any.type_url = type_url.into();
+        any.value = message.write_to_bytes().unwrap();
+        MessageField::some(any)
+    }
+
+    fn program_of_a_task() -> Program {
         let mut program = Program::new();
         program.args = vec!["hello.wasm".into()];
         program.env = vec!["A=b=c".into()];
         program.cwd = "/work".into();
+        program
+    }
+
+    fn request(edit: impl FnOnce(&mut CreateTaskRequest, &mut Program)) -> CreateTaskRequest {
+        let mut program = program_of_a_task();
         let mut request = CreateTaskRequest::new();
         request.id = "web".into();
         request.stdout = "7".into();
         edit(&mut request, &mut program);
-        let mut options = Any::new();
-        options.type_url = PROGRAM_TYPE_URL.into();
-        options.value = program.write_to_bytes().unwrap();
-        request.options = MessageField::some(options);
+        request.options = any(PROGRAM_TYPE_URL, &program);
         request
     }
 
     fn refusal(edit: impl FnOnce(&mut CreateTaskRequest, &mut Program)) -> String {
-        CreateRequest::parse(&request(edit))
-            .unwrap_err()
-            .to_string()
+        LoadRequest::create(&request(edit)).unwrap_err().to_string()
     }
 
     #[test]
-    fn a_whole_request() {
-        let parsed = CreateRequest::parse(&request(|_, _| {})).unwrap();
-        assert_eq!(parsed.task, "web");
+    fn a_whole_create() {
+        let parsed = LoadRequest::create(&request(|_, _| {})).unwrap();
+        assert_eq!(parsed.id.to_string(), "task \"web\"");
         assert_eq!(parsed.stdio, [None, Some(7), None]);
         assert_eq!(parsed.program.args, ["hello.wasm"]);
+        assert!(!parsed.terminal);
+    }
+
+    #[test]
+    fn a_whole_exec() {
+        let mut exec = ExecProcessRequest::new();
+        exec.id = "web".into();
+        exec.exec_id = "sh".into();
+        exec.terminal = true;
+        exec.stdin = "1".into();
+        exec.spec = any(PROGRAM_TYPE_URL, &program_of_a_task());
+        let parsed = LoadRequest::exec(&exec).unwrap();
+        assert_eq!(parsed.id.to_string(), "exec \"sh\" of task \"web\"");
+        assert!(parsed.terminal);
+        exec.exec_id.clear();
+        let error = LoadRequest::exec(&exec).unwrap_err().to_string();
+        assert_eq!(error, "exec id of 0 bytes; allowed are 1 to 76");
     }
 
     #[test]
@@ -198,21 +323,42 @@ mod tests {
         assert!(refusal(|request, _| request.id = String::new()).contains("0 bytes"));
         assert!(refusal(|request, _| request.id = "x".repeat(77)).contains("77 bytes"));
         assert!(refusal(|request, _| request.stdin = "fifo".into()).contains("stdin \"fifo\""));
-        assert!(refusal(|request, _| request.terminal = true).contains("terminal"));
         assert!(refusal(|_, program| program.env.push("=x".into())).contains("\"=x\""));
         assert!(refusal(|_, program| program.args.push("a\0".into())).contains("zero byte"));
         assert!(refusal(|_, program| program.cwd = "work".into()).contains("cwd \"work\""));
         assert!(refusal(|_, program| program.preopens.push("/a/../b".into())).contains("preopens"));
+        assert_eq!(
+            refusal(|_, program| program.slot = 16),
+            "there is no slot 16; they are numbered 0 to 15"
+        );
     }
 
     #[test]
     fn options_of_another_type_are_refused() {
         let mut other = request(|_, _| {});
         other.options.as_mut().unwrap().type_url = "x".into();
-        let error = CreateRequest::parse(&other).unwrap_err();
-        assert!(matches!(error, RequestError::ProgramType(_)));
+        let error = LoadRequest::create(&other).unwrap_err().to_string();
+        let expected = "the request carries \"x\" in its options, not wasmvm.agent.v1.Program";
+        assert_eq!(error, expected);
         other.options = MessageField::none();
-        let error = CreateRequest::parse(&other).unwrap_err();
-        assert!(matches!(error, RequestError::NoProgram));
+        let error = LoadRequest::create(&other).unwrap_err().to_string();
+        let expected = "the request carries no wasmvm.agent.v1.Program in its options";
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn changes_and_sizes() {
+        let mut update = UpdateTaskRequest::new();
+        assert!(change(&update).is_err());
+        let mut wanted = Change::new();
+        wanted.memory_bytes_max = Some(5);
+        update.resources = any(CHANGE_TYPE_URL, &wanted);
+        assert_eq!(change(&update).unwrap().memory_bytes_max, Some(5));
+        let mut resize = ResizePtyRequest::new();
+        (resize.width, resize.height) = (80, 24);
+        let (columns, rows) = (80, 24);
+        assert_eq!(window_size(&resize).unwrap(), WindowSize { columns, rows });
+        resize.height = 65536;
+        assert!(window_size(&resize).is_err());
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
+use protobuf::{Message, MessageField};
 use ttrpc::r#async::TtrpcContext;
 use wasmvm_protocol::agent::containerd::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
@@ -15,24 +16,29 @@ use wasmvm_protocol::agent::containerd::api::{
     UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use wasmvm_protocol::agent::containerd::shim_async::Task;
+use wasmvm_protocol::agent::{USAGE_TYPE_URL, Usage};
 
 use crate::error::AgentError;
-use crate::instance::{Exit, Phase, SignalNumber};
-use crate::request::CreateRequest;
+use crate::instance::{Exit, Phase};
+use crate::request::{self, LoadRequest};
+use crate::signal::SignalNumber;
 use crate::supervisor::Supervisor;
+use crate::table::InstanceId;
 
-/// What the agent says to every method it does not offer.
+/// What the agent says to every method that is the shim's or the VMM's alone.
 fn unimplemented<T>(method: &'static str) -> ttrpc::Result<T> {
     Err(AgentError::Unimplemented(method).into())
 }
 
-/// The task's id, unless the request is about an exec.
-fn init_of<'a>(id: &'a str, exec_id: &str) -> Result<&'a str, AgentError> {
-    if exec_id.is_empty() {
-        Ok(id)
-    } else {
-        Err(AgentError::NotFound(format!("exec {exec_id:?} of {id:?}")))
+fn instance_id(task: &str, exec: &str) -> InstanceId {
+    InstanceId {
+        task: task.to_owned(),
+        exec: exec.to_owned(),
     }
+}
+
+fn unencodable(error: protobuf::Error) -> AgentError {
+    AgentError::System("encode the answer", error.into())
 }
 
 fn timestamp(at: SystemTime) -> MessageField<Timestamp> {
@@ -70,9 +76,9 @@ impl Task for TaskService {
         _ctx: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
-        let request = CreateRequest::parse(&request).map_err(AgentError::from)?;
+        let request = LoadRequest::create(&request).map_err(AgentError::from)?;
         let mut response = CreateTaskResponse::new();
-        response.pid = self.supervisor.create(request).await?;
+        response.pid = self.supervisor.load(request).await?;
         Ok(response)
     }
 
@@ -81,9 +87,9 @@ impl Task for TaskService {
         _ctx: &TtrpcContext,
         request: StartRequest,
     ) -> ttrpc::Result<StartResponse> {
-        let task = init_of(&request.id, &request.exec_id)?;
+        let id = instance_id(&request.id, &request.exec_id);
         let mut response = StartResponse::new();
-        response.pid = self.supervisor.start(task)?;
+        response.pid = self.supervisor.start(&id)?;
         Ok(response)
     }
 
@@ -92,23 +98,24 @@ impl Task for TaskService {
         _ctx: &TtrpcContext,
         request: StateRequest,
     ) -> ttrpc::Result<StateResponse> {
-        let instance = self
-            .supervisor
-            .instance(init_of(&request.id, &request.exec_id)?)?;
+        let id = instance_id(&request.id, &request.exec_id);
+        let instance = self.supervisor.instance(&id)?;
         let mut response = StateResponse::new();
         response.id = request.id;
+        response.exec_id = request.exec_id;
         response.pid = instance.pid();
+        response.terminal = instance.has_terminal();
         match instance.phase() {
             Phase::Created => response.status = Status::CREATED.into(),
-            Phase::Running => response.status = Status::RUNNING.into(),
+            Phase::Running | Phase::Ending => response.status = Status::RUNNING.into(),
             Phase::Stopped(exit) => Self::stopped(&mut response, exit),
         }
         Ok(response)
     }
 
     async fn wait(&self, _ctx: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let task = init_of(&request.id, &request.exec_id)?;
-        let exit = self.supervisor.wait(task).await?;
+        let id = instance_id(&request.id, &request.exec_id);
+        let exit = self.supervisor.wait(&id).await?;
         let mut response = WaitResponse::new();
         response.exit_status = exit.status;
         response.exited_at = timestamp(exit.at);
@@ -116,9 +123,9 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _ctx: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
-        let task = init_of(&request.id, &request.exec_id)?;
+        let id = instance_id(&request.id, &request.exec_id);
         let signal = SignalNumber::new(request.signal).ok_or(AgentError::Signal(request.signal))?;
-        self.supervisor.kill(task, signal)?;
+        self.supervisor.kill(&id, signal, request.all)?;
         Ok(Empty::new())
     }
 
@@ -127,8 +134,8 @@ impl Task for TaskService {
         _ctx: &TtrpcContext,
         request: DeleteRequest,
     ) -> ttrpc::Result<DeleteResponse> {
-        let task = init_of(&request.id, &request.exec_id)?;
-        let (pid, exit) = self.supervisor.delete(task)?;
+        let id = instance_id(&request.id, &request.exec_id);
+        let (pid, exit) = self.supervisor.delete(&id)?;
         let mut response = DeleteResponse::new();
         response.pid = pid;
         response.exit_status = exit.status;
@@ -138,9 +145,54 @@ impl Task for TaskService {
 
     /// The end of stdin is the stream's half-close, which the shim does.
     async fn close_io(&self, _ctx: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
-        let task = init_of(&request.id, &request.exec_id)?;
-        self.supervisor.instance(task)?;
+        let id = instance_id(&request.id, &request.exec_id);
+        self.supervisor.instance(&id)?;
         Ok(Empty::new())
+    }
+
+    /// Loads the program; Start lets it run.
+    async fn exec(&self, _ctx: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        let request = LoadRequest::exec(&request).map_err(AgentError::from)?;
+        self.supervisor.load(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(
+        &self,
+        _ctx: &TtrpcContext,
+        request: ResizePtyRequest,
+    ) -> ttrpc::Result<Empty> {
+        let size = request::window_size(&request).map_err(AgentError::from)?;
+        let id = instance_id(&request.id, &request.exec_id);
+        self.supervisor.instance(&id)?.resize(size)?;
+        Ok(Empty::new())
+    }
+
+    async fn update(
+        &self,
+        _ctx: &TtrpcContext,
+        request: UpdateTaskRequest,
+    ) -> ttrpc::Result<Empty> {
+        let change = request::change(&request).map_err(AgentError::from)?;
+        let id = instance_id(&request.id, "");
+        self.supervisor.update(&id, &change)?;
+        Ok(Empty::new())
+    }
+
+    async fn stats(
+        &self,
+        _ctx: &TtrpcContext,
+        request: StatsRequest,
+    ) -> ttrpc::Result<StatsResponse> {
+        self.supervisor.instance(&instance_id(&request.id, ""))?;
+        let mut usage = Usage::new();
+        usage.oom_kills = self.supervisor.oom_kills();
+        let mut stats = Any::new();
+        stats.type_url = USAGE_TYPE_URL.into();
+        stats.value = usage.write_to_bytes().map_err(unencodable)?;
+        let mut response = StatsResponse::new();
+        response.stats = MessageField::some(stats);
+        Ok(response)
     }
 
     async fn pids(&self, _: &TtrpcContext, _: PidsRequest) -> ttrpc::Result<PidsResponse> {
@@ -157,22 +209,6 @@ impl Task for TaskService {
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
         unimplemented("Checkpoint")
-    }
-
-    async fn exec(&self, _: &TtrpcContext, _: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        unimplemented("Exec")
-    }
-
-    async fn resize_pty(&self, _: &TtrpcContext, _: ResizePtyRequest) -> ttrpc::Result<Empty> {
-        unimplemented("ResizePty")
-    }
-
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        unimplemented("Update")
-    }
-
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        unimplemented("Stats")
     }
 
     async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> ttrpc::Result<ConnectResponse> {

@@ -1,9 +1,9 @@
 //! Fork and exec of this same binary in another mode, with exactly the descriptors it is to have.
 //!
 //! ```text
-//!  0 1 2  stdio: the streams' own sockets, or the null device
-//!  3      the slot's device, read-only
-//!  4      runner: the encoded Program (memfd) · compile: the artifact (memfd)
+//!  0 1 2  stdio: the streams' own sockets, the null device, or a terminal
+//!  3      the slots' device, read-only
+//!  4      runner: what it works on ([`crate::work`]) · compile: the artifact (memfd)
 //!  5      report pipe ([`crate::report`])
 //!  6      runner: start pipe, one byte means go
 //! ```
@@ -16,12 +16,14 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+use crate::watch::watch;
+
 /// First argument of a runner.
 pub const RUNNER_MODE: &str = "runner";
 /// First argument of a compile.
 pub const COMPILE_MODE: &str = "compile";
 
-/// The slot's device.
+/// The slots' device.
 pub const SLOT_FD: RawFd = 3;
 /// What the child works on: the program, or the artifact's place.
 pub const WORK_FD: RawFd = 4;
@@ -86,27 +88,60 @@ impl AsFd for Child {
     }
 }
 
-/// A pidfd names one process for ever: both calls fail harmlessly if it was reaped before.
+/// A pidfd names one process for ever: both calls fail harmlessly if it was reaped before. A process
+/// that waits for the host's file server ends only when that answers, so nobody waits for it here.
 impl Drop for Child {
     fn drop(&mut self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-        let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        if let Ok(None) = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), ended)
+            && let Ok(pidfd) = self.pidfd.try_clone()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(reap_late(pidfd));
+        }
     }
 }
 
-/// Starts `exe` in `mode` with the given descriptors: `stdio` become 0, 1, 2 and `passed` 3, 4, ….
+async fn reap_late(pidfd: OwnedFd) {
+    let Ok(pidfd) = watch(pidfd) else { return };
+    let _ = pidfd.readable().await;
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    let _ = rustix::process::waitid(WaitId::PidFd(pidfd.get_ref().as_fd()), ended);
+}
+
+/// How a child starts.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// This binary.
+    pub exe: &'a Path,
+    /// Its first argument.
+    pub mode: &'static str,
+    /// The others.
+    pub args: &'a [String],
+    /// To be 0, 1 and 2.
+    pub stdio: [OwnedFd; 3],
+    /// To be 3, 4, ….
+    pub passed: Vec<OwnedFd>,
+    /// `stdio` is a terminal, to be the controlling one of a session of its own.
+    pub terminal: bool,
+}
+
+/// Starts a child with exactly the given descriptors.
 ///
 /// Its signal dispositions are the default ones and its mask is empty, whatever ours are.
 ///
 /// # Errors
 /// [`SpawnError`]; nothing is left behind.
-pub fn spawn(
-    exe: &Path,
-    mode: &'static str,
-    args: &[String],
-    stdio: [OwnedFd; 3],
-    passed: Vec<OwnedFd>,
-) -> Result<Child, SpawnError> {
+pub fn spawn(start: Start<'_>) -> Result<Child, SpawnError> {
+    let Start {
+        exe,
+        mode,
+        args,
+        stdio,
+        passed,
+        terminal,
+    } = start;
     let prepare = |source| SpawnError::Descriptors { mode, source };
     if passed.len() > PASSED_FDS_MAX {
         return Err(prepare(io::ErrorKind::InvalidInput.into()));
@@ -128,7 +163,14 @@ pub fn spawn(
         .stderr(Stdio::from(stderr));
     let sources: Vec<RawFd> = parked.iter().map(AsRawFd::as_raw_fd).collect();
     // SAFETY: the closure only makes async-signal-safe system calls and allocates nothing.
-    unsafe { command.pre_exec(move || place(&sources)) };
+    unsafe {
+        command.pre_exec(move || {
+            if terminal {
+                control_terminal()?;
+            }
+            place(&sources)
+        })
+    };
     let child = command
         .spawn()
         .map_err(|source| SpawnError::Exec { mode, source })?;
@@ -139,6 +181,15 @@ pub fn spawn(
         prepare(errno.into())
     })?;
     Ok(Child { pid, pidfd })
+}
+
+/// In the child: a session of its own, with descriptor 0 as its controlling terminal and itself in the
+/// foreground, so that ^C ends it.
+fn control_terminal() -> io::Result<()> {
+    rustix::process::setsid()?;
+    // SAFETY: std has put the terminal at 0 by now; it stays open until exec and after it.
+    let stdin = unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) };
+    Ok(rustix::process::ioctl_tiocsctty(stdin)?)
 }
 
 /// In the child: signals as a fresh system has them, whatever our own parent ignores. (exec resets

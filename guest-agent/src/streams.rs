@@ -1,13 +1,14 @@
 //! Stdio streams: from an accepted connection to the descriptor of a runner.
 //!
 //! ```text
-//! accept ──header──► unclaimed {token} ──claim (Create)──► descriptor 0, 1 or 2 of the runner
+//! accept ──header──► unclaimed {token} ──claim (Create, Exec)──► descriptor 0, 1 or 2 of the runner
 //!    │ HEADER_WAIT_MAX   │ UNCLAIMED_WAIT_MAX
 //!    └──► closed         └──► closed
 //! ```
 //!
 //! The connection itself becomes the runner's descriptor: nothing pumps bytes in between, so end of
-//! file, back-pressure and a gone reader are the socket's own.
+//! file, back-pressure and a gone reader are the socket's own. Only a terminal stands between them
+//! ([`crate::terminal`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -24,6 +25,7 @@ use wasmvm_protocol::stream::{
 };
 
 use crate::log::{self, Level};
+use crate::table::InstanceId;
 use crate::watch::watch;
 
 /// Connections that are open but belong to no instance yet.
@@ -45,29 +47,18 @@ pub enum ClaimError {
         token: u64,
     },
     /// It is somebody else's, or another descriptor's.
-    #[error(
-        "stream {token} was opened as {opened:?} of {task}, not as {wanted:?} of {wanted_task}"
-    )]
+    #[error("stream {token} was opened as {opened:?} of {owner}, not as {wanted:?} of {wanted_by}")]
     Mismatch {
         /// The token of the request.
         token: u64,
         /// As its header says.
         opened: StdioFd,
         /// As its header says.
-        task: String,
+        owner: InstanceId,
         /// As the request says.
         wanted: StdioFd,
         /// As the request says.
-        wanted_task: String,
-    },
-    /// It cannot be made blocking.
-    #[error("stream {token}")]
-    Blocking {
-        /// The token of the request.
-        token: u64,
-        /// The kernel's word.
-        #[source]
-        source: io::Error,
+        wanted_by: InstanceId,
     },
 }
 
@@ -103,27 +94,32 @@ impl Streams {
         }
     }
 
-    /// Takes the stream `token`, which must be `fd` of the task's init; in blocking mode.
+    /// Takes the stream `token`, which must be `fd` of the instance `id`; non-blocking.
     ///
     /// # Errors
     /// [`ClaimError`], after [`CLAIM_WAIT_MAX`] at the latest.
-    pub async fn claim(&self, token: u64, task: &str, fd: StdioFd) -> Result<OwnedFd, ClaimError> {
+    pub async fn claim(
+        &self,
+        token: u64,
+        id: &InstanceId,
+        fd: StdioFd,
+    ) -> Result<OwnedFd, ClaimError> {
         let (header, socket) = timeout(CLAIM_WAIT_MAX, self.take_when_there(token))
             .await
             .map_err(|_| ClaimError::Missing { token })?;
-        if header.fd != fd || header.task != task || !header.exec.is_empty() {
+        let owner = InstanceId {
+            task: header.task,
+            exec: header.exec,
+        };
+        if header.fd != fd || owner != *id {
             return Err(ClaimError::Mismatch {
                 token,
                 opened: header.fd,
-                task: header.task,
+                owner,
                 wanted: fd,
-                wanted_task: task.to_owned(),
+                wanted_by: id.clone(),
             });
         }
-        rustix::io::ioctl_fionbio(&socket, false).map_err(|errno| ClaimError::Blocking {
-            token,
-            source: errno.into(),
-        })?;
         Ok(socket)
     }
 
@@ -251,6 +247,13 @@ mod tests {
         .unwrap()
     }
 
+    fn init() -> InstanceId {
+        InstanceId {
+            task: "web".into(),
+            exec: String::new(),
+        }
+    }
+
     fn serve(directory: &tempfile::TempDir) -> (Arc<Streams>, impl Fn() -> UnixStream) {
         let path = directory.path().join("streams");
         let socket = UnixListener::bind(&path).unwrap();
@@ -265,7 +268,7 @@ mod tests {
         let (streams, connect) = serve(&directory);
         let claim = tokio::spawn({
             let streams = Arc::clone(&streams);
-            async move { streams.claim(7, "web", StdioFd::Stdout).await }
+            async move { streams.claim(7, &init(), StdioFd::Stdout).await }
         });
         tokio::task::yield_now().await;
         let mut shim = connect();
@@ -275,6 +278,7 @@ mod tests {
         tokio::task::yield_now().await;
         shim.write_all(&bytes[9..]).unwrap();
         let mut runner = UnixStream::from(claim.await.unwrap().unwrap());
+        runner.set_nonblocking(false).unwrap();
         let mut rest = [0; 5];
         runner.read_exact(&mut rest).unwrap();
         assert_eq!(&rest, b"after");
@@ -285,14 +289,34 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (streams, connect) = serve(&directory);
         connect().write_all(&header(7)).unwrap();
-        let error = streams.claim(7, "web", StdioFd::Stdin).await.unwrap_err();
+        let error = streams.claim(7, &init(), StdioFd::Stdin).await.unwrap_err();
         assert!(matches!(error, ClaimError::Mismatch { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_init_is_not_an_execs() {
+        let directory = tempfile::tempdir().unwrap();
+        let (streams, connect) = serve(&directory);
+        connect().write_all(&header(7)).unwrap();
+        let exec = InstanceId {
+            exec: "sh".into(),
+            ..init()
+        };
+        let error = streams
+            .claim(7, &exec, StdioFd::Stdout)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "stream 7 was opened as Stdout of task \"web\", not as Stdout of exec \"sh\" of task \"web\""
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_never_comes_is_named() {
         let error = Streams::default()
-            .claim(9, "web", StdioFd::Stdin)
+            .claim(9, &init(), StdioFd::Stdin)
             .await
             .unwrap_err();
         assert_eq!(error.to_string(), "stream 9 was not opened within 5 s");
@@ -311,6 +335,6 @@ mod tests {
             tokio::task::yield_now().await;
         }
         shims[0].write_all(&header(1)).unwrap();
-        assert!(streams.claim(1, "web", StdioFd::Stdout).await.is_ok());
+        assert!(streams.claim(1, &init(), StdioFd::Stdout).await.is_ok());
     }
 }

@@ -1,80 +1,83 @@
-//! The table of instances, and what containerd's requests do to it.
+//! What containerd's requests do to the instances of the guest.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
-use protobuf::Message;
-use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::pipe::PipeFlags;
 use tokio::io::unix::AsyncFd;
-use wasmvm_protocol::agent::Program;
+use tokio::time::timeout;
+use wasmvm_protocol::agent::{Change, Program};
+use wasmvm_protocol::slot::slot_address;
 
 use crate::error::AgentError;
-use crate::init::GuestError;
-use crate::instance::{self, Exit, Instance, Phase, SignalNumber};
+use crate::instance::{Exit, Instance, Phase, Runner};
+use crate::log::{self, Level};
+use crate::reap::reap;
 use crate::report::Report;
-use crate::request::{CreateRequest, STDIO};
+use crate::request::{LoadRequest, RequestError};
+use crate::signal::SignalNumber;
 use crate::spawn::{self, Child, RUNNER_MODE};
+use crate::stdio::Stdio;
 use crate::streams::Streams;
+use crate::table::{InstanceId, Table};
+use crate::terminal;
+use crate::tree::GuestError;
 use crate::watch::watch_child;
+use crate::work::WorkFile;
 
-/// Instances that have not been deleted.
-pub const INSTANCES_MAX: usize = 64;
+/// How long a task's end may wait for the ends of its execs, which were killed. Only one that waits for
+/// the host's file server can take longer.
+pub const EXECS_END_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Sets the guest up for a program.
+/// Sets the guest up for a task's first program.
 pub type Prepare = dyn Fn(&Program) -> Result<(), GuestError> + Send + Sync;
+/// Sets the wall clock, nanoseconds since the Unix epoch.
+pub type SetClock = dyn Fn(u64) -> Result<(), GuestError> + Send + Sync;
 
 /// Where instances run: the guest, or a test's directory.
 pub struct Site {
     /// This binary.
     pub exe: PathBuf,
-    /// The slot's device, opened read-only.
-    pub slot: OwnedFd,
-    /// Where the slot begins in it.
-    pub slot_offset: u64,
+    /// The slots' device, opened read-only; slot i begins at its [`slot_address`].
+    pub slots: OwnedFd,
     /// Root of the task's file tree.
     pub root: PathBuf,
-    /// Sets the guest up for a program: clock, file tree, host name.
+    /// Sets the guest up: clock, file tree, host name.
     pub prepare: Box<Prepare>,
+    /// Sets the clock alone.
+    pub set_clock: Box<SetClock>,
 }
 
 impl std::fmt::Debug for Site {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Site")
             .field("exe", &self.exe)
-            .field("slot_offset", &self.slot_offset)
             .field("root", &self.root)
             .finish_non_exhaustive()
     }
 }
 
-#[derive(Debug)]
-enum Entry {
-    /// A Create is under way.
-    Loading,
-    Loaded(Arc<Instance>),
-}
-
-/// All instances of the guest.
+/// All that runs in the guest.
 #[derive(Debug)]
 pub struct Supervisor {
     site: Site,
     streams: Arc<Streams>,
-    instances: Mutex<HashMap<String, Entry>>,
+    table: Table,
+    oom_kills: AtomicU64,
 }
 
 impl Supervisor {
-    /// An empty table.
+    /// Nothing runs yet.
     #[must_use]
     pub fn new(site: Site, streams: Arc<Streams>) -> Self {
         Self {
             site,
             streams,
-            instances: Mutex::default(),
+            table: Table::default(),
+            oom_kills: AtomicU64::new(0),
         }
     }
 
@@ -82,43 +85,66 @@ impl Supervisor {
     ///
     /// # Errors
     /// [`AgentError`]; nothing is left of the instance then.
-    pub async fn create(&self, request: CreateRequest) -> Result<u32, AgentError> {
-        let place = self.reserve(&request.task)?;
-        (self.site.prepare)(&request.program)?;
-        let stdio = self.stdio(&request).await?;
-        let (child, start) = self.load(&request.program, stdio).await?;
-        let name = name(&request.task);
-        let instance = Arc::new(Instance::new(name, child, start));
+    pub async fn load(self: &Arc<Self>, request: LoadRequest) -> Result<u32, AgentError> {
+        let work = WorkFile::new(&request.program).map_err(failed("hold the program"))?;
+        let work = Arc::new(work);
+        let place = self.table.reserve(request.id.clone(), Arc::clone(&work))?;
+        if request.id.is_init() {
+            (self.site.prepare)(&request.program)?;
+        }
+        let stdio = Stdio::open(&self.streams, &request).await?;
+        let (terminal, ends) = stdio.terminal.unzip();
+        let (process, start) = self
+            .run(&request.program, &work, stdio.runner, terminal.is_some())
+            .await?;
+        let pumped = terminal.clone().zip(ends);
+        let runner = Runner {
+            process,
+            start,
+            work,
+            terminal,
+        };
+        let instance = Arc::new(Instance::new(request.id, runner));
         let pid = instance.pid();
-        place.fill(Arc::clone(&instance));
-        tokio::spawn(async move { instance.reap().await });
+        place.fill(Arc::clone(&instance))?;
+        if let Some((terminal, ends)) = pumped {
+            tokio::spawn(terminal::pump(terminal, ends));
+        }
+        tokio::spawn(Arc::clone(self).watch_over(instance));
         Ok(pid)
     }
 
-    /// Lets a created program run; the runner's process id.
+    /// Lets a loaded program run; the runner's process id.
     ///
     /// # Errors
     /// [`AgentError::NotFound`], [`AgentError::Phase`].
-    pub fn start(&self, task: &str) -> Result<u32, AgentError> {
-        let instance = self.instance(task)?;
+    pub fn start(&self, id: &InstanceId) -> Result<u32, AgentError> {
+        let instance = self.table.get(id)?;
         instance.start()?;
         Ok(instance.pid())
     }
 
-    /// Signals a runner.
+    /// Signals a runner; with `all` and a task's first program, every runner of the task.
     ///
     /// # Errors
     /// [`AgentError::NotFound`], [`AgentError::Ended`].
-    pub fn kill(&self, task: &str, signal: SignalNumber) -> Result<(), AgentError> {
-        self.instance(task)?.kill(signal)
+    pub fn kill(&self, id: &InstanceId, signal: SignalNumber, all: bool) -> Result<(), AgentError> {
+        let instance = self.table.get(id)?;
+        if all && id.is_init() {
+            for exec in self.table.execs(&id.task) {
+                // One that has ended just now needs no signal.
+                let _ = exec.kill(signal);
+            }
+        }
+        instance.kill(signal)
     }
 
     /// How an instance ended, as soon as it has.
     ///
     /// # Errors
     /// [`AgentError::NotFound`].
-    pub async fn wait(&self, task: &str) -> Result<Exit, AgentError> {
-        let instance = self.instance(task)?;
+    pub async fn wait(&self, id: &InstanceId) -> Result<Exit, AgentError> {
+        let instance = self.table.get(id)?;
         Ok(instance.wait().await)
     }
 
@@ -126,165 +152,140 @@ impl Supervisor {
     ///
     /// # Errors
     /// [`AgentError::NotFound`], [`AgentError::Phase`].
-    pub fn delete(&self, task: &str) -> Result<(u32, Exit), AgentError> {
-        let instance = self.instance(task)?;
+    pub fn delete(&self, id: &InstanceId) -> Result<(u32, Exit), AgentError> {
+        let instance = self.table.get(id)?;
         let Phase::Stopped(exit) = instance.phase() else {
             return Err(AgentError::Phase {
                 action: "delete",
-                id: name(task),
+                id: id.to_string(),
                 phase: instance.phase().name(),
             });
         };
-        self.with(|instances| instances.remove(task));
+        self.table.remove(id);
         Ok((instance.pid(), exit))
     }
 
-    /// The instance of a task.
+    /// Moves the memory limit of all instances of a task, and the clock.
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`], [`AgentError::System`], [`AgentError::Guest`].
+    pub fn update(&self, id: &InstanceId, change: &Change) -> Result<(), AgentError> {
+        self.table.get(id)?;
+        if let Some(now) = change.wall_clock_ns {
+            (self.site.set_clock)(now)?;
+        }
+        if let Some(bytes) = change.memory_bytes_max {
+            for work in self.table.works(&id.task) {
+                work.set_memory_bytes_max(bytes)
+                    .map_err(failed("move the memory limit"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A loaded instance.
     ///
     /// # Errors
     /// [`AgentError::NotFound`].
-    pub fn instance(&self, task: &str) -> Result<Arc<Instance>, AgentError> {
-        self.with(|instances| match instances.get(task) {
-            Some(Entry::Loaded(instance)) => Ok(Arc::clone(instance)),
-            Some(Entry::Loading) | None => Err(AgentError::NotFound(name(task))),
-        })
+    pub fn instance(&self, id: &InstanceId) -> Result<Arc<Instance>, AgentError> {
+        self.table.get(id)
     }
 
-    fn reserve(&self, task: &str) -> Result<Place<'_>, AgentError> {
-        self.with(|instances| {
-            if instances.contains_key(task) {
-                return Err(AgentError::Exists(name(task)));
-            }
-            if instances.len() >= INSTANCES_MAX {
-                let error = io::ErrorKind::QuotaExceeded.into();
-                return Err(AgentError::System("hold more instances", error));
-            }
-            instances.insert(task.to_owned(), Entry::Loading);
-            Ok(())
-        })?;
-        Ok(Place {
-            supervisor: self,
-            task: task.to_owned(),
-            filled: false,
-        })
+    /// Runners that the guest's kernel has ended for want of memory.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        self.oom_kills.load(Ordering::Relaxed)
     }
 
-    async fn stdio(&self, request: &CreateRequest) -> Result<[OwnedFd; 3], AgentError> {
-        let mut fds = Vec::with_capacity(STDIO.len());
-        for (token, fd) in request.stdio.into_iter().zip(STDIO) {
-            fds.push(match token {
-                Some(token) => self.streams.claim(token, &request.task, fd).await?,
-                None => null_device()?,
-            });
+    /// Records an instance's end. With a task's first program everything else of the task ends, before
+    /// anybody hears of it.
+    async fn watch_over(self: Arc<Self>, instance: Arc<Instance>) {
+        let end = instance.gone().await;
+        let at = SystemTime::now();
+        if instance.ran_out_of_memory(end) {
+            self.oom_kills.fetch_add(1, Ordering::Relaxed);
         }
-        // Three went in.
-        fds.try_into()
-            .map_err(|_| AgentError::System("order stdio", io::ErrorKind::InvalidInput.into()))
+        if instance.id().is_init() {
+            self.end_execs(&instance.id().task).await;
+        }
+        let status = end.status();
+        instance.stop(Exit { status, at });
+    }
+
+    async fn end_execs(&self, task: &str) {
+        let execs = self.table.execs(task);
+        for exec in &execs {
+            let _ = exec.kill(SignalNumber::kill());
+        }
+        let ends = async {
+            for exec in &execs {
+                exec.wait().await;
+            }
+        };
+        if timeout(EXECS_END_WAIT_MAX, ends).await.is_err() {
+            log::line(Level::Warning, "an exec does not end although it is killed");
+        }
     }
 
     /// Spawns the runner and waits until it is ready; with the write end of its start pipe.
-    async fn load(
+    async fn run(
         &self,
         program: &Program,
+        work: &WorkFile,
         stdio: [OwnedFd; 3],
+        terminal: bool,
     ) -> Result<(AsyncFd<Child>, OwnedFd), AgentError> {
-        let prepare = |error| AgentError::System("prepare the runner", error);
-        let slot = self.site.slot.try_clone().map_err(prepare)?;
-        let program = encode(program).map_err(prepare)?;
+        let prepare = failed("prepare the runner");
+        let address = slot_address(program.slot).ok_or(RequestError::Slot(program.slot))?;
+        let slots = self.site.slots.try_clone().map_err(prepare)?;
         let (report, report_end) = pipe().map_err(prepare)?;
         let (start_end, start) = pipe().map_err(prepare)?;
-        let args = [
-            self.site.slot_offset.to_string(),
-            self.site.root.display().to_string(),
-        ];
-        let passed = vec![slot, program, report_end, start_end];
-        let child = spawn::spawn(&self.site.exe, RUNNER_MODE, &args, stdio, passed)?;
-        let child = await_ready(RUNNER_MODE, child, report).await?;
-        Ok((child, start))
+        let work = work.descriptor().map_err(prepare)?;
+        let child = spawn::spawn(spawn::Start {
+            exe: &self.site.exe,
+            mode: RUNNER_MODE,
+            args: &[address.to_string(), self.site.root.display().to_string()],
+            stdio,
+            passed: vec![slots, work, report_end, start_end],
+            terminal,
+        })?;
+        let process = watch_child(child).map_err(failed("watch the runner"))?;
+        self.await_ready(&process, report).await?;
+        Ok((process, start))
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut HashMap<String, Entry>) -> T) -> T {
-        change(
-            &mut self
-                .instances
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
-    }
-}
-
-/// A reserved id, free again if its Create fails or is cancelled.
-struct Place<'a> {
-    supervisor: &'a Supervisor,
-    task: String,
-    filled: bool,
-}
-
-impl Place<'_> {
-    fn fill(mut self, instance: Arc<Instance>) {
-        self.filled = true;
-        let task = self.task.clone();
-        self.supervisor
-            .with(|instances| instances.insert(task, Entry::Loaded(instance)));
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        if !self.filled {
-            self.supervisor
-                .with(|instances| instances.remove(&self.task));
+    /// Waits for a runner's report.
+    async fn await_ready(
+        &self,
+        process: &AsyncFd<Child>,
+        report: OwnedFd,
+    ) -> Result<(), AgentError> {
+        let report = Report::receive(report)
+            .await
+            .map_err(failed("read the runner's report"))?;
+        match report {
+            Some(Report::Ready(_)) => Ok(()),
+            Some(Report::Refused(text)) => Err(AgentError::Refused(text)),
+            Some(Report::Failed(text)) => Err(AgentError::Failed(text)),
+            None => {
+                let end = reap(process).await.map_err(failed("reap the runner"))?;
+                // Nobody can signal what has no id yet.
+                self.oom_kills
+                    .fetch_add(u64::from(end.is_kill()), Ordering::Relaxed);
+                Err(AgentError::silent(RUNNER_MODE, end))
+            }
         }
     }
 }
 
-/// Waits for a child's report; dropped on the way, the child is ended.
-async fn await_ready(
-    mode: &'static str,
-    child: Child,
-    report: OwnedFd,
-) -> Result<AsyncFd<Child>, AgentError> {
-    let failed = |what| move |error| AgentError::System(what, error);
-    let process = watch_child(child).map_err(failed("watch the runner"))?;
-    let report = Report::receive(report)
-        .await
-        .map_err(failed("read the runner's report"))?;
-    match report {
-        Some(Report::Ready(_)) => Ok(process),
-        Some(Report::Refused(text)) => Err(AgentError::Refused(text)),
-        Some(Report::Failed(text)) => Err(AgentError::Failed(text)),
-        None => {
-            let status = instance::reap(&process)
-                .await
-                .map_err(failed("reap the runner"))?;
-            Err(AgentError::silent(mode, status))
-        }
-    }
-}
-
-/// A task's id as it stands in sentences.
-fn name(task: &str) -> String {
-    format!("task {task:?}")
-}
-
-fn null_device() -> Result<OwnedFd, AgentError> {
-    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| AgentError::System("open the null device", errno.into()))
-}
-
-/// The program in a file of memory, to be read from its start.
-fn encode(program: &Program) -> io::Result<OwnedFd> {
-    let mut file = File::from(rustix::fs::memfd_create("program", MemfdFlags::CLOEXEC)?);
-    let bytes = program.write_to_bytes().map_err(io::Error::other)?;
-    file.write_all(&bytes)?;
-    file.rewind()?;
-    Ok(file.into())
+fn failed(what: &'static str) -> impl Fn(std::io::Error) -> AgentError + Copy {
+    move |error| AgentError::System(what, error)
 }
 
 /// Read end and write end, close-on-exec.
 ///
 /// # Errors
 /// `pipe2(2)`'s.
-pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+pub fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?)
 }

@@ -13,8 +13,16 @@ use crate::spawn::Child;
 /// # Errors
 /// `epoll_ctl(2)`'s.
 pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watch_for(fd, Interest::READABLE)
+}
+
+/// A non-blocking descriptor that is read or written when it is ready for that.
+///
+/// # Errors
+/// `epoll_ctl(2)`'s.
+pub fn watch_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd stays open and the same until it is dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 /// A child of which the end is waited for.

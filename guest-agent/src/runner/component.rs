@@ -4,12 +4,11 @@ use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::{self, bindings::CommandPre};
-use wasmvm_protocol::agent::Program;
 
 use crate::slot::SlotContent;
 
 use super::failure::LoadError;
-use super::limits::check_initial;
+use super::limits::Limits;
 use super::wasi::State;
 
 /// What a command exports, without its version.
@@ -32,7 +31,7 @@ impl ComponentProgram {
     ///
     /// # Errors
     /// [`LoadError`], one sentence for the component's author.
-    pub fn load(engine: &Engine, slot: &SlotContent, program: &Program) -> Result<Self, LoadError> {
+    pub fn load(engine: &Engine, slot: &SlotContent, limits: &Limits) -> Result<Self, LoadError> {
         // SAFETY: the content was made by this version's compiler in a VM of its own and is mapped,
         // unchanging, as long as the process lives.
         let component = unsafe { Component::deserialize_raw(engine, slot.memory()) }
@@ -41,7 +40,7 @@ impl ComponentProgram {
         let pages = component
             .resources_required()
             .and_then(|resources| resources.max_initial_memory_size);
-        check_initial(pages, program.memory_bytes_max)?;
+        limits.check_initial(pages)?;
         let mut linker = Linker::new(engine);
         p2::add_to_linker_async(&mut linker).map_err(LoadError::Engine)?;
         let linked = linker

@@ -2,12 +2,11 @@
 
 use wasmtime::{Engine, ExternType, InstancePre, Linker, Module, Store, UnknownImportError};
 use wasmtime_wasi::{I32Exit, p0, p1};
-use wasmvm_protocol::agent::Program;
 
 use crate::slot::SlotContent;
 
 use super::failure::LoadError;
-use super::limits::check_initial;
+use super::limits::Limits;
 use super::wasi::State;
 
 /// What a command exports (WASI `legacy/application-abi.md`).
@@ -23,17 +22,14 @@ impl CoreProgram {
     ///
     /// # Errors
     /// [`LoadError`], one sentence for the module's author.
-    pub fn load(engine: &Engine, slot: &SlotContent, program: &Program) -> Result<Self, LoadError> {
+    pub fn load(engine: &Engine, slot: &SlotContent, limits: &Limits) -> Result<Self, LoadError> {
         // SAFETY: the content was made by this version's compiler in a VM of its own and is mapped,
         // unchanging, as long as the process lives.
         let module = unsafe { Module::deserialize_raw(engine, slot.memory()) }
             .map_err(LoadError::Artifact)?;
         let linker = linker(engine).map_err(LoadError::Engine)?;
         check_entry(&module)?;
-        check_initial(
-            module.resources_required().max_initial_memory_size,
-            program.memory_bytes_max,
-        )?;
+        limits.check_initial(module.resources_required().max_initial_memory_size)?;
         let linked = linker.instantiate_pre(&module).map_err(link_error)?;
         Ok(Self { linked })
     }

@@ -1,7 +1,7 @@
 //! The process of one instance.
 //!
 //! ```text
-//! map the slot ─► read the program ─► chroot, drop privileges ─► load, link ─► report ─► wait for Start ─► run
+//! read the program ─► map its slot ─► chroot, drop privileges ─► load, link ─► report ─► wait for Start ─► run
 //! ```
 //!
 //! Everything that needs root happens before the first byte of the artifact is looked at. One thread:
@@ -23,7 +23,6 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
-use protobuf::Message;
 use wasmtime::{Engine, Store};
 use wasmvm_protocol::agent::{ModuleKind, Program};
 use wasmvm_protocol::slot::SlotKind;
@@ -33,8 +32,10 @@ use crate::log::{self, Level};
 use crate::report::Report;
 use crate::slot::SlotContent;
 use crate::spawn::{self, REPORT_FD, SLOT_FD, START_FD, WORK_FD};
+use crate::work::MemoryLimit;
 
 use self::failure::LoadError;
+use self::limits::Limits;
 use self::wasi::State;
 
 /// Status of a process that a trap ended: 128 + SIGABRT, as `wasmtime run`'s.
@@ -50,19 +51,19 @@ enum Loaded {
 
 /// What the parent passed.
 struct Inherited {
-    slot: OwnedFd,
-    slot_offset: u64,
+    slots: OwnedFd,
+    slot_address: u64,
     root: String,
-    program: File,
+    work: File,
     report: File,
     start: File,
 }
 
-/// The mode `runner SLOT_OFFSET ROOT`; the descriptors are [`spawn`]'s.
+/// The mode `runner SLOT_ADDRESS ROOT`; the descriptors are [`spawn`]'s.
 #[must_use]
 pub fn main(args: impl Iterator<Item = String>) -> i32 {
     let Some(inherited) = Inherited::take(args) else {
-        log::line(Level::Error, "usage: runner SLOT_OFFSET ROOT");
+        log::line(Level::Error, "usage: runner SLOT_ADDRESS ROOT");
         return 2;
     };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
@@ -77,19 +78,19 @@ pub fn main(args: impl Iterator<Item = String>) -> i32 {
 
 async fn run(inherited: Inherited) -> i32 {
     let Inherited {
-        slot,
-        slot_offset,
+        slots,
+        slot_address,
         root,
-        mut program,
+        work,
         report,
         mut start,
     } = inherited;
-    let loaded = read_program(&mut program).and_then(|program| {
-        let slot = map_slot(slot, slot_offset)?;
+    let loaded = read_work(work).and_then(|(program, limit)| {
+        let slot = map_slot(slots, slot_address)?;
         wasi::seed_random();
         privileges::drop_to(&program, &root)?;
         let kind = kind_of(&slot)?;
-        let (store, loaded) = load(&program, &slot)?;
+        let (store, loaded) = load(&program, limit, &slot)?;
         Ok((program, kind, store, loaded))
     });
     let (program, kind, store, loaded) = match loaded {
@@ -114,38 +115,34 @@ async fn run(inherited: Inherited) -> i32 {
 
 impl Inherited {
     fn take(mut args: impl Iterator<Item = String>) -> Option<Self> {
-        let slot_offset = args.next()?.parse().ok()?;
+        let slot_address = args.next()?.parse().ok()?;
         let root = args.next()?;
         // SAFETY: the parent put them there for us; each is taken once.
-        let slot = unsafe { spawn::take(SLOT_FD) };
+        let slots = unsafe { spawn::take(SLOT_FD) };
         // SAFETY: as above.
-        let program = unsafe { spawn::take(WORK_FD) };
+        let work = unsafe { spawn::take(WORK_FD) };
         // SAFETY: as above.
         let report = unsafe { spawn::take(REPORT_FD) };
         // SAFETY: as above.
         let start = unsafe { spawn::take(START_FD) };
         Some(Self {
-            slot,
-            slot_offset,
+            slots,
+            slot_address,
             root,
-            program: program.into(),
+            work: work.into(),
             report: report.into(),
             start: start.into(),
         })
     }
 }
 
-fn read_program(file: &mut File) -> Result<Program, LoadError> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)
-        .map_err(|error| LoadError::System("read the program", error))?;
-    Program::parse_from_bytes(&bytes)
-        .map_err(|error| LoadError::System("decode the program", error.into()))
+fn read_work(file: File) -> Result<(Program, MemoryLimit), LoadError> {
+    MemoryLimit::open(file).map_err(|error| LoadError::System("read the program", error))
 }
 
 /// Maps the artifact; the device is closed for good.
-fn map_slot(slot: OwnedFd, offset: u64) -> Result<SlotContent, LoadError> {
-    SlotContent::map(slot, offset, true).map_err(LoadError::Slot)
+fn map_slot(slots: OwnedFd, address: u64) -> Result<SlotContent, LoadError> {
+    SlotContent::map(slots, address, true).map_err(LoadError::Slot)
 }
 
 fn kind_of(slot: &SlotContent) -> Result<ModuleKind, LoadError> {
@@ -156,17 +153,22 @@ fn kind_of(slot: &SlotContent) -> Result<ModuleKind, LoadError> {
     }
 }
 
-fn load(program: &Program, slot: &SlotContent) -> Result<(Store<State>, Loaded), LoadError> {
+fn load(
+    program: &Program,
+    limit: MemoryLimit,
+    slot: &SlotContent,
+) -> Result<(Store<State>, Loaded), LoadError> {
     let engine = runner_config()
         .and_then(|config| Engine::new(&config))
         .map_err(LoadError::Engine)?;
     let component = slot.header.kind == SlotKind::ComponentArtifact;
+    let limits = Limits::new(limit)?;
     let loaded = if component {
-        Loaded::Component(component::ComponentProgram::load(&engine, slot, program)?)
+        Loaded::Component(component::ComponentProgram::load(&engine, slot, &limits)?)
     } else {
-        Loaded::Core(core::CoreProgram::load(&engine, slot, program)?)
+        Loaded::Core(core::CoreProgram::load(&engine, slot, &limits)?)
     };
-    let state = State::new(program, component)?;
+    let state = State::new(program, limits, component)?;
     let mut store = Store::new(&engine, state);
     store.limiter(State::limits);
     Ok((store, loaded))

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -51,7 +52,7 @@ pub fn write_all(fd: RawFd, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// A stream is a socket and raises no `SIGPIPE`: that signal keeps its default action, for who sends it
-/// from outside. Anything else is the null device.
+/// from outside. Anything else is the null device or a terminal.
 fn write_once(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
     match rustix::net::send(fd, bytes, SendFlags::NOSIGNAL) {
         Err(Errno::NOTSOCK) => rustix::io::write(fd, bytes),
@@ -96,13 +97,17 @@ impl AsRawFd for Watched {
 
 /// Returns when standard input is readable.
 async fn until_readable() {
+    // Registered once for the process, as epoll takes a descriptor only once; any number may wait.
+    static WATCHED: OnceLock<Option<AsyncFd<Watched>>> = OnceLock::new();
+    let watched = WATCHED.get_or_init(|| {
+        // SAFETY: descriptor 0 stays open and the same as long as the process lives.
+        unsafe { AsyncFd::register_with_interest(Watched, Interest::READABLE) }.ok()
+    });
     // What epoll does not take (a regular file, the null device) is always readable.
-    // SAFETY: descriptor 0 stays open and the same as long as the process lives.
-    let watched = unsafe { AsyncFd::register_with_interest(Watched, Interest::READABLE) };
-    let Ok(watched) = watched else {
+    let Some(watched) = watched else {
         return;
     };
-    // Registering tells about what is there already, so an earlier event is not missed.
+    // Asked anew before each wait, so what came in before is not missed.
     while !readable() {
         match watched.readable().await {
             Ok(mut ready) => ready.clear_ready(),

@@ -20,7 +20,7 @@ impl State {
     ///
     /// # Errors
     /// [`LoadError::System`] when `/` cannot be opened.
-    pub fn new(program: &Program, component: bool) -> Result<Self, LoadError> {
+    pub fn new(program: &Program, limits: Limits, component: bool) -> Result<Self, LoadError> {
         let mut builder = WasiCtxBuilder::new();
         builder
             .args(&program.args)
@@ -44,7 +44,7 @@ impl State {
         }
         Ok(Self {
             wasi: builder.build_p1(),
-            limits: Limits::new(program.memory_bytes_max),
+            limits,
         })
     }
 

@@ -1,9 +1,9 @@
 //! A guest without a VM.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,31 +19,44 @@ use wasmvm_guest_agent::engine::ARTIFACT_VERSION;
 use wasmvm_guest_agent::service::TaskService;
 use wasmvm_guest_agent::streams::{self, Streams as Unclaimed};
 use wasmvm_guest_agent::supervisor::{Site, Supervisor};
-pub use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::api::{
-    CreateTaskRequest, DeleteRequest, KillRequest, PauseRequest, StartRequest, StateRequest,
-    WaitRequest,
+    CreateTaskRequest, ExecProcessRequest, KillRequest, PauseRequest, StatsRequest,
+    UpdateTaskRequest,
 };
 use wasmvm_protocol::agent::containerd::shim_async::{TaskClient, create_task};
 use wasmvm_protocol::agent::{
-    CompileRequest, CompilerClient, ModuleKind, PROGRAM_TYPE_URL, create_compiler,
+    CHANGE_TYPE_URL, CompileRequest, CompilerClient, ModuleKind, PROGRAM_TYPE_URL, Usage,
+    create_compiler,
 };
-use wasmvm_protocol::slot::{SLOT_HEADER_BYTES, SlotHeader, SlotKind};
+pub use wasmvm_protocol::agent::{Change, Program};
+use wasmvm_protocol::slot::{SLOT_HEADER_BYTES, SlotHeader, SlotKind, slot_address};
 use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 
-const TASK: &str = "web";
+use crate::process::Process;
+
+pub const TASK: &str = "web";
 const EXE: &str = env!("CARGO_BIN_EXE_wasmvm-agent");
 
-type Refusal = (Code, String);
+pub type Refusal = (Code, String);
 type Artifact = (ModuleKind, Vec<u8>);
 
-/// Tokens of a Create request.
+/// What a Create or Exec request says of stdio: tokens, and whether it is a terminal.
 #[derive(Default)]
-pub struct Streams([String; 3]);
+pub struct Streams {
+    tokens: [String; 3],
+    terminal: bool,
+}
 
 impl Streams {
     pub fn none() -> Self {
         Self::default()
+    }
+
+    pub fn terminal(self) -> Self {
+        Self {
+            terminal: true,
+            ..self
+        }
     }
 }
 
@@ -58,18 +71,21 @@ pub struct Guest {
     directory: TempDir,
     client: TaskClient,
     tokens: AtomicU64,
+    /// What the clock was last set to.
+    pub clock: Arc<AtomicU64>,
     _server: ttrpc::r#async::Server,
 }
 
 /// Code and sentence of an RPC's refusal.
-fn refusal(error: ttrpc::Error) -> Refusal {
+pub fn refusal(error: ttrpc::Error) -> Refusal {
     match error {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message),
         other => panic!("not a status: {other:?}"),
     }
 }
 
-fn write_slot(path: &Path, kind: SlotKind, content: &[u8]) {
+/// Into a file with holes: slots are gibibytes apart.
+fn write_slot(path: &Path, at: u64, kind: SlotKind, content: &[u8]) {
     let header = SlotHeader {
         kind,
         content_bytes: content.len() as u64,
@@ -78,7 +94,24 @@ fn write_slot(path: &Path, kind: SlotKind, content: &[u8]) {
     let mut bytes = header.encode().to_vec();
     bytes.resize(SLOT_HEADER_BYTES, 0);
     bytes.extend_from_slice(content);
-    fs::write(path, bytes).unwrap();
+    let mut file = File::options();
+    let file = file.write(true).create(true).truncate(false).open(path);
+    file.unwrap().write_all_at(&bytes, at).unwrap();
+}
+
+fn write_artifact(path: &Path, slot: u32, (kind, artifact): &Artifact) {
+    let kind = match kind {
+        ModuleKind::MODULE_KIND_COMPONENT => SlotKind::ComponentArtifact,
+        _ => SlotKind::CoreArtifact,
+    };
+    write_slot(path, slot_address(slot).unwrap(), kind, artifact);
+}
+
+fn any(type_url: &str, message: &impl Message) -> MessageField<Any> {
+    let mut any = Any::new();
+    any.type_url = type_url.into();
+    any.value = message.write_to_bytes().unwrap();
+    MessageField::some(any)
 }
 
 fn address(path: &Path) -> String {
@@ -91,25 +124,26 @@ impl Guest {
         Self::of_artifact(compile(&wat::parse_str(wat).unwrap()).unwrap()).await
     }
 
-    pub async fn of_artifact((kind, artifact): Artifact) -> Self {
+    pub async fn of_artifact(artifact: Artifact) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let kind = match kind {
-            ModuleKind::MODULE_KIND_COMPONENT => SlotKind::ComponentArtifact,
-            _ => SlotKind::CoreArtifact,
-        };
-        write_slot(&at("slot"), kind, &artifact);
+        write_artifact(&at("slots"), 0, &artifact);
         fs::create_dir(at("tree")).unwrap();
         let streams = Arc::new(Unclaimed::default());
         let listener = UnixListener::bind(at("streams")).unwrap();
         let listener = streams::listener(listener.into()).unwrap();
         tokio::spawn(Arc::clone(&streams).serve(listener));
+        let clock = Arc::new(AtomicU64::new(0));
+        let set_clock = Arc::clone(&clock);
         let site = Site {
             exe: EXE.into(),
-            slot: File::open(at("slot")).unwrap().into(),
-            slot_offset: 0,
+            slots: File::open(at("slots")).unwrap().into(),
             root: at("tree"),
             prepare: Box::new(|_| Ok(())),
+            set_clock: Box::new(move |now| {
+                set_clock.store(now, Ordering::Relaxed);
+                Ok(())
+            }),
         };
         let service = TaskService::new(Arc::new(Supervisor::new(site, streams)));
         let mut server = ttrpc::r#async::Server::new()
@@ -124,8 +158,15 @@ impl Guest {
             client: TaskClient::new(client),
             directory,
             tokens: AtomicU64::new(1),
+            clock,
             _server: server,
         }
+    }
+
+    /// Fills another slot.
+    pub fn fill_slot(&self, slot: u32, wat: &str) {
+        let artifact = compile(&wat::parse_str(wat).unwrap()).unwrap();
+        write_artifact(&self.directory.path().join("slots"), slot, &artifact);
     }
 
     fn tree(&self, name: &str) -> PathBuf {
@@ -145,40 +186,44 @@ impl Guest {
 
     /// Overwrites the version that wasmtime writes into an artifact.
     pub fn spoil_artifact(&self) {
-        let path = self.directory.path().join("slot");
-        let mut bytes = fs::read(&path).unwrap();
+        let path = self.directory.path().join("slots");
+        // The open descriptor of the site must see it: same file.
+        let mut file = File::options().read(true).write(true).open(path).unwrap();
+        let start = slot_address(0).unwrap();
+        file.seek(SeekFrom::Start(start)).unwrap();
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
         let version = ARTIFACT_VERSION.as_bytes();
         let at = bytes
             .windows(version.len())
             .position(|window| window == version)
             .expect("the artifact names its version");
-        bytes[at + version.len() - 1] ^= 1;
-        // The open descriptor of the site must see it: same file.
-        File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .write_all(&bytes)
+        let last = at + version.len() - 1;
+        file.write_all_at(&[bytes[last] ^ 1], start + last as u64)
             .unwrap();
     }
 
     /// Opens three streams; the shim's ends of stdin, stdout and stderr.
     pub async fn streams(&self) -> (Streams, [UnixStream; 3]) {
-        let mut tokens = Streams::none();
+        self.streams_of("").await
+    }
+
+    pub async fn streams_of(&self, exec: &str) -> (Streams, [UnixStream; 3]) {
+        let mut streams = Streams::none();
         let ends = [StdioFd::Stdin, StdioFd::Stdout, StdioFd::Stderr].map(|fd| {
             let token = self.tokens.fetch_add(1, Ordering::Relaxed);
             let header = StreamHeader {
                 token,
                 task: TASK.into(),
-                exec: String::new(),
+                exec: exec.into(),
                 fd,
             };
             let mut socket = UnixStream::connect(self.directory.path().join("streams")).unwrap();
             socket.write_all(&header.encode().unwrap()).unwrap();
-            tokens.0[fd as usize] = token.to_string();
+            streams.tokens[fd as usize] = token.to_string();
             socket
         });
-        (tokens, ends)
+        (streams, ends)
     }
 
     pub async fn create(
@@ -186,57 +231,67 @@ impl Guest {
         edit: impl FnOnce(&mut Program),
         streams: Streams,
     ) -> Result<u32, Refusal> {
-        let mut program = Program::new();
-        program.args = vec!["prog.wasm".into()];
-        edit(&mut program);
-        let mut options = Any::new();
-        options.type_url = PROGRAM_TYPE_URL.into();
-        options.value = program.write_to_bytes().unwrap();
         let mut request = CreateTaskRequest::new();
         request.id = TASK.into();
-        [request.stdin, request.stdout, request.stderr] = streams.0;
-        request.options = MessageField::some(options);
+        request.terminal = streams.terminal;
+        [request.stdin, request.stdout, request.stderr] = streams.tokens;
+        request.options = any(PROGRAM_TYPE_URL, &program(edit));
         let response = self.client.create(context(), &request).await;
         response.map(|response| response.pid).map_err(refusal)
     }
 
-    pub async fn start(&self) -> Result<(), Refusal> {
-        let mut request = StartRequest::new();
+    pub async fn exec(
+        &self,
+        exec: &str,
+        edit: impl FnOnce(&mut Program),
+        streams: Streams,
+    ) -> Result<(), Refusal> {
+        let mut request = ExecProcessRequest::new();
         request.id = TASK.into();
-        let response = self.client.start(context(), &request).await;
+        request.exec_id = exec.into();
+        request.terminal = streams.terminal;
+        [request.stdin, request.stdout, request.stderr] = streams.tokens;
+        request.spec = any(PROGRAM_TYPE_URL, &program(edit));
+        let response = self.client.exec(context(), &request).await;
         response.map(drop).map_err(refusal)
     }
 
+    /// The task's first program.
+    pub fn init(&self) -> Process<'_> {
+        self.process("")
+    }
+
+    pub fn process<'a>(&'a self, exec: &'a str) -> Process<'a> {
+        Process::new(&self.client, exec)
+    }
+
+    pub async fn start(&self) -> Result<(), Refusal> {
+        self.init().start().await.map(drop)
+    }
+
     pub async fn kill(&self, signal: u32) -> Result<(), Refusal> {
+        self.init().kill(signal).await
+    }
+
+    pub async fn kill_all(&self, signal: u32) -> Result<(), Refusal> {
         let mut request = KillRequest::new();
         request.id = TASK.into();
         request.signal = signal;
+        request.all = true;
         let response = self.client.kill(context(), &request).await;
         response.map(drop).map_err(refusal)
     }
 
     pub async fn wait(&self) -> u32 {
-        let mut request = WaitRequest::new();
-        request.id = TASK.into();
-        let response = self.client.wait(context(), &request).await.unwrap();
-        assert!(response.exited_at.seconds > 1_000_000_000);
-        response.exit_status
+        self.init().wait().await
     }
 
     pub async fn state(&self) -> Result<String, Refusal> {
-        let mut request = StateRequest::new();
-        request.id = TASK.into();
-        let response = self.client.state(context(), &request).await;
-        response
-            .map(|response| format!("{:?}", response.status.enum_value().unwrap()))
-            .map_err(refusal)
+        self.init().state().await
     }
 
     pub async fn delete(&self) -> Result<(), Refusal> {
-        let mut request = DeleteRequest::new();
-        request.id = TASK.into();
-        let response = self.client.delete(context(), &request).await;
-        response.map(drop).map_err(refusal)
+        self.init().delete().await
     }
 
     pub async fn pause(&self) -> Result<(), Refusal> {
@@ -244,6 +299,23 @@ impl Guest {
         request.id = TASK.into();
         let response = self.client.pause(context(), &request).await;
         response.map(drop).map_err(refusal)
+    }
+
+    pub async fn update(&self, edit: impl FnOnce(&mut Change)) -> Result<(), Refusal> {
+        let mut change = Change::new();
+        edit(&mut change);
+        let mut request = UpdateTaskRequest::new();
+        request.id = TASK.into();
+        request.resources = any(CHANGE_TYPE_URL, &change);
+        let response = self.client.update(context(), &request).await;
+        response.map(drop).map_err(refusal)
+    }
+
+    pub async fn oom_kills(&self) -> u64 {
+        let mut request = StatsRequest::new();
+        request.id = TASK.into();
+        let stats = self.client.stats(context(), &request).await.unwrap().stats;
+        Usage::parse_from_bytes(&stats.value).unwrap().oom_kills
     }
 
     /// Create, Start, everything read, Wait.
@@ -279,7 +351,14 @@ impl Guest {
     }
 }
 
-fn context() -> ttrpc::context::Context {
+fn program(edit: impl FnOnce(&mut Program)) -> Program {
+    let mut program = Program::new();
+    program.args = vec!["prog.wasm".into()];
+    edit(&mut program);
+    program
+}
+
+pub fn context() -> ttrpc::context::Context {
     ttrpc::context::with_timeout(30_000_000_000)
 }
 
@@ -287,7 +366,7 @@ fn context() -> ttrpc::context::Context {
 pub async fn compile_by_service(wasm: &[u8]) -> Result<Artifact, Refusal> {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
-    write_slot(&at("slot"), SlotKind::Wasm, wasm);
+    write_slot(&at("slot"), 0, SlotKind::Wasm, wasm);
     let listener = UnixListener::bind(at("artifact")).unwrap();
     let service = CompilerService::new(
         EXE.into(),

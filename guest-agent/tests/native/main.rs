@@ -7,8 +7,14 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod execs;
 mod guest;
+mod process;
 mod programs;
+mod terminals;
+
+use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
 
 use guest::{Guest, Streams};
 use ttrpc::Code;
@@ -216,6 +222,99 @@ async fn waiting_for_input_and_a_clock_ends_by_the_clock() {
     guest.start().await.unwrap();
     // One event, of the clock.
     assert_eq!(guest.wait().await, 10);
+}
+
+#[tokio::test]
+async fn two_waits_for_input_are_as_patient_as_one() {
+    let guest = Guest::with(programs::POLL_TWICE).await;
+    let (streams, _ends) = guest.streams().await;
+    guest.create(|_| {}, streams).await.unwrap();
+    guest.start().await.unwrap();
+    assert_eq!(guest.wait().await, 10);
+}
+
+#[tokio::test]
+async fn signals_that_are_ignored_by_default_end_nothing() {
+    let guest = Guest::with(programs::LOOP).await;
+    guest.create(|_| {}, Streams::none()).await.unwrap();
+    guest.start().await.unwrap();
+    // SIGCHLD, SIGCONT, SIGURG, SIGWINCH
+    for signal in [17, 18, 23, 28] {
+        guest.kill(signal).await.unwrap();
+    }
+    guest.kill(15).await.unwrap();
+    assert_eq!(guest.wait().await, 143);
+}
+
+#[tokio::test]
+async fn sigstop_stops_and_sigcont_continues() {
+    let guest = Guest::with(programs::LOOP).await;
+    let pid = guest.create(|_| {}, Streams::none()).await.unwrap();
+    guest.start().await.unwrap();
+    let process_state = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, rest) = stat.rsplit_once(") ").unwrap();
+        rest.chars().next().unwrap()
+    };
+    guest.kill(19).await.unwrap();
+    while process_state() != 'T' {
+        tokio::task::yield_now().await;
+    }
+    // Pending until it continues.
+    guest.kill(15).await.unwrap();
+    assert_eq!(guest.state().await.unwrap(), "RUNNING");
+    guest.kill(18).await.unwrap();
+    assert_eq!(guest.wait().await, 143);
+}
+
+#[tokio::test]
+async fn a_sigkill_that_nobody_sent_counts_as_want_of_memory() {
+    let guest = Guest::with(programs::LOOP).await;
+    let pid = guest.create(|_| {}, Streams::none()).await.unwrap();
+    guest.start().await.unwrap();
+    assert_eq!(guest.oom_kills().await, 0);
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(guest.wait().await, 137);
+    assert_eq!(guest.oom_kills().await, 1);
+}
+
+#[tokio::test]
+async fn a_sigkill_that_was_sent_does_not() {
+    let guest = Guest::with(programs::LOOP).await;
+    guest.create(|_| {}, Streams::none()).await.unwrap();
+    guest.start().await.unwrap();
+    guest.kill(9).await.unwrap();
+    assert_eq!(guest.wait().await, 137);
+    assert_eq!(guest.oom_kills().await, 0);
+}
+
+#[tokio::test]
+async fn a_memory_limit_moves_while_the_program_runs() {
+    // What a program of one page, at first allowed 16, can add when it may have so many bytes.
+    for (bytes, pages) in [(2 << 20, 31), (1 << 19, 7), (4096, 0)] {
+        let guest = Guest::with(programs::GROW_WHEN_TOLD).await;
+        let (streams, [mut stdin, mut stdout, _stderr]) = guest.streams().await;
+        let limited = |program: &mut guest::Program| program.memory_bytes_max = 1 << 20;
+        guest.create(limited, streams).await.unwrap();
+        guest.start().await.unwrap();
+        stdout.read_exact(&mut [0]).unwrap();
+        let change = |change: &mut guest::Change| change.memory_bytes_max = Some(bytes);
+        guest.update(change).await.unwrap();
+        stdin.write_all(b"!").unwrap();
+        assert_eq!(guest.wait().await, pages);
+        assert_eq!(guest.clock.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_update_sets_the_clock() {
+    let guest = Guest::with(programs::LOOP).await;
+    let at_noon = |change: &mut guest::Change| change.wall_clock_ns = Some(12);
+    assert_eq!(guest.update(at_noon).await.unwrap_err().0, Code::NOT_FOUND);
+    guest.create(|_| {}, Streams::none()).await.unwrap();
+    guest.update(at_noon).await.unwrap();
+    assert_eq!(guest.clock.load(Ordering::Relaxed), 12);
 }
 
 #[tokio::test]

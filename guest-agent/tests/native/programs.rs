@@ -76,6 +76,113 @@ pub const WRITES_UNTIL_ERROR: &str = r#"(module
       (br_if $l (i32.eqz (local.get $errno))))
     (call $exit (local.get $errno))))"#;
 
+/// Ends with a bit for each of the descriptors 0, 1 and 2 that wasi-libc's `isatty` takes for a terminal:
+/// a character device (2) that can neither seek (bit 2) nor tell (bit 5).
+pub const ISATTY: &str = r#"(module
+  (import "wasi_snapshot_preview1" "fd_fdstat_get" (func $stat (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (func (export "_start") (local $fd i32) (local $bits i32)
+    (loop $l
+      (if (i32.eqz (call $stat (local.get $fd) (i32.const 0))) (then
+        (if (i32.and
+              (i32.eq (i32.load8_u (i32.const 0)) (i32.const 2))
+              (i64.eqz (i64.and (i64.load (i32.const 8)) (i64.const 0x24))))
+          (then (local.set $bits (i32.or (local.get $bits)
+            (i32.shl (i32.const 1) (local.get $fd))))))))
+      (local.set $fd (i32.add (local.get $fd) (i32.const 1)))
+      (br_if $l (i32.lt_u (local.get $fd) (i32.const 3))))
+    (call $exit (local.get $bits))))"#;
+
+/// The same by preview 2's `wasi:cli/terminal-*`.
+pub const ISATTY_COMPONENT: &str = r#"(component
+  (import "wasi:cli/terminal-input@0.2.0" (instance $tin (export "terminal-input" (type (sub resource)))))
+  (alias export $tin "terminal-input" (type $in))
+  (import "wasi:cli/terminal-output@0.2.0" (instance $tout (export "terminal-output" (type (sub resource)))))
+  (alias export $tout "terminal-output" (type $out))
+  (import "wasi:cli/terminal-stdin@0.2.0" (instance $stdin
+    (alias outer 1 $in (type $i0)) (export "terminal-input" (type $i (eq $i0)))
+    (export "get-terminal-stdin" (func (result (option (own $i)))))))
+  (import "wasi:cli/terminal-stdout@0.2.0" (instance $stdout
+    (alias outer 1 $out (type $o0)) (export "terminal-output" (type $o (eq $o0)))
+    (export "get-terminal-stdout" (func (result (option (own $o)))))))
+  (import "wasi:cli/terminal-stderr@0.2.0" (instance $stderr
+    (alias outer 1 $out (type $o0)) (export "terminal-output" (type $o (eq $o0)))
+    (export "get-terminal-stderr" (func (result (option (own $o)))))))
+  (core module $libc (memory (export "memory") 1))
+  (core instance $libc (instantiate $libc))
+  (core func $f0 (canon lower (func $stdin "get-terminal-stdin") (memory (core memory $libc "memory"))))
+  (core func $f1 (canon lower (func $stdout "get-terminal-stdout") (memory (core memory $libc "memory"))))
+  (core func $f2 (canon lower (func $stderr "get-terminal-stderr") (memory (core memory $libc "memory"))))
+  (core module $main
+    (import "e" "memory" (memory 1))
+    (import "e" "f0" (func $f0 (param i32)))
+    (import "e" "f1" (func $f1 (param i32)))
+    (import "e" "f2" (func $f2 (param i32)))
+    (func (export "run") (result i32)
+      (call $f0 (i32.const 0)) (call $f1 (i32.const 16)) (call $f2 (i32.const 32))
+      ;; 0 (success) if all three are there
+      (i32.eqz (i32.and (i32.and
+        (i32.load8_u (i32.const 0)) (i32.load8_u (i32.const 16))) (i32.load8_u (i32.const 32))))))
+  (core instance $main (instantiate $main (with "e" (instance
+    (export "memory" (memory $libc "memory"))
+    (export "f0" (func $f0)) (export "f1" (func $f1)) (export "f2" (func $f2))))))
+  (func $run (result (result)) (canon lift (core func $main "run")))
+  (instance $command (export "run" (func $run)))
+  (export "wasi:cli/run@0.2.0" (instance $command)))"#;
+
+/// Writes a byte, waits for one of stdin, then ends with the number of pages it could add.
+pub const GROW_WHEN_TOLD: &str = r#"(module
+  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "\10\00\00\00\01\00\00\00")
+  (func (export "_start") (local $n i32)
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 64)))
+    (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 64)))
+    (loop $l
+      (if (i32.ne (memory.grow (i32.const 1)) (i32.const -1))
+        (then
+          (local.set $n (i32.add (local.get $n) (i32.const 1)))
+          (br_if $l (i32.lt_u (local.get $n) (i32.const 200))))))
+    (call $exit (local.get $n))))"#;
+
+/// Writes 40000 bytes a hundred times and ends.
+pub const WRITES_4_MB: &str = r#"(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "\10\00\00\00\40\9c\00\00")
+  (func (export "_start") (local $n i32)
+    (memory.fill (i32.const 16) (i32.const 120) (i32.const 40000))
+    (loop $l
+      (if (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 60000))
+        (then (call $exit (i32.const 99))))
+      (if (i32.ne (i32.load (i32.const 60000)) (i32.const 40000))
+        (then (call $exit (i32.const 98))))
+      (local.set $n (i32.add (local.get $n) (i32.const 1)))
+      (br_if $l (i32.lt_u (local.get $n) (i32.const 100))))))"#;
+
+/// Waits twice for stdin and once for 20 ms; ends with 10 * events + type of the first event.
+pub const POLL_TWICE: &str = r#"(module
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (i32.store8 (i32.const 8) (i32.const 0))
+    (i32.store (i32.const 16) (i32.const 1))
+    (i64.store (i32.const 24) (i64.const 20000000))
+    (i32.store8 (i32.const 56) (i32.const 1))
+    (i32.store (i32.const 64) (i32.const 0))
+    (i32.store8 (i32.const 104) (i32.const 1))
+    (i32.store (i32.const 112) (i32.const 0))
+    (if (call $poll (i32.const 0) (i32.const 256) (i32.const 3) (i32.const 512))
+      (then (call $exit (i32.const 99))))
+    (call $exit (i32.add
+      (i32.mul (i32.load (i32.const 512)) (i32.const 10))
+      (i32.load8_u (i32.const 266))))))"#;
+
 /// Waits for stdin and for 20 ms; ends with 10 * events + type of the first event.
 pub const POLL: &str = r#"(module
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))

@@ -1,0 +1,68 @@
+//! Signals: the numbers that exist, and sending one to a process that cannot be another one.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::process::Signal;
+
+/// A signal that can be sent: 1 to 64, the realtime ones included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalNumber(u8);
+
+impl SignalNumber {
+    /// `None` for what is no signal.
+    #[must_use]
+    pub fn new(number: u32) -> Option<Self> {
+        match u8::try_from(number) {
+            Ok(number @ 1..=64) => Some(Self(number)),
+            _ => None,
+        }
+    }
+
+    /// SIGKILL.
+    #[must_use]
+    pub fn kill() -> Self {
+        Self(9)
+    }
+
+    /// Whether it ends the process for certain.
+    #[must_use]
+    pub fn is_kill(self) -> bool {
+        i32::from(self.0) == Signal::KILL.as_raw()
+    }
+
+    /// Sends it to the process of a pidfd.
+    ///
+    /// # Errors
+    /// `pidfd_send_signal(2)`'s; `ESRCH` when the process is gone.
+    pub fn send(self, process: BorrowedFd<'_>) -> io::Result<()> {
+        let (fd, number) = (process.as_raw_fd(), i32::from(self.0));
+        // SAFETY: takes two numbers and two zeros; the descriptor is open.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, number, 0, 0) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_1_to_64() {
+        assert_eq!(SignalNumber::new(0), None);
+        assert_eq!(SignalNumber::new(15), Some(SignalNumber(15)));
+        assert!(SignalNumber::new(64).is_some());
+        assert_eq!(SignalNumber::new(65), None);
+        assert_eq!(SignalNumber::new(256 + 9), None);
+    }
+
+    #[test]
+    fn only_sigkill_is_certain() {
+        assert_eq!(SignalNumber::new(9), Some(SignalNumber::kill()));
+        assert!(SignalNumber::kill().is_kill());
+        assert!(!SignalNumber(15).is_kill());
+    }
+}

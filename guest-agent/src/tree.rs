@@ -1,0 +1,159 @@
+//! The guest's set-up for a task: clock, host name, the file tree and its devices.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, makedev};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::time::{ClockId, Timespec};
+use wasmvm_protocol::agent::Program;
+
+use crate::log::{self, Level};
+
+/// Where the task's file tree is mounted.
+pub const TASK_ROOT: &str = "/task";
+/// The virtio-fs tag of the task's file tree.
+pub const TASK_TAG: &str = "root";
+
+/// Where the task's device nodes are made: virtio-fs mounts hold none that work.
+const TASK_NODES: &str = "/dev/task";
+/// Name, major and minor of the task's devices (kernel `Documentation/admin-guide/devices.txt`).
+const TASK_DEVICES: [Device; 5] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+];
+
+/// Name, major, minor.
+pub type Device = (&'static str, u32, u32);
+
+/// What the guest could not do for us.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action}")]
+pub struct GuestError {
+    action: String,
+    #[source]
+    source: io::Error,
+}
+
+/// Names the action that failed.
+pub fn doing<E: Into<io::Error>>(action: impl Into<String>) -> impl FnOnce(E) -> GuestError {
+    let action = action.into();
+    |source| GuestError {
+        action,
+        source: source.into(),
+    }
+}
+
+/// Sets the guest up for a task's first program: wall clock, host name, and once the file tree.
+///
+/// # Errors
+/// [`GuestError`], naming the step.
+pub fn prepare(program: &Program, mounted: &AtomicBool) -> Result<(), GuestError> {
+    if program.wall_clock_ns != 0 {
+        set_clock(program.wall_clock_ns)?;
+    }
+    if !program.hostname.is_empty() {
+        rustix::system::sethostname(program.hostname.as_bytes())
+            .map_err(doing(format!("set the host name {:?}", program.hostname)))?;
+    }
+    if mounted.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let safe = MountFlags::NOSUID | MountFlags::NODEV;
+    mount(TASK_TAG, TASK_ROOT, "virtiofs", safe, None)?;
+    mounted.store(true, Ordering::Relaxed);
+    if program.guest_dev {
+        give_devices()?;
+    }
+    Ok(())
+}
+
+/// Sets the wall clock.
+///
+/// # Errors
+/// [`GuestError`] for a time that does not exist.
+pub fn set_clock(wall_clock_ns: u64) -> Result<(), GuestError> {
+    let now = Duration::from_nanos(wall_clock_ns);
+    let time = Timespec::try_from(now)
+        .map_err(|_| doing("set the clock")(io::Error::from(io::ErrorKind::InvalidInput)))?;
+    rustix::time::clock_settime(ClockId::Realtime, time).map_err(doing("set the clock"))
+}
+
+/// Puts the guest's devices onto the files of their names in the tree's /dev; the rest of it stays what
+/// the spec made it. A tree without such a file can be run all the same.
+fn give_devices() -> Result<(), GuestError> {
+    rustix::fs::mkdir(TASK_NODES, Mode::from_bits_truncate(0o755))
+        .map_err(doing(format!("make {TASK_NODES}")))?;
+    let umask = rustix::process::umask(Mode::empty());
+    let made = make_devices(TASK_NODES, &TASK_DEVICES, 0o666);
+    rustix::process::umask(umask);
+    made?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(TASK_ROOT, flags, Mode::empty())
+        .map_err(doing(format!("open {TASK_ROOT}")))?;
+    for (name, ..) in TASK_DEVICES {
+        if let Err(error) = give_device(root.as_fd(), name) {
+            log::line(Level::Warning, &log::chain(&error));
+        }
+    }
+    Ok(())
+}
+
+fn give_device(root: BorrowedFd<'_>, name: &str) -> Result<(), GuestError> {
+    let step = || doing(format!("put a device onto the tree's /dev/{name}"));
+    // The tree is the image's: its symbolic links lead nowhere but into itself.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let point = rustix::fs::openat2(
+        root,
+        format!("dev/{name}"),
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )
+    .map_err(step())?;
+    let cloned = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let node =
+        rustix::mount::open_tree(CWD, format!("{TASK_NODES}/{name}"), cloned).map_err(step())?;
+    let both_empty =
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(&node, c"", &point, c"", both_empty).map_err(step())
+}
+
+/// Makes character devices.
+///
+/// # Errors
+/// [`GuestError`], naming the first that could not be made.
+pub fn make_devices(directory: &str, devices: &[Device], mode: u32) -> Result<(), GuestError> {
+    for &(name, major, minor) in devices {
+        let path = format!("{directory}/{name}");
+        rustix::fs::mknodat(
+            CWD,
+            &path,
+            FileType::CharacterDevice,
+            Mode::from_bits_truncate(mode),
+            makedev(major, minor),
+        )
+        .map_err(doing(format!("make {path}")))?;
+    }
+    Ok(())
+}
+
+/// Mounts a file system.
+///
+/// # Errors
+/// [`GuestError`], naming kind, source and target.
+pub fn mount(
+    source: &str,
+    target: &str,
+    kind: &str,
+    flags: MountFlags,
+    data: Option<&std::ffi::CStr>,
+) -> Result<(), GuestError> {
+    rustix::mount::mount(source, target, kind, flags, data)
+        .map_err(doing(format!("mount {kind} {source} on {target}")))
+}

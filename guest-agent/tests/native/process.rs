@@ -1,0 +1,83 @@
+//! What can be asked of one instance.
+
+use wasmvm_protocol::agent::containerd::api::{
+    DeleteRequest, KillRequest, ResizePtyRequest, StartRequest, StateRequest, WaitRequest,
+};
+use wasmvm_protocol::agent::containerd::shim_async::TaskClient;
+
+use crate::guest::{Refusal, TASK, context, refusal};
+
+/// One instance of the guest's task.
+#[derive(Clone, Copy)]
+pub struct Process<'a> {
+    client: &'a TaskClient,
+    exec: &'a str,
+}
+
+impl<'a> Process<'a> {
+    pub fn new(client: &'a TaskClient, exec: &'a str) -> Self {
+        Self { client, exec }
+    }
+
+    pub async fn start(self) -> Result<u32, Refusal> {
+        let mut request = StartRequest::new();
+        request.id = TASK.into();
+        request.exec_id = self.exec.into();
+        let response = self.client.start(context(), &request).await;
+        response.map(|response| response.pid).map_err(refusal)
+    }
+
+    pub async fn kill(self, signal: u32) -> Result<(), Refusal> {
+        let mut request = KillRequest::new();
+        request.id = TASK.into();
+        request.exec_id = self.exec.into();
+        request.signal = signal;
+        let response = self.client.kill(context(), &request).await;
+        response.map(drop).map_err(refusal)
+    }
+
+    pub async fn wait(self) -> u32 {
+        self.wait_apart().await
+    }
+
+    /// To be awaited in a task of its own.
+    pub fn wait_apart(self) -> impl Future<Output = u32> + Send + 'static {
+        let client = self.client.clone();
+        let mut request = WaitRequest::new();
+        request.id = TASK.into();
+        request.exec_id = self.exec.into();
+        async move {
+            let response = client.wait(context(), &request).await.unwrap();
+            assert!(response.exited_at.seconds > 1_000_000_000);
+            response.exit_status
+        }
+    }
+
+    pub async fn state(self) -> Result<String, Refusal> {
+        let mut request = StateRequest::new();
+        request.id = TASK.into();
+        request.exec_id = self.exec.into();
+        let response = self.client.state(context(), &request).await;
+        response
+            .map(|response| format!("{:?}", response.status.enum_value().unwrap()))
+            .map_err(refusal)
+    }
+
+    pub async fn delete(self) -> Result<(), Refusal> {
+        let mut request = DeleteRequest::new();
+        request.id = TASK.into();
+        request.exec_id = self.exec.into();
+        let response = self.client.delete(context(), &request).await;
+        response.map(drop).map_err(refusal)
+    }
+
+    pub async fn resize(self, width: u32, height: u32) -> Result<(), Refusal> {
+        let mut request = ResizePtyRequest::new();
+        request.id = TASK.into();
+        request.exec_id = self.exec.into();
+        request.width = width;
+        request.height = height;
+        let response = self.client.resize_pty(context(), &request).await;
+        response.map(drop).map_err(refusal)
+    }
+}
