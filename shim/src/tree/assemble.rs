@@ -64,8 +64,7 @@ fn mount_all(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<Vec<PathBuf>, Tree
                 true
             }
         };
-        // The guest's own /dev may cover what was mounted there.
-        if is_directory && !(spec.guest_dev && destination.starts_with("/dev")) {
+        if is_directory {
             directories.push(destination.to_owned());
         }
     }
