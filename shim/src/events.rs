@@ -5,7 +5,7 @@
 //!                                       └ fails: reconnect, wait, the same event again
 //! ```
 //!
-//! containerd's order is a promise: create, start, exit, delete. So an event that cannot be delivered
+//! containerd's order is a promise: create, start, what happens to execs, exit, delete. So an event that cannot be delivered
 //! holds up those behind it until it is given up; it never falls behind them.
 
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use wasmvm_protocol::agent::containerd::api::ForwardRequest;
 use wasmvm_protocol::agent::containerd::events::task::{
-    TaskCreate, TaskDelete, TaskExit, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskPaused, TaskResumed,
+    TaskStart,
 };
 use wasmvm_protocol::agent::containerd::shim::event::Envelope;
 use wasmvm_protocol::agent::containerd::shim_async::EventsClient;
@@ -45,7 +46,15 @@ pub enum Event {
     Create(TaskCreate),
     /// The program runs.
     Start(TaskStart),
-    /// The program is over.
+    /// An exec is registered.
+    ExecAdded(TaskExecAdded),
+    /// Its program runs.
+    ExecStarted(TaskExecStarted),
+    /// The VM is stopped.
+    Paused(TaskPaused),
+    /// It goes on.
+    Resumed(TaskResumed),
+    /// A program is over.
     Exit(TaskExit),
     /// Nothing of the task is left.
     Delete(TaskDelete),
@@ -56,6 +65,10 @@ impl Event {
         match self {
             Self::Create(_) => topics::TASK_CREATE_EVENT_TOPIC,
             Self::Start(_) => topics::TASK_START_EVENT_TOPIC,
+            Self::ExecAdded(_) => topics::TASK_EXEC_ADDED_EVENT_TOPIC,
+            Self::ExecStarted(_) => topics::TASK_EXEC_STARTED_EVENT_TOPIC,
+            Self::Paused(_) => topics::TASK_PAUSED_EVENT_TOPIC,
+            Self::Resumed(_) => topics::TASK_RESUMED_EVENT_TOPIC,
             Self::Exit(_) => topics::TASK_EXIT_EVENT_TOPIC,
             Self::Delete(_) => topics::TASK_DELETE_EVENT_TOPIC,
         }
@@ -65,6 +78,10 @@ impl Event {
         match self {
             Self::Create(event) => event,
             Self::Start(event) => event,
+            Self::ExecAdded(event) => event,
+            Self::ExecStarted(event) => event,
+            Self::Paused(event) => event,
+            Self::Resumed(event) => event,
             Self::Exit(event) => event,
             Self::Delete(event) => event,
         }

@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use tokio::net::UnixStream;
 use wasmvm_protocol::agent::Program;
 
+use crate::bundle::ProcessSpec;
 use crate::cleanup;
 use crate::config::Config;
 use crate::error::{Refusal, chain};
 use crate::journal::ExitRecord;
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxRequest};
-use crate::task::{SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+use crate::task::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
 use crate::tree::RootfsMount;
 
 /// Boots VMs on this host.
@@ -22,6 +23,27 @@ pub struct Host;
 
 fn refuse(error: &SandboxError) -> Refusal {
     Refusal::new(error.code(), error)
+}
+
+/// What the agent is told of a program whose artifact lies in `slot`.
+fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
+    let spec = sandbox.spec();
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let preopens = sandbox.mounted_directories().iter();
+    Program {
+        args: process.args.clone(),
+        env: process.env.clone(),
+        cwd: text(&process.cwd),
+        uid: process.user.uid,
+        gid: process.user.gid,
+        additional_gids: process.user.additional_gids.clone(),
+        memory_bytes_max: sandbox.wasm_memory_bytes_max(),
+        preopens: preopens.map(|path| text(path)).collect(),
+        guest_dev: spec.guest_dev,
+        hostname: spec.hostname.clone(),
+        slot,
+        ..Default::default()
+    }
 }
 
 impl From<SandboxOrder> for SandboxRequest {
@@ -65,22 +87,27 @@ impl TaskSandbox for Sandbox {
     }
 
     fn program(&self) -> Program {
-        let spec = self.spec();
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let preopens = self.mounted_directories().iter();
-        Program {
-            args: spec.process.args.clone(),
-            env: spec.process.env.clone(),
-            cwd: text(&spec.process.cwd),
-            uid: spec.process.user.uid,
-            gid: spec.process.user.gid,
-            additional_gids: spec.process.user.additional_gids.clone(),
-            memory_bytes_max: self.wasm_memory_bytes_max(),
-            preopens: preopens.map(|path| text(path)).collect(),
-            guest_dev: spec.guest_dev,
-            hostname: spec.hostname.clone(),
-            ..Default::default()
-        }
+        program(self, &self.spec().process, 0)
+    }
+
+    async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
+        let slot = Self::load(self, process)
+            .await
+            .map_err(|error| refuse(&error))?;
+        let program = program(self, process, slot.index());
+        Ok(LoadedProgram { program, slot })
+    }
+
+    async fn pause(&self) -> Result<(), Refusal> {
+        Self::pause(self)
+            .await
+            .map_err(|error| Refusal::new(error.code(), &error))
+    }
+
+    async fn resume(&self) -> Result<(), Refusal> {
+        Self::resume(self)
+            .await
+            .map_err(|error| Refusal::new(error.code(), &error))
     }
 
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {

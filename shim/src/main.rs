@@ -18,6 +18,7 @@ mod host;
 mod journal;
 mod launch;
 mod log;
+mod patience;
 mod program;
 mod sandbox;
 mod service;

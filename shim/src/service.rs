@@ -7,16 +7,21 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
-use protobuf::{EnumOrUnknown, MessageField};
+use protobuf::{CodedOutputStream, EnumOrUnknown, MessageField};
 use tokio::sync::watch;
 use ttrpc::asynchronous::TtrpcContext;
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::Task as TaskService;
 
+use crate::bundle::{PROCESS_TYPE_URL, ProcessSpec};
 use crate::error::{ErrorCode, Refusal};
 use crate::stdio::StdioNames;
-use crate::task::{SandboxOrder, State, Task, TaskOrder, Tasks};
+use crate::task::{
+    Exec, ExecOrder, Exit, Flow, Report, SandboxOrder, Size, State, Task, TaskError, TaskOrder,
+    Tasks,
+};
 
 /// Serves `containerd.task.v2.Task` and `containerd.task.v3.Task`, which are one on the wire.
 #[derive(Clone, Debug)]
@@ -37,16 +42,57 @@ impl Service {
         }
     }
 
-    /// The task, for requests about its init; an exec cannot exist yet.
-    fn init_of(&self, id: &str, exec_id: &str) -> Result<Arc<Task>, Refusal> {
+    fn process(&self, id: &str, exec_id: &str) -> Result<Found, Refusal> {
         let task = self.tasks.get(id)?;
-        if exec_id.is_empty() {
-            return Ok(task);
+        let exec = match exec_id {
+            "" => None,
+            exec_id => Some(task.exec_of(exec_id)?),
+        };
+        Ok(Found { task, exec })
+    }
+}
+
+/// What a request is about: a task's init, or one of its execs.
+struct Found {
+    task: Arc<Task>,
+    exec: Option<Arc<Exec>>,
+}
+
+impl Found {
+    fn report(&self) -> Result<Report, TaskError> {
+        match &self.exec {
+            None => self.task.report(),
+            Some(exec) => Ok(exec.report()),
         }
-        Err(Refusal::say(
-            ErrorCode::NotFound,
-            format!("task {id} has no process {exec_id}"),
-        ))
+    }
+
+    async fn start(&self) -> Result<u32, TaskError> {
+        match &self.exec {
+            None => self.task.start().await,
+            Some(exec) => self.task.start_exec(exec).await,
+        }
+    }
+
+    async fn wait(&self) -> Result<Exit, TaskError> {
+        match &self.exec {
+            None => self.task.wait().await,
+            Some(exec) => exec.wait().await,
+        }
+    }
+
+    /// `all` means nothing for an exec: kubelet's containerd asks for it all the same.
+    async fn kill(&self, signal: u32, all: bool) -> Result<(), TaskError> {
+        match &self.exec {
+            None => self.task.kill(signal, all).await,
+            Some(exec) => self.task.kill_exec(exec, signal).await,
+        }
+    }
+
+    fn close_stdin(&self) {
+        match &self.exec {
+            None => self.task.close_stdin(),
+            Some(exec) => exec.close_stdin(),
+        }
     }
 }
 
@@ -61,15 +107,18 @@ async fn detached<T: Send + 'static>(
 
 fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrder, Refusal> {
     let refused = |sentence: String| Err(Refusal::say(ErrorCode::InvalidArgument, sentence));
-    if request.terminal {
-        return refused("terminal is true; a terminal is not supported yet: run without -t".into());
-    }
     if !request.checkpoint.is_empty() {
         let checkpoint = request.checkpoint;
         return refused(format!(
             "checkpoint is {checkpoint:?}; restoring is not supported yet"
         ));
     }
+    let stdio = stdio(
+        request.terminal,
+        request.stdin,
+        request.stdout,
+        request.stderr,
+    )?;
     Ok(TaskOrder {
         sandbox: SandboxOrder {
             namespace: namespace.to_owned(),
@@ -77,20 +126,83 @@ fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrder, R
             bundle: request.bundle.into(),
             rootfs: request.rootfs,
         },
-        stdio: StdioNames {
-            stdin: request.stdin,
-            stdout: request.stdout,
-            stderr: request.stderr,
-        },
+        stdio,
+        terminal: request.terminal,
     })
 }
 
-fn status(state: State) -> pb::Status {
-    match state {
-        State::Creating => pb::Status::UNKNOWN,
-        State::Created | State::Starting => pb::Status::CREATED,
-        State::Running => pb::Status::RUNNING,
-        State::Stopped(_) | State::Deleting(_) | State::Deleted(_) => pb::Status::STOPPED,
+/// A terminal has one output.
+fn stdio(
+    terminal: bool,
+    stdin: String,
+    stdout: String,
+    stderr: String,
+) -> Result<StdioNames, Refusal> {
+    if terminal && !stderr.is_empty() {
+        let sentence = format!("stderr is {stderr:?}; with a terminal all output is on stdout");
+        return Err(Refusal::say(ErrorCode::InvalidArgument, sentence));
+    }
+    Ok(StdioNames {
+        stdin,
+        stdout,
+        stderr,
+    })
+}
+
+fn exec_order(request: pb::ExecProcessRequest) -> Result<ExecOrder, Refusal> {
+    let refused = |sentence: String| Refusal::say(ErrorCode::InvalidArgument, sentence);
+    let spec = request
+        .spec
+        .into_option()
+        .ok_or_else(|| refused("the exec has no spec".into()))?;
+    if spec.type_url != PROCESS_TYPE_URL {
+        let sentence = format!(
+            "the spec of the exec is of type {:?}, not {PROCESS_TYPE_URL}",
+            spec.type_url
+        );
+        return Err(refused(sentence));
+    }
+    let stdio = stdio(
+        request.terminal,
+        request.stdin,
+        request.stdout,
+        request.stderr,
+    )?;
+    Ok(ExecOrder {
+        id: request.exec_id,
+        spec: ProcessSpec::parse(&spec.value)
+            .map_err(|error| Refusal::new(error.code(), &error))?,
+        stdio,
+        terminal: request.terminal,
+    })
+}
+
+/// What runs in a VM that does not is paused.
+fn status(state: State, flow: Flow) -> pb::Status {
+    match (state, flow) {
+        (State::Creating, _) => pb::Status::UNKNOWN,
+        (State::Running, Flow::Pausing) => pb::Status::PAUSING,
+        (State::Running, Flow::Paused | Flow::Resuming) => pb::Status::PAUSED,
+        (State::Running, Flow::Running) => pb::Status::RUNNING,
+        (State::Created | State::Starting, _) => pb::Status::CREATED,
+        (State::Stopped(_) | State::Deleting(_) | State::Deleted(_), _) => pb::Status::STOPPED,
+    }
+}
+
+/// How containerd tells an exec from init in a list of pids.
+fn process_details(exec_id: &str) -> Any {
+    // containerd.runc.v1.ProcessDetails, whose one field is the exec's id.
+    let mut value = Vec::new();
+    {
+        let mut details = CodedOutputStream::vec(&mut value);
+        // Writing to a Vec cannot fail.
+        let _ = details.write_string(1, exec_id);
+        let _ = details.flush();
+    }
+    Any {
+        type_url: "containerd.runc.v1.ProcessDetails".to_owned(),
+        value,
+        ..Default::default()
     }
 }
 
@@ -115,8 +227,8 @@ impl TaskService for Service {
         _: &TtrpcContext,
         request: pb::StartRequest,
     ) -> ttrpc::Result<pb::StartResponse> {
-        let task = self.init_of(&request.id, &request.exec_id)?;
-        let pid = detached(async move { task.start().await.map_err(Refusal::from) }).await?;
+        let found = self.process(&request.id, &request.exec_id)?;
+        let pid = detached(async move { Ok(found.start().await?) }).await?;
         Ok(pb::StartResponse {
             pid,
             ..Default::default()
@@ -128,14 +240,16 @@ impl TaskService for Service {
         _: &TtrpcContext,
         request: pb::StateRequest,
     ) -> ttrpc::Result<pb::StateResponse> {
-        let task = self.init_of(&request.id, &request.exec_id)?;
-        let report = task.report().map_err(Refusal::from)?;
+        let found = self.process(&request.id, &request.exec_id)?;
+        let report = found.report().map_err(Refusal::from)?;
         let exit = report.state.exit();
         Ok(pb::StateResponse {
             id: request.id,
-            bundle: task.bundle(),
+            exec_id: request.exec_id,
+            bundle: found.task.bundle(),
             pid: report.pid,
-            status: EnumOrUnknown::new(status(report.state)),
+            status: EnumOrUnknown::new(status(report.state, found.task.flow())),
+            terminal: report.terminal,
             stdin: report.stdio.stdin,
             stdout: report.stdio.stdout,
             stderr: report.stdio.stderr,
@@ -150,8 +264,8 @@ impl TaskService for Service {
         _: &TtrpcContext,
         request: pb::WaitRequest,
     ) -> ttrpc::Result<pb::WaitResponse> {
-        let task = self.init_of(&request.id, &request.exec_id)?;
-        let exit = task.wait().await.map_err(Refusal::from)?;
+        let found = self.process(&request.id, &request.exec_id)?;
+        let exit = found.wait().await.map_err(Refusal::from)?;
         Ok(pb::WaitResponse {
             exit_status: exit.status,
             exited_at: MessageField::some(Timestamp::from(exit.at)),
@@ -160,8 +274,8 @@ impl TaskService for Service {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: pb::KillRequest) -> ttrpc::Result<pb::Empty> {
-        let task = self.init_of(&request.id, &request.exec_id)?;
-        detached(async move { task.kill(request.signal).await.map_err(Refusal::from) }).await?;
+        let found = self.process(&request.id, &request.exec_id)?;
+        detached(async move { Ok(found.kill(request.signal, request.all).await?) }).await?;
         Ok(pb::Empty::new())
     }
 
@@ -170,9 +284,15 @@ impl TaskService for Service {
         _: &TtrpcContext,
         request: pb::DeleteRequest,
     ) -> ttrpc::Result<pb::DeleteResponse> {
-        self.init_of(&request.id, &request.exec_id)?;
+        let Found { task, exec } = self.process(&request.id, &request.exec_id)?;
         let tasks = self.tasks.clone();
-        let (pid, exit) = detached(async move { tasks.delete(&request.id).await }).await?;
+        let (pid, exit) = detached(async move {
+            match exec {
+                None => tasks.delete(&request.id).await,
+                Some(exec) => Ok(task.delete_exec(&exec).await?),
+            }
+        })
+        .await?;
         Ok(pb::DeleteResponse {
             pid,
             exit_status: exit.status,
@@ -186,13 +306,20 @@ impl TaskService for Service {
         _: &TtrpcContext,
         request: pb::PidsRequest,
     ) -> ttrpc::Result<pb::PidsResponse> {
-        let task = self.init_of(&request.id, "")?;
-        let report = task.report().map_err(Refusal::from)?;
+        let task = self.tasks.get(&request.id)?;
+        let init = task.report().map_err(Refusal::from)?;
+        let init = pb::ProcessInfo {
+            pid: init.pid,
+            ..Default::default()
+        };
+        let running = task.execs_where(|exec| exec.report().state == State::Running);
+        let execs = running.iter().map(|exec| pb::ProcessInfo {
+            pid: exec.pid(),
+            info: MessageField::some(process_details(exec.id())),
+            ..Default::default()
+        });
         Ok(pb::PidsResponse {
-            processes: vec![pb::ProcessInfo {
-                pid: report.pid,
-                ..Default::default()
-            }],
+            processes: std::iter::once(init).chain(execs).collect(),
             ..Default::default()
         })
     }
@@ -202,9 +329,9 @@ impl TaskService for Service {
         _: &TtrpcContext,
         request: pb::CloseIORequest,
     ) -> ttrpc::Result<pb::Empty> {
-        let task = self.init_of(&request.id, &request.exec_id)?;
+        let found = self.process(&request.id, &request.exec_id)?;
         if request.stdin {
-            task.close_stdin();
+            found.close_stdin();
         }
         Ok(pb::Empty::new())
     }
@@ -235,12 +362,20 @@ impl TaskService for Service {
         Ok(pb::Empty::new())
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: pb::PauseRequest) -> ttrpc::Result<pb::Empty> {
-        Err(absent("Pause"))
+    async fn pause(&self, _: &TtrpcContext, request: pb::PauseRequest) -> ttrpc::Result<pb::Empty> {
+        let task = self.tasks.get(&request.id)?;
+        detached(async move { Ok(task.pause().await?) }).await?;
+        Ok(pb::Empty::new())
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: pb::ResumeRequest) -> ttrpc::Result<pb::Empty> {
-        Err(absent("Resume"))
+    async fn resume(
+        &self,
+        _: &TtrpcContext,
+        request: pb::ResumeRequest,
+    ) -> ttrpc::Result<pb::Empty> {
+        let task = self.tasks.get(&request.id)?;
+        detached(async move { Ok(task.resume().await?) }).await?;
+        Ok(pb::Empty::new())
     }
 
     async fn checkpoint(
@@ -251,16 +386,26 @@ impl TaskService for Service {
         Err(absent("Checkpoint"))
     }
 
-    async fn exec(&self, _: &TtrpcContext, _: pb::ExecProcessRequest) -> ttrpc::Result<pb::Empty> {
-        Err(absent("Exec"))
+    async fn exec(
+        &self,
+        _: &TtrpcContext,
+        request: pb::ExecProcessRequest,
+    ) -> ttrpc::Result<pb::Empty> {
+        let task = self.tasks.get(&request.id)?;
+        task.exec(exec_order(request)?).map_err(Refusal::from)?;
+        Ok(pb::Empty::new())
     }
 
     async fn resize_pty(
         &self,
         _: &TtrpcContext,
-        _: pb::ResizePtyRequest,
+        request: pb::ResizePtyRequest,
     ) -> ttrpc::Result<pb::Empty> {
-        Err(absent("ResizePty"))
+        let found = self.process(&request.id, &request.exec_id)?;
+        let size = Size::new(request.width, request.height).map_err(Refusal::from)?;
+        let resized = found.task.resize(found.exec.as_deref(), size).await;
+        resized.map_err(Refusal::from)?;
+        Ok(pb::Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, _: pb::UpdateTaskRequest) -> ttrpc::Result<pb::Empty> {

@@ -13,6 +13,11 @@ use super::*;
 use crate::stdio::open_reader;
 use crate::task::fakes::{FakeMaker, Obedience, PID, Recorder, soon};
 
+#[path = "service_tests/exec.rs"]
+mod exec;
+#[path = "service_tests/pause.rs"]
+mod pause;
+
 struct Fixture {
     service: Service,
     maker: Arc<FakeMaker>,
@@ -114,6 +119,85 @@ impl Fixture {
         };
         let pids = soon(self.service.pids(&TtrpcContext::default(), request)).await?;
         Ok(pids.processes.iter().map(|process| process.pid).collect())
+    }
+
+    async fn exec(
+        &self,
+        exec_id: &str,
+        request: pb::ExecProcessRequest,
+    ) -> ttrpc::Result<pb::Empty> {
+        let request = pb::ExecProcessRequest {
+            id: "t".into(),
+            exec_id: exec_id.into(),
+            ..request
+        };
+        soon(self.service.exec(&TtrpcContext::default(), request)).await
+    }
+
+    async fn start_exec(&self, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = pb::StartRequest {
+            id: "t".into(),
+            exec_id: exec_id.into(),
+            ..Default::default()
+        };
+        let started = soon(self.service.start(&TtrpcContext::default(), request)).await?;
+        Ok(started.pid)
+    }
+
+    async fn state_of(&self, exec_id: &str) -> ttrpc::Result<pb::StateResponse> {
+        let request = pb::StateRequest {
+            id: "t".into(),
+            exec_id: exec_id.into(),
+            ..Default::default()
+        };
+        soon(self.service.state(&TtrpcContext::default(), request)).await
+    }
+
+    async fn wait_for(&self, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = pb::WaitRequest {
+            id: "t".into(),
+            exec_id: exec_id.into(),
+            ..Default::default()
+        };
+        let waited = soon(self.service.wait(&TtrpcContext::default(), request)).await?;
+        assert!(waited.exited_at.seconds > 1_700_000_000);
+        Ok(waited.exit_status)
+    }
+
+    async fn kill_process(
+        &self,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> ttrpc::Result<pb::Empty> {
+        let request = pb::KillRequest {
+            id: "t".into(),
+            exec_id: exec_id.into(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        soon(self.service.kill(&TtrpcContext::default(), request)).await
+    }
+
+    async fn delete_exec(&self, exec_id: &str) -> ttrpc::Result<pb::DeleteResponse> {
+        let request = pb::DeleteRequest {
+            id: "t".into(),
+            exec_id: exec_id.into(),
+            ..Default::default()
+        };
+        soon(self.service.delete(&TtrpcContext::default(), request)).await
+    }
+
+    async fn resize(&self, exec_id: &str, width: u32, height: u32) -> ttrpc::Result<pb::Empty> {
+        let request = pb::ResizePtyRequest {
+            id: "t".into(),
+            exec_id: exec_id.into(),
+            width,
+            height,
+            ..Default::default()
+        };
+        soon(self.service.resize_pty(&TtrpcContext::default(), request)).await
     }
 
     async fn running(&self) {
@@ -265,11 +349,12 @@ async fn what_is_not_supported_yet_is_refused_by_name() {
     let f = fixture();
     let terminal = pb::CreateTaskRequest {
         terminal: true,
+        stderr: "/err".into(),
         ..Default::default()
     };
     let (refused, sentence) = code(&f.create(terminal).await.unwrap_err());
     assert_eq!(refused, ErrorCode::InvalidArgument);
-    assert!(sentence.starts_with("terminal is true"), "{sentence}");
+    assert!(sentence.starts_with("stderr is \"/err\""), "{sentence}");
     let missing = pb::CreateTaskRequest {
         stdout: "/nonexistent/fifo".into(),
         ..Default::default()
@@ -283,27 +368,11 @@ async fn what_is_not_supported_yet_is_refused_by_name() {
     let context = TtrpcContext::default();
     let absent = [
         f.service
-            .exec(&context, Default::default())
-            .await
-            .unwrap_err(),
-        f.service
-            .pause(&context, Default::default())
-            .await
-            .unwrap_err(),
-        f.service
-            .resume(&context, Default::default())
-            .await
-            .unwrap_err(),
-        f.service
             .update(&context, Default::default())
             .await
             .unwrap_err(),
         f.service
             .checkpoint(&context, Default::default())
-            .await
-            .unwrap_err(),
-        f.service
-            .resize_pty(&context, Default::default())
             .await
             .unwrap_err(),
         f.service
@@ -506,16 +575,7 @@ async fn connect_answers_for_unknown_tasks_and_execs_do_not_exist() {
         (std::process::id(), 0)
     );
     f.running().await;
-    let request = pb::StateRequest {
-        id: "t".into(),
-        exec_id: "sh".into(),
-        ..Default::default()
-    };
-    let exec = f
-        .service
-        .state(&TtrpcContext::default(), request)
-        .await
-        .unwrap_err();
+    let exec = f.state_of("sh").await.unwrap_err();
     assert_eq!(
         code(&exec),
         (ErrorCode::NotFound, "task t has no process sh".into())

@@ -8,7 +8,6 @@ use crate::error::ErrorCode;
 /// The bundle's document, in sentences.
 pub(super) const CONFIG: &str = "config.json";
 /// An exec's, likewise.
-#[allow(dead_code, reason = "for exec and pause, which come next")]
 pub(super) const EXEC: &str = "the spec of the exec";
 
 /// Why a bundle was refused. Each sentence names the field and its value.
@@ -92,7 +91,6 @@ pub enum BundleError {
 
 impl BundleError {
     /// The same, said of an exec's spec.
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     pub(super) fn of_exec(mut self) -> Self {
         match &mut self {
             Self::Type { document, .. }

@@ -22,6 +22,7 @@ mod tests;
 
 pub use error::BundleError;
 pub use memory::{ram_mib, wasm_memory_bytes_max};
+pub use process::PROCESS_TYPE_URL;
 pub use spec::{
     CpuLimits, MountSource, Network, ProcessSpec, TaskSpec, TmpfsOptions, TreeMount, User,
 };

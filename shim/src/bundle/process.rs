@@ -11,7 +11,6 @@ use super::load::{missing, section, sift};
 use super::{BundleError, ProcessSpec, User};
 
 /// What containerd calls the JSON of an exec's spec.
-#[allow(dead_code, reason = "for exec and pause, which come next")]
 pub const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
 /// Longest arguments and environment together, bytes: Linux's own default for `execve(2)`, and half of
@@ -23,7 +22,6 @@ impl ProcessSpec {
     ///
     /// # Errors
     /// [`BundleError`], with the field and its value.
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     pub fn parse(bytes: &[u8]) -> Result<Self, BundleError> {
         let process: Value =
             serde_json::from_slice(bytes).map_err(|source| BundleError::Parse {

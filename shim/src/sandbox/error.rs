@@ -50,7 +50,6 @@ pub enum SandboxError {
         "{}; exec can run WebAssembly modules of the container's file system",
         chain(.0)
     )]
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     Exec(ProgramError),
     #[error(transparent)]
     Slots(#[from] SlotsError),

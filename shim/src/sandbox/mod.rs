@@ -25,7 +25,8 @@ pub use self::error::SandboxError;
 use self::boot::{Booted, boot};
 use self::hooked::{hook_state, run_poststart};
 use self::resolve::Resolver;
-use self::slots::{SlotLease, Slots};
+pub use self::slots::SlotLease;
+use self::slots::Slots;
 use crate::bundle::{self, ProcessSpec, TaskSpec, ram_mib};
 use crate::cleanup::{self, CleanupError, Outcome};
 use crate::config::{Config, GuestFiles};
@@ -50,7 +51,6 @@ pub struct SandboxRequest {
 
 /// A VM whose agent listens and whose first slot holds init's artifact.
 #[derive(Debug)]
-#[allow(dead_code, reason = "for exec and pause, which come next")]
 pub struct Sandbox {
     namespace: String,
     id: String,
@@ -153,7 +153,6 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`SandboxError`]; `Exec` says what can be executed.
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     pub async fn load(&self, process: &ProcessSpec) -> Result<SlotLease, SandboxError> {
         let (vmm, wanted) = (self.vm.process().clone(), process.clone());
         let program = off_thread(move || {
@@ -173,7 +172,6 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`VmError`].
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     pub async fn pause(&self) -> Result<(), VmError> {
         self.vm.pause().await
     }
@@ -182,7 +180,6 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`VmError`].
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     pub async fn resume(&self) -> Result<(), VmError> {
         self.vm.resume().await
     }

@@ -45,6 +45,13 @@ pub struct SlotLease {
 }
 
 impl SlotLease {
+    /// A lease without a VM behind it.
+    #[cfg(test)]
+    pub fn fake(index: u32) -> Self {
+        let _user = Arc::new(());
+        Self { index, _user }
+    }
+
     /// Which slot.
     #[must_use]
     pub fn index(&self) -> u32 {

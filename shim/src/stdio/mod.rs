@@ -7,13 +7,16 @@
 //! ```
 //!
 //! A slow reader stops the writer in the guest, never the shim: one buffer per stream, and the copy
-//! waits. Nothing here opens a FIFO in a way that waits for the other side.
+//! waits. Nothing here opens a FIFO in a way that waits for the other side. After the program's end its
+//! output waits for the reader until `Delete` comes, and then ten seconds more; the guest, which only
+//! has to hand over what it holds, is given ten seconds of its own time.
 
 mod fifo;
 mod log_file;
 mod logger;
 mod pump;
 mod sinks;
+mod switch;
 mod uri;
 
 pub use fifo::{InputFifo, OutputFifo, StdioError};
@@ -22,7 +25,8 @@ pub use pump::tests::open_reader;
 use sinks::Outputs;
 pub use sinks::Sinks;
 
-pub use pump::{GuestStreams, Pumps, StdinSwitch};
+pub use pump::{GuestStreams, Pumps};
+pub use switch::StdioSwitch;
 
 /// The streams of one instance as containerd names them: see [`uri`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -11,10 +11,18 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::fifo::{InputFifo, OutputFifo};
+use super::switch::{OutputPhase, StdinPhase, StdioSwitch};
 use super::{Sinks, Stdio};
+use crate::patience::{Clock, Patience};
 
 /// Bytes held of one stream.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// How long `Delete` waits for a reader of the output, as runc's shim.
+pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long the guest may take, all waits together, to deliver what an ended program has written.
+const REST_MAX: Duration = Duration::from_secs(10);
+/// The most that can be: what agent, virtqueues, VMM and socket hold of one stream, generously.
+const REST_BYTES_MAX: usize = 4 << 20;
 
 /// The guest's ends of the streams that are not null.
 #[derive(Debug, Default)]
@@ -31,8 +39,7 @@ pub struct GuestStreams {
 #[derive(Debug)]
 pub struct Pumps {
     stdin: Option<AbortHandle>,
-    stdin_phase: watch::Sender<StdinPhase>,
-    program_ended: watch::Sender<bool>,
+    switch: StdioSwitch,
     outputs: JoinSet<Option<File>>,
     /// Our reading ends of finished outputs: they keep in the FIFO what nobody has read yet.
     kept: Vec<File>,
@@ -42,56 +49,64 @@ pub struct Pumps {
 impl Pumps {
     /// Starts to copy each FIFO that has a stream.
     #[must_use]
-    pub fn start(stdio: Stdio, guest: GuestStreams) -> Self {
-        let stdin_phase = watch::Sender::new(StdinPhase::Held);
-        let program_ended = watch::Sender::new(false);
+    pub fn start(stdio: Stdio, guest: GuestStreams, switch: &StdioSwitch, clock: &Clock) -> Self {
         let mut outputs = JoinSet::new();
         for (fifo, stream) in [(stdio.stdout, guest.stdout), (stdio.stderr, guest.stderr)] {
-            if let (Some(fifo), Some(stream)) = (fifo, stream) {
-                outputs.spawn(copy_output(stream, fifo, program_ended.subscribe()));
+            if let (Some(fifo), Some(guest)) = (fifo, stream) {
+                let copy = OutputCopy {
+                    guest,
+                    fifo,
+                    phase: switch.output.subscribe(),
+                    patience: Patience::new(clock.clone(), REST_MAX),
+                    rest_bytes: REST_BYTES_MAX,
+                };
+                outputs.spawn(copy.run());
             }
         }
         let stdin = match (stdio.stdin, guest.stdin) {
             (Some(fifo), Some(stream)) => {
-                let phase = stdin_phase.subscribe();
+                let phase = switch.stdin.subscribe();
                 Some(tokio::spawn(copy_input(fifo, stream, phase)).abort_handle())
             }
             _ => None,
         };
         Self {
             stdin,
-            stdin_phase,
-            program_ended,
+            switch: switch.clone(),
             outputs,
             kept: Vec::new(),
             sinks: stdio.sinks,
         }
     }
 
-    /// The means to begin and end standard input; it outlives a drain.
-    #[must_use]
-    pub fn stdin(&self) -> StdinSwitch {
-        StdinSwitch(self.stdin_phase.clone())
-    }
-
-    /// After the program's end: waits until its output has been read or has nobody to read it, at most
-    /// `within`, then closes the FIFOs. Whether everything was delivered.
-    pub async fn drain(&mut self, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
+    /// After the program's end: waits until its output has been read, and closes the FIFOs. A reader
+    /// has all the time it wants until [`StdioSwitch::leave`], then [`DRAIN_MAX`]. Whether everything
+    /// was delivered, as far as the shim can tell.
+    pub async fn drain(&mut self) -> bool {
         if let Some(stdin) = self.stdin.take() {
             stdin.abort();
         }
-        self.program_ended.send_replace(true);
-        let ended = tokio::time::timeout(within, async {
-            while let Some(output) = self.outputs.join_next().await {
-                self.kept.extend(output.ok().flatten());
-            }
-        })
-        .await;
+        self.switch.advance(OutputPhase::Ended);
+        let mut leaving = self.switch.output.subscribe();
+        let ended = tokio::select! {
+            biased;
+            () = async {
+                while let Some(output) = self.outputs.join_next().await {
+                    self.kept.extend(output.ok().flatten());
+                }
+            } => true,
+            () = async {
+                // Fails only when the sender is gone, and the sender is ours.
+                let _ = leaving.wait_for(|phase| *phase == OutputPhase::Leaving).await;
+                tokio::time::sleep(DRAIN_MAX).await;
+            } => false,
+        };
         // Waits until the copies are gone, and the FIFOs with them.
         self.outputs.shutdown().await;
-        self.sinks.finish(deadline).await;
-        ended.is_ok()
+        // A stuck one has had its time.
+        let left = if ended { DRAIN_MAX } else { Duration::ZERO };
+        self.sinks.finish(Instant::now() + left).await;
+        ended
     }
 }
 
@@ -103,86 +118,91 @@ impl Drop for Pumps {
     }
 }
 
-/// How far standard input is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StdinPhase {
-    /// Before `Start`: what the client writes stays in the FIFO.
-    Held,
-    /// It flows.
-    Open,
-    /// After `CloseIO`: what is in the FIFO is the last of it.
-    Closing,
+/// One output stream on its way.
+struct OutputCopy {
+    guest: UnixStream,
+    fifo: OutputFifo,
+    phase: watch::Receiver<OutputPhase>,
+    /// With the guest, once the program is over. Time that a reader takes does not count.
+    patience: Patience,
+    /// What the guest may still send then, bytes.
+    rest_bytes: usize,
 }
 
-/// Begins and ends standard input.
-#[derive(Clone, Debug)]
-pub struct StdinSwitch(watch::Sender<StdinPhase>);
-
-impl StdinSwitch {
-    /// At `Start`.
-    pub fn open(&self) {
-        self.0.send_if_modified(|phase| {
-            let held = *phase == StdinPhase::Held;
-            if held {
-                *phase = StdinPhase::Open;
-            }
-            held
-        });
-    }
-
-    /// At `CloseIO`, any number of times.
-    pub fn close(&self) {
-        self.0.send_replace(StdinPhase::Closing);
-    }
-}
-
-async fn copy_output(
-    mut guest: UnixStream,
-    mut fifo: OutputFifo,
-    mut program_ended: watch::Receiver<bool>,
-) -> Option<File> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let bytes = match guest.read(&mut buffer).await {
-            Ok(0) => break,
-            Ok(bytes) => bytes,
-            // The VM is gone; what it had sent has been read.
-            Err(error) => {
-                tracing::debug!(stream = fifo.stream, %error, "stream broken");
+impl OutputCopy {
+    async fn run(mut self) -> Option<File> {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            let bytes = match self.read(&mut buffer).await {
+                Ok(0) => break,
+                Ok(bytes) => bytes,
+                // The VM is gone; what it had sent has been read.
+                Err(error) => {
+                    tracing::debug!(stream = self.fifo.stream, %error, "stream broken");
+                    break;
+                }
+            };
+            if let Err(error) = self.write_all(&buffer[..bytes]).await {
+                tracing::debug!(stream = self.fifo.stream, %error, "output dropped");
                 break;
             }
+        }
+        self.fifo.reader
+    }
+
+    async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let ended = |phase: &OutputPhase| *phase >= OutputPhase::Ended;
+        let read = tokio::select! {
+            biased;
+            read = self.guest.read(buffer) => Some(read),
+            // An error means that the pumps are gone, and nobody waits for the rest.
+            _ = self.phase.wait_for(ended) => None,
         };
-        if let Err(error) = write_all(&mut fifo, &buffer[..bytes], &mut program_ended).await {
-            tracing::debug!(stream = fifo.stream, %error, "output dropped");
-            break;
+        if let Some(read) = read {
+            return self.count(read);
+        }
+        match self.patience.wait(self.guest.read(buffer)).await {
+            Some(read) => self.count(read),
+            None => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the guest keeps the stream of an ended program open",
+            )),
         }
     }
-    fifo.reader
-}
 
-/// Waits for the reader as long as the program lives. After its end a full FIFO that only we hold
-/// open has no reader to wait for: without our reading end the kernel says so (`EPIPE`).
-async fn write_all(
-    fifo: &mut OutputFifo,
-    mut bytes: &[u8],
-    program_ended: &mut watch::Receiver<bool>,
-) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match fifo.writer.try_write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokio::select! {
-                    ready = fifo.writer.writable() => ready?,
-                    // An error means that nobody can tell any more: the pumps are gone.
-                    _ = program_ended.wait_for(|ended| *ended), if fifo.reader.is_some() => {
-                        fifo.reader = None;
+    /// A program that is over has a bounded rest on its way.
+    fn count(&mut self, read: io::Result<usize>) -> io::Result<usize> {
+        let bytes = read?;
+        if *self.phase.borrow() >= OutputPhase::Ended {
+            let left = self.rest_bytes.checked_sub(bytes);
+            self.rest_bytes = left.ok_or_else(|| {
+                io::Error::other("the guest sends more than an ended program can have left")
+            })?;
+        }
+        Ok(bytes)
+    }
+
+    /// Waits for the reader until `Delete` comes. Then a full FIFO that only we hold open has no reader
+    /// to wait for: without our reading end the kernel says so (`EPIPE`).
+    async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.fifo.writer.try_write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let leaving = |phase: &OutputPhase| *phase == OutputPhase::Leaving;
+                    tokio::select! {
+                        ready = self.fifo.writer.writable() => ready?,
+                        // An error means that nobody can tell any more: the pumps are gone.
+                        _ = self.phase.wait_for(leaving), if self.fifo.reader.is_some() => {
+                            self.fifo.reader = None;
+                        }
                     }
                 }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Input ends with `CloseIO`, not with a client that goes away: another may come. But `ctr` can only

@@ -10,10 +10,11 @@ use super::*;
 
 use crate::stdio::{StdioNames, StdioOwner};
 
-const DRAIN_MAX: Duration = Duration::from_secs(10);
-
 struct Fixture {
     dir: tempfile::TempDir,
+    switch: StdioSwitch,
+    /// Whether the guest runs.
+    runs: watch::Sender<bool>,
     pumps: Pumps,
     guest: GuestStreams,
 }
@@ -52,9 +53,14 @@ async fn fixture() -> Fixture {
         stdout: sockets.pop(),
         stdin: sockets.pop(),
     };
+    let switch = StdioSwitch::default();
+    let runs = watch::Sender::new(true);
+    let clock = Clock::new(runs.subscribe());
     Fixture {
         dir,
-        pumps: Pumps::start(stdio, streams(ours)),
+        pumps: Pumps::start(stdio, streams(ours), &switch, &clock),
+        switch,
+        runs,
         guest: streams(guest),
     }
 }
@@ -87,7 +93,7 @@ async fn output_reaches_its_reader_unmixed_and_ends() {
     stderr.write_all(b"oh").await.unwrap();
     stdout.write_all(&pattern).await.unwrap();
     drop((stdout, stderr));
-    assert!(fixture.pumps.drain(DRAIN_MAX).await);
+    assert!(fixture.pumps.drain().await);
     assert!(out.await.unwrap() == pattern);
     assert_eq!(err.await.unwrap(), b"oh");
 }
@@ -100,40 +106,102 @@ async fn a_client_that_goes_and_comes_back_breaks_nothing() {
     drop(File::open(&path).unwrap());
     stdout.write_all(b"still here").await.unwrap();
     drop((stdout, fixture.guest.stderr.take()));
-    assert!(fixture.pumps.drain(DRAIN_MAX).await);
+    assert!(fixture.pumps.drain().await);
     // Even after the program's end, until the task is deleted.
     let mut bytes = Vec::new();
     open_reader(&path).read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"still here");
 }
 
-#[tokio::test]
-async fn a_reader_that_is_gone_is_not_waited_for() {
-    let mut fixture = fixture().await;
-    let stdout = fixture.guest.stdout.take().unwrap();
-    let flood = tokio::spawn(async move {
-        let mut stdout = stdout;
-        // Ends when the shim closes the stream.
-        while stdout.write_all(&[0; 4096]).await.is_ok() {}
-    });
+/// A guest that has written more than the FIFO takes, and closes its stream.
+async fn flood(fixture: &mut Fixture, bytes: usize) -> tokio::task::JoinHandle<()> {
     drop(fixture.guest.stderr.take());
+    let mut stdout = fixture.guest.stdout.take().unwrap();
+    let flood = tokio::spawn(async move {
+        // Ends early when the shim closes the stream.
+        let _ = stdout.write_all(&vec![7; bytes]).await;
+    });
+    tokio::task::yield_now().await;
+    flood
+}
+
+#[tokio::test]
+async fn delete_does_not_wait_for_a_reader_that_is_gone() {
+    let mut fixture = fixture().await;
+    let flood = flood(&mut fixture, 1 << 20).await;
+    fixture.switch.leave();
     let start = std::time::Instant::now();
-    assert!(fixture.pumps.drain(DRAIN_MAX).await);
+    assert!(fixture.pumps.drain().await);
     assert!(start.elapsed() < Duration::from_secs(5));
     flood.await.unwrap();
 }
 
 #[tokio::test]
-async fn a_stuck_reader_holds_up_the_end_for_a_bounded_time() {
+async fn a_reader_may_come_any_time_before_delete() {
     let mut fixture = fixture().await;
-    let _stuck = File::open(fixture.path("stdout")).unwrap();
-    let stdout = fixture.guest.stdout.take().unwrap();
-    let flood = tokio::spawn(async move {
-        let mut stdout = stdout;
-        while stdout.write_all(&[0; 4096]).await.is_ok() {}
-    });
+    let flood = flood(&mut fixture, 1 << 20).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), fixture.pumps.drain()).await;
+    assert!(early.is_err(), "it waits");
+    let client = fixture.client("stdout");
+    assert!(fixture.pumps.drain().await);
+    assert_eq!(client.await.unwrap().len(), 1 << 20, "nothing is lost");
+    flood.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_reader_holds_up_delete_for_a_bounded_time() {
+    let mut fixture = fixture().await;
+    let _stuck = open_reader(&fixture.path("stdout"));
+    let flood = flood(&mut fixture, 1 << 20).await;
+    let hour = Duration::from_secs(3600);
+    assert!(
+        tokio::time::timeout(hour, fixture.pumps.drain())
+            .await
+            .is_err()
+    );
+    let start = Instant::now();
+    fixture.switch.leave();
+    assert!(!fixture.pumps.drain().await);
+    assert_eq!(start.elapsed(), DRAIN_MAX);
+    flood.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_keeps_a_stream_open_is_given_up() {
+    let mut fixture = fixture().await;
+    let start = Instant::now();
+    assert!(fixture.pumps.drain().await);
+    assert_eq!(start.elapsed(), REST_MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_guest_is_given_its_time() {
+    let mut fixture = fixture().await;
     drop(fixture.guest.stderr.take());
-    assert!(!fixture.pumps.drain(Duration::from_millis(100)).await);
+    fixture.runs.send_replace(false);
+    let hour = Duration::from_secs(3600);
+    assert!(
+        tokio::time::timeout(hour, fixture.pumps.drain())
+            .await
+            .is_err()
+    );
+    let mut stdout = fixture.guest.stdout.take().unwrap();
+    stdout.write_all(b"late").await.unwrap();
+    drop(stdout);
+    assert!(fixture.pumps.drain().await);
+    let mut kept = String::new();
+    let mut reader = open_reader(&fixture.path("stdout"));
+    reader.read_to_string(&mut kept).unwrap();
+    assert_eq!(kept, "late");
+}
+
+#[tokio::test]
+async fn a_guest_that_sends_without_end_is_given_up() {
+    let mut fixture = fixture().await;
+    let client = fixture.client("stdout");
+    let flood = flood(&mut fixture, 100 << 20).await;
+    assert!(fixture.pumps.drain().await);
+    assert!(client.await.unwrap().len() <= REST_BYTES_MAX + BUFFER_BYTES);
     flood.await.unwrap();
 }
 
@@ -145,7 +213,7 @@ async fn input_ends_after_close_io_and_not_before_it_is_drained() {
         .open(fixture.path("stdin"))
         .unwrap();
     client.write_all(b"first ").unwrap();
-    fixture.pumps.stdin().open();
+    fixture.switch.open_stdin();
     let mut stdin = fixture.guest.stdin.take().unwrap();
     let mut first = [0; 6];
     stdin.read_exact(&mut first).await.unwrap();
@@ -157,7 +225,7 @@ async fn input_ends_after_close_io_and_not_before_it_is_drained() {
         .unwrap();
     client.write_all(b"second").unwrap();
     // It still holds its end when it asks for the close, as ctr does.
-    fixture.pumps.stdin().close();
+    fixture.switch.close_stdin();
     let mut rest = Vec::new();
     stdin.read_to_end(&mut rest).await.unwrap();
     assert_eq!((&first[..], &rest[..]), (&b"first "[..], &b"second"[..]));
@@ -170,8 +238,8 @@ async fn close_io_comes_through_when_the_program_does_not_read() {
         .write(true)
         .open(fixture.path("stdin"))
         .unwrap();
-    fixture.pumps.stdin().close();
-    fixture.pumps.stdin().close();
+    fixture.switch.close_stdin();
+    fixture.switch.close_stdin();
     let mut rest = Vec::new();
     let mut stdin = fixture.guest.stdin.take().unwrap();
     stdin.read_to_end(&mut rest).await.unwrap();
@@ -184,7 +252,7 @@ async fn input_that_ended_before_the_start_ends() {
     for text in ["", "all of it"] {
         let mut fixture = fixture().await;
         std::fs::write(fixture.path("stdin"), text).unwrap();
-        fixture.pumps.stdin().open();
+        fixture.switch.open_stdin();
         let mut all = String::new();
         let mut stdin = fixture.guest.stdin.take().unwrap();
         stdin.read_to_string(&mut all).await.unwrap();

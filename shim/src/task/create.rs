@@ -79,7 +79,7 @@ impl Task {
             namespace: &self.order.namespace,
             id: &self.order.id,
         };
-        let stdio = Stdio::open(&self.names, &owner).await?;
+        let stdio = Stdio::open(&self.init.stdio, &owner).await?;
         let sandbox = tokio::select! {
             made = maker.create(self.order.clone()) => made.map_err(CreateError::Sandbox)?,
             error = self.aborted() => {
@@ -117,8 +117,8 @@ impl Task {
         stdio: &Stdio,
     ) -> Result<(Agent, GuestStreams), CreateError> {
         let load = async {
-            let agent = Agent::connect(sandbox, &self.order.id).await?;
-            let streams = agent.create(sandbox, stdio).await?;
+            let agent = Agent::connect(sandbox, &self.order.id, self.flow.clock()).await?;
+            let streams = agent.create(sandbox, stdio, self.init.terminal).await?;
             Ok::<_, AgentError>((agent, streams))
         };
         tokio::select! {
@@ -139,18 +139,19 @@ impl Task {
         streams: GuestStreams,
     ) -> u32 {
         let pid = sandbox.pid();
-        let pumps = Pumps::start(stdio, streams);
-        let stdin = pumps.stdin();
+        let pumps = Pumps::start(stdio, streams, &self.init.switch, &self.flow.clock());
+        self.init.set_flowing();
         let vm = Vm {
             sandbox,
             agent,
-            stdin,
             destroyed: tokio::sync::Mutex::new(false),
         };
         // Both happen once: nobody else sets them while the task is being created.
-        let set = self.vm.set(vm).is_ok() && self.make(Move::Created).is_ok();
-        debug_assert!(set, "a task is created once");
-        self.events.publish(Event::Create(self.create_event(pid)));
+        let set = self.vm.set(vm).is_ok();
+        let told = self.init.make_telling(Move::Created, |_| {
+            self.events.publish(Event::Create(self.create_event(pid)));
+        });
+        debug_assert!(set && told.is_ok(), "a task is created once");
         tokio::spawn(life::live(self.clone(), pumps));
         pid
     }
@@ -161,9 +162,10 @@ impl Task {
             bundle: self.bundle(),
             rootfs: self.order.rootfs.clone(),
             io: MessageField::some(TaskIO {
-                stdin: self.names.stdin.clone(),
-                stdout: self.names.stdout.clone(),
-                stderr: self.names.stderr.clone(),
+                stdin: self.init.stdio.stdin.clone(),
+                stdout: self.init.stdio.stdout.clone(),
+                stderr: self.init.stdio.stderr.clone(),
+                terminal: self.init.terminal,
                 ..Default::default()
             }),
             pid,

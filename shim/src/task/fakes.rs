@@ -7,20 +7,24 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use protobuf::Message as _;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
-use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::{Task as TaskService, create_task};
+use wasmvm_protocol::agent::{Change, Program};
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
-use super::{SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+use super::signals;
+use super::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+use crate::bundle::ProcessSpec;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
+use crate::sandbox::SlotLease;
 
 pub const PID: u32 = 4711;
 
@@ -41,6 +45,15 @@ impl Recorder {
         let word = |event: &Event| match event {
             Event::Create(create) => format!("create {}", create.pid),
             Event::Start(start) => format!("start {}", start.pid),
+            Event::ExecAdded(added) => format!("exec-added {}", added.exec_id),
+            Event::ExecStarted(started) => {
+                format!("exec-started {} {}", started.exec_id, started.pid)
+            }
+            Event::Paused(_) => "paused".to_owned(),
+            Event::Resumed(_) => "resumed".to_owned(),
+            Event::Exit(exit) if exit.id != exit.container_id => {
+                format!("exit {} of {}", exit.exit_status, exit.id)
+            }
             Event::Exit(exit) => format!("exit {}", exit.exit_status),
             Event::Delete(delete) => format!("delete {}", delete.exit_status),
         };
@@ -60,27 +73,45 @@ pub enum Obedience {
     Silent,
 }
 
+/// One program of the guest.
+#[derive(Debug)]
+pub struct Instance {
+    pub exit: watch::Sender<Option<u32>>,
+    pub signals: Mutex<Vec<u32>>,
+    pub size: Mutex<Option<(u32, u32)>>,
+    /// What it was loaded with.
+    pub tokens: [String; 3],
+    pub terminal: bool,
+}
+
 /// The guest's side: what the tests set and see.
 #[derive(Debug)]
 pub struct Guest {
-    pub exit: watch::Sender<Option<u32>>,
+    /// By exec id; init's is empty.
+    pub instances: Mutex<HashMap<String, Arc<Instance>>>,
     /// Start is answered only when this is true.
     pub answers_start: watch::Sender<bool>,
     pub obedience: Mutex<Obedience>,
+    /// Of Create and Exec.
     pub refuses_create: Mutex<Option<(ttrpc::Code, &'static str)>>,
     pub created: Mutex<Option<pb::CreateTaskRequest>>,
+    pub changes: Mutex<Vec<Change>>,
     pub streams: Mutex<HashMap<u64, (StreamHeader, UnixStream)>>,
+    /// A paused guest answers nothing.
+    pub runs: watch::Sender<bool>,
 }
 
 impl Default for Guest {
     fn default() -> Self {
         Self {
-            exit: watch::Sender::new(None),
+            instances: Mutex::default(),
             answers_start: watch::Sender::new(true),
             obedience: Mutex::default(),
             refuses_create: Mutex::default(),
             created: Mutex::default(),
+            changes: Mutex::default(),
             streams: Mutex::default(),
+            runs: watch::Sender::new(true),
         }
     }
 }
@@ -91,11 +122,60 @@ impl Guest {
         self.streams.lock().unwrap().remove(&token).unwrap().1
     }
 
-    /// The program ends, and its streams with it.
-    pub fn exits(&self, status: u32) {
-        self.streams.lock().unwrap().clear();
-        self.exit.send_replace(Some(status));
+    pub fn instance(&self, exec_id: &str) -> Arc<Instance> {
+        self.instances.lock().unwrap()[exec_id].clone()
     }
+
+    /// Init ends, and its streams with it.
+    pub fn exits(&self, status: u32) {
+        self.ends("", status);
+    }
+
+    /// A program ends, and its streams with it.
+    pub fn ends(&self, exec_id: &str, status: u32) {
+        let of = |header: &StreamHeader| header.exec == exec_id;
+        self.streams
+            .lock()
+            .unwrap()
+            .retain(|_, (header, _)| !of(header));
+        self.instance(exec_id).exit.send_replace(Some(status));
+    }
+
+    fn load(&self, exec_id: &str, terminal: bool, tokens: [String; 3]) -> ttrpc::Result<()> {
+        if let Some((code, sentence)) = *self.refuses_create.lock().unwrap() {
+            return Err(refusal(code, sentence));
+        }
+        let instance = Arc::new(Instance {
+            exit: watch::Sender::new(None),
+            signals: Mutex::default(),
+            size: Mutex::default(),
+            tokens,
+            terminal,
+        });
+        let mut instances = self.instances.lock().unwrap();
+        // A sandbox of an earlier task is gone.
+        match instances.insert(exec_id.to_owned(), instance) {
+            Some(_) if !exec_id.is_empty() => {
+                Err(refusal(ttrpc::Code::ALREADY_EXISTS, "loaded already"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn find(&self, exec_id: &str) -> ttrpc::Result<Arc<Instance>> {
+        let instances = self.instances.lock().unwrap();
+        let found = instances.get(exec_id).cloned();
+        found.ok_or_else(|| refusal(ttrpc::Code::NOT_FOUND, "no such program"))
+    }
+
+    async fn awake(&self) {
+        let mut runs = self.runs.subscribe();
+        runs.wait_for(|runs| *runs).await.unwrap();
+    }
+}
+
+fn refusal(code: ttrpc::Code, sentence: &str) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, sentence))
 }
 
 struct Agent(Arc<Guest>);
@@ -107,36 +187,106 @@ impl TaskService for Agent {
         _: &TtrpcContext,
         request: pb::CreateTaskRequest,
     ) -> ttrpc::Result<pb::CreateTaskResponse> {
-        if let Some((code, sentence)) = *self.0.refuses_create.lock().unwrap() {
-            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, sentence)));
-        }
+        let streams = [&request.stdin, &request.stdout, &request.stderr].map(String::clone);
+        self.0.load("", request.terminal, streams)?;
         *self.0.created.lock().unwrap() = Some(request);
         Ok(pb::CreateTaskResponse::new())
+    }
+
+    async fn exec(
+        &self,
+        _: &TtrpcContext,
+        request: pb::ExecProcessRequest,
+    ) -> ttrpc::Result<pb::Empty> {
+        self.0.awake().await;
+        let streams = [request.stdin, request.stdout, request.stderr];
+        self.0.load(&request.exec_id, request.terminal, streams)?;
+        Ok(pb::Empty::new())
     }
 
     async fn start(
         &self,
         _: &TtrpcContext,
-        _: pb::StartRequest,
+        request: pb::StartRequest,
     ) -> ttrpc::Result<pb::StartResponse> {
+        self.0.awake().await;
+        self.0.find(&request.exec_id)?;
         let mut answers = self.0.answers_start.subscribe();
         answers.wait_for(|answers| *answers).await.unwrap();
-        Ok(pb::StartResponse::new())
+        Ok(pb::StartResponse {
+            pid: 7,
+            ..Default::default()
+        })
     }
 
     async fn kill(&self, _: &TtrpcContext, request: pb::KillRequest) -> ttrpc::Result<pb::Empty> {
+        self.0.awake().await;
+        let targets: Vec<String> = if request.all {
+            self.0.instances.lock().unwrap().keys().cloned().collect()
+        } else {
+            vec![request.exec_id]
+        };
         let obedience = *self.0.obedience.lock().unwrap();
-        match obedience {
-            Obedience::Obeys => self.0.exits(128 + request.signal),
-            Obedience::Lies => {}
-            Obedience::Silent => std::future::pending().await,
+        for target in targets {
+            let instance = self.0.find(&target)?;
+            if instance.exit.borrow().is_some() {
+                if request.all {
+                    continue;
+                }
+                return Err(refusal(ttrpc::Code::NOT_FOUND, "over"));
+            }
+            instance.signals.lock().unwrap().push(request.signal);
+            match obedience {
+                Obedience::Obeys if signals::ends_by_default(request.signal) => {
+                    self.0.ends(&target, 128 + request.signal);
+                }
+                Obedience::Obeys | Obedience::Lies => {}
+                Obedience::Silent => std::future::pending().await,
+            }
         }
         Ok(pb::Empty::new())
     }
 
-    async fn wait(&self, _: &TtrpcContext, _: pb::WaitRequest) -> ttrpc::Result<pb::WaitResponse> {
-        let mut exits = self.0.exit.subscribe();
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: pb::DeleteRequest,
+    ) -> ttrpc::Result<pb::DeleteResponse> {
+        self.0.awake().await;
+        self.0.instances.lock().unwrap().remove(&request.exec_id);
+        Ok(pb::DeleteResponse::new())
+    }
+
+    async fn resize_pty(
+        &self,
+        _: &TtrpcContext,
+        request: pb::ResizePtyRequest,
+    ) -> ttrpc::Result<pb::Empty> {
+        self.0.awake().await;
+        let size = (request.width, request.height);
+        *self.0.find(&request.exec_id)?.size.lock().unwrap() = Some(size);
+        Ok(pb::Empty::new())
+    }
+
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: pb::UpdateTaskRequest,
+    ) -> ttrpc::Result<pb::Empty> {
+        self.0.awake().await;
+        let change = Change::parse_from_bytes(&request.resources.value).unwrap();
+        self.0.changes.lock().unwrap().push(change);
+        Ok(pb::Empty::new())
+    }
+
+    async fn wait(
+        &self,
+        _: &TtrpcContext,
+        request: pb::WaitRequest,
+    ) -> ttrpc::Result<pb::WaitResponse> {
+        let mut exits = self.0.find(&request.exec_id)?.exit.subscribe();
         let status = exits.wait_for(Option::is_some).await.unwrap().unwrap();
+        self.0.awake().await;
         Ok(pb::WaitResponse {
             exit_status: status,
             ..Default::default()
@@ -156,6 +306,9 @@ pub struct FakeSandbox {
     pub destroyed: AtomicU32,
     pub destroy_fails: AtomicBool,
     pub poststart_fails: AtomicBool,
+    pub pause_fails: AtomicBool,
+    /// A program is found only when this is true.
+    pub loads: watch::Sender<bool>,
 }
 
 impl FakeSandbox {
@@ -178,6 +331,8 @@ impl FakeSandbox {
             destroyed: AtomicU32::new(0),
             destroy_fails: AtomicBool::new(false),
             poststart_fails: AtomicBool::new(false),
+            pause_fails: AtomicBool::new(false),
+            loads: watch::Sender::new(true),
         }
     }
 
@@ -206,6 +361,36 @@ impl TaskSandbox for FakeSandbox {
             args: vec!["/app.wasm".to_owned()],
             ..Default::default()
         }
+    }
+
+    async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
+        let mut loads = self.loads.subscribe();
+        loads.wait_for(|loads| *loads).await.unwrap();
+        if process.args[0] == "/bin/sh" {
+            let sentence = "program /bin/sh is an ELF program";
+            return Err(Refusal::say(ErrorCode::InvalidArgument, sentence));
+        }
+        Ok(LoadedProgram {
+            program: Program {
+                args: process.args.clone(),
+                slot: 3,
+                ..Default::default()
+            },
+            slot: SlotLease::fake(3),
+        })
+    }
+
+    async fn pause(&self) -> Result<(), Refusal> {
+        if self.pause_fails.load(Ordering::Relaxed) {
+            return Err(Refusal::say(ErrorCode::DeadlineExceeded, "no answer"));
+        }
+        self.guest.runs.send_replace(false);
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), Refusal> {
+        self.guest.runs.send_replace(true);
+        Ok(())
     }
 
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {

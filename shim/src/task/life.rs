@@ -1,8 +1,9 @@
-//! The watcher of one task: from its creation until nothing of it is left.
+//! The watchers: one of the task, from its creation until nothing of it is left, and one of each exec.
 //!
 //! ```text
-//! program or VM ends ──► exit kept in the journal ──► TaskExit ──► output drained, FIFOs closed
-//!                                                                          └──► VM ended, removed
+//! program or VM ends ──► execs ended ──► exit kept in the journal ──► TaskExit ──► output drained,
+//!                                                                                   FIFOs closed
+//!                                                    VM ended, removed ◄──────────────────┘
 //!                                       Delete ──► journal removed
 //! ```
 //!
@@ -16,79 +17,186 @@ use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use wasmvm_protocol::agent::containerd::events::task::TaskExit;
 
-use super::{Exit, Move, State, Task, Vm};
+use super::exec::Running;
+use super::pause::Flow;
+use super::{Exec, Exit, Move, Process, State, Task, Vm, signals};
 use crate::cleanup::STATUS_KILLED;
 use crate::events::Event;
 use crate::stdio::Pumps;
 
-/// How long the output of an ended program may take to reach its readers, as in runc's shim.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long execs may outlive init. Then they count as killed, as the VM's end will do.
+const EXEC_ENDS_MAX: Duration = Duration::from_secs(1);
 
 /// Runs once per task, in a task of the runtime.
 pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     let Ok(vm) = task.vm() else { return };
-    let task_id = task.order.id.as_str();
-    let status = status(task_id, vm).await;
+    let name = task.init.name();
+    let status = status(name, vm).await;
     // containerd has to hear of the start first.
-    task.reaches(|state| *state != State::Starting).await;
+    task.init.reaches(|state| *state != State::Starting).await;
+    task.ending.send_replace(true);
+    tokio::spawn({
+        let task = task.clone();
+        async move { task.unpause().await }
+    });
+    task.end_execs(vm).await;
     task.exited(vm, status);
-    if !pumps.drain(DRAIN_MAX).await {
-        tracing::warn!(task_id, "the client did not read all output in time");
+    finish_output(&task.init, &mut pumps).await;
+    for exec in task.execs_where(|_| true) {
+        exec.process.drained().await;
     }
-    task.drained.send_replace(true);
+    task.init.set_drained();
     if let Err(left) = vm.release().await {
-        tracing::error!(task_id, %left, "cannot end the VM; Delete will try again");
+        tracing::error!(name, %left, "cannot end the VM; Delete will try again");
     }
     // Until then the FIFOs keep what a restarting containerd has not read yet.
-    task.reaches(|state| matches!(state, State::Deleted(_)))
+    task.init
+        .reaches(|state| matches!(state, State::Deleted(_)))
         .await;
     drop(pumps);
 }
 
-/// Waits for the program's end. A VM without an agent is of no use and is ended.
-async fn status(task_id: &str, vm: &Vm) -> u32 {
+/// Runs once per exec that has started, likewise.
+pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
+    let Ok(vm) = task.vm() else { return };
+    let Running { mut pumps, slot } = running;
+    let status = tokio::select! {
+        biased;
+        status = exec_status(&exec, vm) => status,
+        () = exec.abandoned() => STATUS_KILLED,
+        () = outlives_init(&task) => STATUS_KILLED,
+    };
+    let exit = now(status);
+    let told = exec.process.make_telling(Move::Exit(exit), |_| {
+        let event = exit_event(&task, exec.id(), exec.pid(), exit);
+        task.events.publish(Event::Exit(event));
+    });
+    debug_assert!(told.is_ok(), "an exec that runs ends once");
+    finish_output(&exec.process, &mut pumps).await;
+    forget(&task, &exec, vm).await;
+    drop(slot);
+    exec.process.set_drained();
+    // As with init.
+    exec.process
+        .reaches(|state| matches!(state, State::Deleted(_)))
+        .await;
+    drop(pumps);
+}
+
+async fn finish_output(process: &Process, pumps: &mut Pumps) {
+    if !pumps.drain().await {
+        let name = process.name();
+        tracing::warn!(name, "the client did not read all output in time");
+    }
+}
+
+/// Waits for init's end. A VM without an agent is of no use and is ended.
+async fn status(name: &str, vm: &Vm) -> u32 {
     let ended = tokio::select! {
         biased;
-        status = vm.agent.wait() => status,
+        status = vm.agent.wait("") => status,
         end = vm.sandbox.vm_ended() => {
-            log_end(task_id, &end);
+            log_end(name, &end);
             return STATUS_KILLED;
         }
     };
     match ended {
         Ok(status) => status,
         Err(error) => {
-            tracing::debug!(task_id, %error, "the agent is gone");
+            tracing::debug!(name, %error, "the agent is gone");
             vm.sandbox.kill_vm();
-            log_end(task_id, &vm.sandbox.vm_ended().await);
+            log_end(name, &vm.sandbox.vm_ended().await);
             STATUS_KILLED
         }
     }
 }
 
-fn log_end(task_id: &str, end: &super::VmEnding) {
+/// Waits for an exec's end; the VM's is one.
+async fn exec_status(exec: &Exec, vm: &Vm) -> u32 {
+    let ended = tokio::select! {
+        biased;
+        status = vm.agent.wait(exec.id()) => status,
+        _ = vm.sandbox.vm_ended() => return STATUS_KILLED,
+    };
+    ended.unwrap_or_else(|error| {
+        tracing::warn!(exec = exec.process.name(), %error, "the guest has lost it");
+        STATUS_KILLED
+    })
+}
+
+/// Returns when an exec has had its time to end after init.
+async fn outlives_init(task: &Task) {
+    task.ends().await;
+    tokio::time::sleep(EXEC_ENDS_MAX).await;
+}
+
+/// Has the guest forget an exec that is over, so that its id can be used again. While the VM is paused
+/// that waits; `Delete` does not.
+async fn forget(task: &Arc<Task>, exec: &Arc<Exec>, vm: &Vm) {
+    let agent = vm.agent.clone();
+    let (task, exec) = (task.clone(), exec.clone());
+    let stopped = task.flow.now() != Flow::Running;
+    let forgotten = async move {
+        if let Err(error) = agent.delete(exec.id()).await {
+            let name = exec.process.name();
+            tracing::debug!(name, %error, "the guest may remember it");
+        }
+    };
+    if stopped {
+        tokio::spawn(forgotten);
+        return;
+    }
+    tokio::pin!(forgotten);
+    tokio::select! {
+        () = &mut forgotten => {}
+        () = task.flow.stopping() => {}
+    }
+}
+
+fn log_end(name: &str, end: &super::VmEnding) {
     let console = end.console_tail.trim_end();
-    tracing::warn!(task_id, reason = %end.reason, console, "the VM ended");
+    tracing::warn!(name, reason = %end.reason, console, "the VM ended");
+}
+
+fn now(status: u32) -> Exit {
+    let at = SystemTime::now();
+    Exit { status, at }
+}
+
+fn exit_event(task: &Task, id: &str, pid: u32, exit: Exit) -> TaskExit {
+    TaskExit {
+        container_id: task.order.id.clone(),
+        id: id.to_owned(),
+        pid,
+        exit_status: exit.status,
+        exited_at: MessageField::some(Timestamp::from(exit.at)),
+        ..Default::default()
+    }
 }
 
 impl Task {
-    fn exited(&self, vm: &Vm, status: u32) {
-        let exit = Exit {
-            status,
-            at: SystemTime::now(),
-        };
-        // A created task that is being deleted has no exit to tell of.
-        if self.make(Move::Exit(exit)).is_err() {
-            return;
+    /// Ends what has not ended with init: its exit is the last one that containerd hears of.
+    async fn end_execs(&self, vm: &Vm) {
+        let live = self.execs_where(|exec| exec.process.state().is_live());
+        for exec in &live {
+            let (agent, exec) = (vm.agent.clone(), exec.clone());
+            tokio::spawn(async move {
+                // That it is over already is as good.
+                let _ = agent.kill(exec.id(), signals::SIGKILL, false).await;
+            });
         }
-        vm.sandbox.record_exit(exit.status, exit.at);
-        self.events.publish(Event::Exit(TaskExit {
-            container_id: self.order.id.clone(),
-            id: self.order.id.clone(),
-            pid: self.pid(),
-            exit_status: exit.status,
-            exited_at: MessageField::some(Timestamp::from(exit.at)),
-            ..Default::default()
-        }));
+        for exec in &live {
+            exec.process.reaches(|state| state.exit().is_some()).await;
+        }
+    }
+
+    fn exited(&self, vm: &Vm, status: u32) {
+        let exit = now(status);
+        // A created task that is being deleted has no exit to tell of.
+        let _ = self.init.make_telling(Move::Exit(exit), |_| {
+            vm.sandbox.record_exit(exit.status, exit.at);
+            let event = exit_event(self, &self.order.id, self.pid(), exit);
+            self.events.publish(Event::Exit(event));
+        });
     }
 }

@@ -1,4 +1,4 @@
-//! The states of a task and every move between them.
+//! The states of a process and every move between them: of a task's init, and of each exec.
 //!
 //! ```text
 //!             CreateFailed
@@ -9,14 +9,16 @@
 //!   │  ▲   └──┼── Exit ─────────┐     │                 │
 //!   │  │ StartFailed            │     │                 │
 //!   ▼  │      │                 ▼     ▼                 ▼
-//!  Starting   │              Stopped ──► Deleting ──► Deleted
+//!  Starting ──┼─ NeverRan ──► Stopped ──► Deleting ──► Deleted
 //!     │ Started               ▲  ▲ Delete  │   DeleteDone
 //!     ▼       │               │  └─────────┘
 //!  Running ───┴─ Exit ────────┘   DeleteFailed
 //! ```
 //!
-//! An exit that is seen while `Start` is on its way is held back by the watcher until `Started`, so
-//! that containerd hears of the start first.
+//! An exec begins as `Created`, when containerd registers it; its program is loaded during `Starting`,
+//! so that is where it fails (`NeverRan`). Init's is loaded during `Creating`. An exit that is seen while
+//! `Start` is on its way is held back by the watcher until `Started`, so that containerd hears of the
+//! start first.
 
 use std::time::SystemTime;
 
@@ -31,14 +33,14 @@ pub struct Exit {
     pub at: SystemTime,
 }
 
-/// Where a task is.
+/// Where a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// The VM boots; containerd knows nothing of the task yet.
+    /// Init only: the VM boots; containerd knows nothing of the task yet.
     Creating,
-    /// The program is loaded and waits.
+    /// It waits for `Start`.
     Created,
-    /// The agent has been told to start it.
+    /// The agent is being told to start it.
     Starting,
     /// The program runs.
     Running,
@@ -50,7 +52,7 @@ pub enum State {
     Deleted(Exit),
 }
 
-/// What moves a task.
+/// What moves a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
     /// The program is loaded.
@@ -63,6 +65,8 @@ pub enum Move {
     Started,
     /// It does not; whether it is over is the watcher's to find out.
     StartFailed,
+    /// It does not, and never will: the program of an exec could not be loaded.
+    NeverRan(Exit),
     /// It is over.
     Exit(Exit),
     /// containerd wants it gone; the exit counts only for a program that never ran.
@@ -75,10 +79,10 @@ pub enum Move {
 
 /// A move that the state does not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("task {id} is {}; {}", self.state.word(), self.hint())]
+#[error("{name} is {}; {}", self.state.word(), self.hint())]
 pub struct IllegalMove {
-    /// The task.
-    pub id: String,
+    /// As in "task a" or "exec b of task a".
+    pub name: String,
     /// Where it is.
     pub state: State,
     /// What was asked.
@@ -97,7 +101,7 @@ impl IllegalMove {
 
     fn hint(&self) -> &'static str {
         match self.asked {
-            Move::Start => "only a created task can be started, and once",
+            Move::Start => "only what is created can be started, and once",
             Move::Delete(_) => "kill it and wait for its end before it is deleted",
             _ => "this cannot happen now",
         }
@@ -115,7 +119,8 @@ impl State {
             (Self::Created, Move::Delete(exit)) => Some(Self::Deleting(exit)),
             (Self::Starting, Move::Started) => Some(Self::Running),
             (Self::Starting, Move::StartFailed) => Some(Self::Created),
-            (Self::Created | Self::Running, Move::Exit(exit)) => Some(Self::Stopped(exit)),
+            (Self::Starting, Move::NeverRan(exit))
+            | (Self::Created | Self::Running, Move::Exit(exit)) => Some(Self::Stopped(exit)),
             (Self::Stopped(exit), Move::Delete(_)) => Some(Self::Deleting(exit)),
             (Self::Deleting(exit), Move::DeleteDone) => Some(Self::Deleted(exit)),
             (Self::Deleting(exit), Move::DeleteFailed) => Some(Self::Stopped(exit)),
@@ -130,6 +135,12 @@ impl State {
             Self::Stopped(exit) | Self::Deleting(exit) | Self::Deleted(exit) => Some(exit),
             Self::Creating | Self::Created | Self::Starting | Self::Running => None,
         }
+    }
+
+    /// Whether it has begun to start and has not ended.
+    #[must_use]
+    pub const fn is_live(self) -> bool {
+        matches!(self, Self::Starting | Self::Running)
     }
 
     /// For sentences.
@@ -166,6 +177,7 @@ mod tests {
             Just(Move::Start),
             Just(Move::Started),
             Just(Move::StartFailed),
+            any::<u8>().prop_map(|status| Move::NeverRan(exit(status.into()))),
             any::<u8>().prop_map(|status| Move::Exit(exit(status.into()))),
             Just(Move::Delete(exit(0))),
             Just(Move::DeleteDone),
@@ -192,7 +204,7 @@ mod tests {
             let allowed = match asked {
                 Move::Created | Move::CreateFailed(_) => !self.created && !self.gone,
                 Move::Start => self.created && !self.started && !ended && idle,
-                Move::Started | Move::StartFailed => self.starting,
+                Move::Started | Move::StartFailed | Move::NeverRan(_) => self.starting,
                 Move::Exit(_) => self.created && !ended && idle,
                 Move::Delete(_) => self.created && idle && (ended || !self.started),
                 Move::DeleteDone | Move::DeleteFailed => self.deleting,
@@ -206,6 +218,7 @@ mod tests {
                 Move::Start => self.starting = true,
                 Move::Started => (self.starting, self.started) = (false, true),
                 Move::StartFailed => self.starting = false,
+                Move::NeverRan(exit) => (self.starting, self.exit) = (false, Some(exit)),
                 Move::Exit(exit) => self.exit = Some(exit),
                 Move::Delete(never_ran) => {
                     self.deleting = true;
@@ -240,7 +253,7 @@ mod tests {
     #[test]
     fn an_illegal_move_says_what_to_do() {
         let illegal = |state, asked| IllegalMove {
-            id: "t1".into(),
+            name: "task t1".into(),
             state,
             asked,
         };

@@ -6,106 +6,53 @@
 //! (State, Wait, Pids, Connect) is answered from here alone and never asks the guest.
 
 mod create;
+mod error;
+mod exec;
+mod kill;
 mod life;
 mod machine;
+mod pause;
+mod process;
 mod registry;
 mod seam;
 mod signals;
+mod terminal;
 
 #[cfg(test)]
 pub mod fakes;
 
-pub use machine::{Exit, IllegalMove, Move, State};
-pub use registry::{TaskOrder, Tasks};
-pub use seam::{SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+#[cfg(test)]
+mod model_tests;
 
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+pub use error::TaskError;
+pub use exec::{Exec, ExecOrder};
+pub use machine::{Exit, IllegalMove, Move, State};
+pub use pause::Flow;
+pub use process::Report;
+pub use registry::{TaskOrder, Tasks};
+pub use seam::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+pub use terminal::Size;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::sync::watch;
 use wasmvm_protocol::agent::containerd::events::task::{TaskDelete, TaskStart};
 
-use crate::agent::{Agent, AgentError};
-use crate::error::{ErrorCode, Refusal};
+use crate::agent::Agent;
+use crate::error::Refusal;
 use crate::events::{Event, EventSink};
-use crate::stdio::{StdinSwitch, StdioNames};
+use crate::stdio::StdioNames;
 
-/// How long after its acknowledgement a SIGKILL may take to show. Then the VM is ended.
-const KILL_SHOWS_MAX: Duration = Duration::from_secs(3);
-
-/// Why a request about a task failed.
-#[derive(Debug, thiserror::Error)]
-pub enum TaskError {
-    /// Not in this state.
-    #[error(transparent)]
-    Illegal(#[from] IllegalMove),
-    /// Nothing to send a signal to.
-    #[error("the program of task {0} has finished")]
-    Finished(String),
-    /// Still in `Create`.
-    #[error("task {0} is being created")]
-    Unborn(String),
-    /// Not a signal of Linux.
-    #[error("signal {0} does not exist; Linux has 1 to {max}", max = signals::SIGNAL_MAX)]
-    Signal(u32),
-    /// The agent refused or was silent.
-    #[error(transparent)]
-    Agent(#[from] AgentError),
-    /// A poststart hook failed.
-    #[error(transparent)]
-    Hook(Refusal),
-    /// The VM ended first.
-    #[error("the VM ended: {0}")]
-    VmEnded(String),
-    /// The host could not remove what belongs to the task.
-    #[error("cannot remove what is left of task {id}")]
-    Destroy {
-        /// The task.
-        id: String,
-        /// What the host says.
-        source: Refusal,
-    },
-}
-
-impl TaskError {
-    /// How containerd is answered.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
-        match self {
-            Self::Illegal(illegal) => illegal.code(),
-            Self::Finished(_) | Self::Unborn(_) => ErrorCode::NotFound,
-            Self::Signal(_) => ErrorCode::InvalidArgument,
-            Self::Agent(error) => error.code(),
-            Self::VmEnded(_) => ErrorCode::Unavailable,
-            Self::Hook(source) | Self::Destroy { source, .. } => source.code,
-        }
-    }
-}
-
-impl From<TaskError> for Refusal {
-    fn from(error: TaskError) -> Self {
-        Self::new(error.code(), &error)
-    }
-}
-
-/// What containerd is told of a task.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// The VMM's pid; 0 when the VM never came to be.
-    pub pid: u32,
-    /// Where the task is.
-    pub state: State,
-    /// Its streams.
-    pub stdio: StdioNames,
-}
+use pause::FlowControl;
+use process::{Claim, Process, never_ran};
 
 /// What exists once the program is loaded.
 struct Vm {
     sandbox: Arc<dyn TaskSandbox>,
     agent: Agent,
-    stdin: StdinSwitch,
     /// Whether nothing is left; held while it is being removed.
     destroyed: tokio::sync::Mutex<bool>,
 }
@@ -134,82 +81,96 @@ impl Vm {
 /// One task.
 pub struct Task {
     order: SandboxOrder,
-    names: StdioNames,
     events: Arc<dyn EventSink>,
-    state: watch::Sender<State>,
+    init: Process,
+    execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+    flow: FlowControl,
     vm: OnceLock<Vm>,
     /// `Delete` came during `Create`.
     abort: watch::Sender<bool>,
-    /// The streams are closed; the VM has no more to say.
-    drained: watch::Sender<bool>,
+    /// Init is over, and what else runs has to end.
+    ending: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Task {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Task")
             .field("order", &self.order)
-            .field("state", &*self.state.borrow())
+            .field("init", &self.init)
+            .field("execs", &*self.execs())
+            .field("flow", &self.flow)
             .finish_non_exhaustive()
     }
 }
 
 impl Task {
-    fn new(order: SandboxOrder, names: StdioNames, events: Arc<dyn EventSink>) -> Self {
+    fn new(
+        order: SandboxOrder,
+        stdio: StdioNames,
+        terminal: bool,
+        events: Arc<dyn EventSink>,
+    ) -> Self {
+        let name = format!("task {}", order.id);
         Self {
             order,
-            names,
             events,
-            state: watch::Sender::new(State::Creating),
+            init: Process::new(name, stdio, terminal, State::Creating),
+            execs: Mutex::default(),
+            flow: FlowControl::default(),
             vm: OnceLock::new(),
             abort: watch::Sender::new(false),
-            drained: watch::Sender::new(false),
+            ending: watch::Sender::new(false),
         }
-    }
-
-    /// The only place where the state changes.
-    fn make(&self, asked: Move) -> Result<State, IllegalMove> {
-        let mut outcome = None;
-        self.state.send_if_modified(|state| {
-            let before = *state;
-            let after = before.after(asked);
-            outcome = Some(after.ok_or(before));
-            *state = after.unwrap_or(before);
-            after.is_some()
-        });
-        let id = &self.order.id;
-        match outcome {
-            Some(Ok(state)) => {
-                tracing::debug!(task_id = %id, state = state.word(), "task moved");
-                Ok(state)
-            }
-            Some(Err(state)) => Err(self.illegal(state, asked)),
-            None => Err(self.illegal(*self.state.borrow(), asked)),
-        }
-    }
-
-    fn illegal(&self, state: State, asked: Move) -> IllegalMove {
-        IllegalMove {
-            id: self.order.id.clone(),
-            state,
-            asked,
-        }
-    }
-
-    /// Waits for a state; the sender lives as long as the task, so the wait cannot fail.
-    async fn reaches(&self, wanted: impl FnMut(&State) -> bool) -> State {
-        let mut states = self.state.subscribe();
-        let reached = states.wait_for(wanted).await.map(|state| *state);
-        reached.unwrap_or_else(|_| *self.state.borrow())
     }
 
     fn vm(&self) -> Result<&Vm, TaskError> {
-        self.vm
-            .get()
-            .ok_or_else(|| TaskError::Unborn(self.order.id.clone()))
+        let unborn = || TaskError::Unborn(self.init.name().to_owned());
+        self.vm.get().ok_or_else(unborn)
     }
 
     fn pid(&self) -> u32 {
         self.vm.get().map_or(0, |vm| vm.sandbox.pid())
+    }
+
+    /// The map is whole after every statement, so a panic elsewhere has not broken it.
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those that are wanted, by id.
+    pub fn execs_where(&self, wanted: impl Fn(&Exec) -> bool) -> Vec<Arc<Exec>> {
+        let execs = self.execs();
+        execs
+            .values()
+            .filter(|exec| wanted(exec))
+            .cloned()
+            .collect()
+    }
+
+    /// The exec of this id.
+    ///
+    /// # Errors
+    /// [`TaskError::NoProcess`]
+    pub fn exec_of(&self, id: &str) -> Result<Arc<Exec>, TaskError> {
+        self.execs()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| TaskError::NoProcess {
+                task: self.order.id.clone(),
+                exec: id.to_owned(),
+            })
+    }
+
+    /// Waits until init is over.
+    async fn ends(&self) {
+        // Fails only when the sender is gone, and the sender is ours.
+        let _ = self.ending.subscribe().wait_for(|ending| *ending).await;
+    }
+
+    /// Whether the VM runs.
+    #[must_use]
+    pub fn flow(&self) -> Flow {
+        self.flow.now()
     }
 
     /// What State, Pids and Connect answer from.
@@ -220,8 +181,9 @@ impl Task {
         let vm = self.vm()?;
         Ok(Report {
             pid: vm.sandbox.pid(),
-            state: *self.state.borrow(),
-            stdio: self.names.clone(),
+            state: self.init.state(),
+            stdio: self.init.stdio.clone(),
+            terminal: self.init.terminal,
         })
     }
 
@@ -237,10 +199,7 @@ impl Task {
     /// [`TaskError::Unborn`] during `Create`.
     pub async fn wait(&self) -> Result<Exit, TaskError> {
         self.vm()?;
-        let state = self.reaches(|state| state.exit().is_some()).await;
-        state
-            .exit()
-            .ok_or_else(|| TaskError::Unborn(self.order.id.clone()))
+        self.init.wait().await
     }
 
     /// Lets the program run: its pid.
@@ -249,11 +208,11 @@ impl Task {
     /// [`TaskError`]
     pub async fn start(&self) -> Result<u32, TaskError> {
         let vm = self.vm()?;
-        self.make(Move::Start)?;
-        vm.stdin.open();
+        self.init.make(Move::Start)?;
+        self.init.switch.open_stdin();
         let started = tokio::select! {
             biased;
-            started = vm.agent.start() => started.map_err(TaskError::from),
+            started = vm.agent.start("") => started.map_err(TaskError::from),
             end = vm.sandbox.vm_ended() => Err(TaskError::VmEnded(end.reason)),
         };
         if let Err(error) = started {
@@ -261,15 +220,16 @@ impl Task {
                 // It may run or not: nobody knows, so nobody may find out later.
                 vm.sandbox.kill_vm();
             }
-            self.make(Move::StartFailed)?;
+            self.init.make(Move::StartFailed)?;
             return Err(error);
         }
-        self.make(Move::Started)?;
-        self.events.publish(Event::Start(TaskStart {
-            container_id: self.order.id.clone(),
-            pid: vm.sandbox.pid(),
-            ..Default::default()
-        }));
+        self.init.make_telling(Move::Started, |_| {
+            self.events.publish(Event::Start(TaskStart {
+                container_id: self.order.id.clone(),
+                pid: vm.sandbox.pid(),
+                ..Default::default()
+            }));
+        })?;
         if let Err(hook) = vm.sandbox.poststart().await {
             // As runc: the start has failed, and what runs is ended.
             vm.sandbox.kill_vm();
@@ -278,61 +238,9 @@ impl Task {
         Ok(vm.sandbox.pid())
     }
 
-    /// Sends a signal to the program. The agent gets [`crate::agent::KILL_MAX`]; what is meant to end
-    /// the program ends the VM when the agent does not answer.
-    ///
-    /// # Errors
-    /// [`TaskError`]
-    pub async fn kill(self: &Arc<Self>, signal: u32) -> Result<(), TaskError> {
-        let vm = self.vm()?;
-        if signal > signals::SIGNAL_MAX {
-            return Err(TaskError::Signal(signal));
-        }
-        if self.state.borrow().exit().is_some() {
-            return Err(TaskError::Finished(self.order.id.clone()));
-        }
-        if signal == signals::PROBE {
-            return Ok(());
-        }
-        let task_id = &self.order.id;
-        match vm.agent.kill(signal).await {
-            Ok(()) if signal == signals::SIGKILL => {
-                tokio::spawn(self.clone().insist());
-                Ok(())
-            }
-            Ok(()) => Ok(()),
-            Err(AgentError::Refused {
-                code: ErrorCode::NotFound,
-                ..
-            }) => Err(TaskError::Finished(task_id.clone())),
-            Err(error)
-                if signal == signals::SIGKILL
-                    || error.is_silence() && signals::ends_by_default(signal) =>
-            {
-                tracing::warn!(%task_id, signal, %error, "the guest does not obey; ending the VM");
-                vm.sandbox.kill_vm();
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// A guest that acknowledges SIGKILL and goes on is ended from outside.
-    async fn insist(self: Arc<Self>) {
-        let ended = self.reaches(|state| state.exit().is_some());
-        if tokio::time::timeout(KILL_SHOWS_MAX, ended).await.is_err() {
-            tracing::warn!(task_id = %self.order.id, "SIGKILL shows no effect; ending the VM");
-            if let Ok(vm) = self.vm() {
-                vm.sandbox.kill_vm();
-            }
-        }
-    }
-
     /// Ends standard input once what the client wrote has been read.
     pub fn close_stdin(&self) {
-        if let Some(vm) = self.vm.get() {
-            vm.stdin.close();
-        }
+        self.init.switch.close_stdin();
     }
 
     /// Waits until output and VM are at their end and removes what is left. Idempotent; during
@@ -341,53 +249,55 @@ impl Task {
     /// # Errors
     /// [`TaskError`]; the task stays and `delete` may be called again.
     pub async fn delete(&self) -> Result<Exit, TaskError> {
-        loop {
-            let never_ran = Exit {
-                status: 0,
-                at: SystemTime::now(),
-            };
-            let state = *self.state.borrow();
-            match state {
-                State::Creating => {
-                    self.abort.send_replace(true);
-                    self.reaches(|state| *state != State::Creating).await;
+        if self.init.state() == State::Creating {
+            self.abort.send_replace(true);
+            self.init.reaches(|state| *state != State::Creating).await;
+        }
+        match self.init.claim_delete().await? {
+            Claim::Done(exit) => Ok(exit),
+            Claim::Ours(state) => {
+                if state == State::Created {
+                    self.vm()?.sandbox.kill_vm();
                 }
-                State::Deleting(_) => {
-                    self.reaches(|state| !matches!(state, State::Deleting(_)))
-                        .await;
-                }
-                State::Deleted(exit) => return Ok(exit),
-                _ => {
-                    self.make(Move::Delete(never_ran))?;
-                    if state == State::Created {
-                        self.vm()?.sandbox.kill_vm();
-                    }
-                    return self.finish_delete().await;
-                }
+                self.finish_delete().await
             }
         }
     }
 
     async fn finish_delete(&self) -> Result<Exit, TaskError> {
         let vm = self.vm()?;
-        // Fails only when the sender is gone, and the sender is ours.
-        let _ = self.drained.subscribe().wait_for(|drained| *drained).await;
-        if let Err(source) = vm.destroy().await {
-            self.make(Move::DeleteFailed)?;
-            let id = self.order.id.clone();
-            return Err(TaskError::Destroy { id, source });
+        self.init.switch.leave();
+        for exec in self.execs_where(|_| true) {
+            exec.process.switch.leave();
         }
-        let state = self.make(Move::DeleteDone)?;
-        let exit = state
-            .exit()
-            .ok_or_else(|| self.illegal(state, Move::DeleteDone))?;
-        self.events.publish(Event::Delete(TaskDelete {
-            container_id: self.order.id.clone(),
-            pid: vm.sandbox.pid(),
-            exit_status: exit.status,
-            exited_at: MessageField::some(Timestamp::from(exit.at)),
-            ..Default::default()
-        }));
-        Ok(exit)
+        // The execs' output is part of it.
+        self.init.drained().await;
+        if let Err(source) = vm.destroy().await {
+            self.init.make(Move::DeleteFailed)?;
+            let name = self.init.name().to_owned();
+            return Err(TaskError::Destroy { name, source });
+        }
+        self.forget_execs();
+        let state = self.init.make_telling(Move::DeleteDone, |state| {
+            let exit = state.exit().unwrap_or_else(never_ran);
+            self.events.publish(Event::Delete(TaskDelete {
+                container_id: self.order.id.clone(),
+                pid: vm.sandbox.pid(),
+                exit_status: exit.status,
+                exited_at: MessageField::some(Timestamp::from(exit.at)),
+                ..Default::default()
+            }));
+        })?;
+        Ok(state.exit().unwrap_or_else(never_ran))
+    }
+
+    /// Those that nobody has deleted go with the task; who waits for one that never began is released.
+    fn forget_execs(&self) {
+        for exec in std::mem::take(&mut *self.execs()).into_values() {
+            if exec.process.make(Move::Delete(never_ran())).is_ok() {
+                // Follows in any case.
+                let _ = exec.process.make(Move::DeleteDone);
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use super::process::never_ran;
 use super::{Exit, Move, SandboxMaker, SandboxOrder, Task};
 use crate::error::{ErrorCode, Refusal};
 use crate::events::EventSink;
@@ -18,6 +19,8 @@ pub struct TaskOrder {
     pub sandbox: SandboxOrder,
     /// The client's FIFOs.
     pub stdio: StdioNames,
+    /// Whether they are a terminal.
+    pub terminal: bool,
 }
 
 /// All tasks.
@@ -71,17 +74,18 @@ impl Tasks {
     /// A [`super::create::CreateError`] as containerd is to read it; then nothing is left of the task.
     pub async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
         let id = order.sandbox.id.clone();
-        let task = Task::new(order.sandbox, order.stdio, self.events.clone());
+        let task = Task::new(
+            order.sandbox,
+            order.stdio,
+            order.terminal,
+            self.events.clone(),
+        );
         let task = self.insert(&id, Arc::new(task))?;
         let created = task.create(&*self.maker).await;
         if let Err(error) = &created {
             self.remove(&id, &task);
-            let never_ran = Exit {
-                status: 0,
-                at: std::time::SystemTime::now(),
-            };
             // Releases a Delete that waits; no other move can have come before.
-            let _ = task.make(Move::CreateFailed(never_ran));
+            let _ = task.init.make(Move::CreateFailed(never_ran()));
             tracing::info!(task_id = id, error = crate::error::chain(error), "no task");
         }
         created.map_err(Refusal::from)

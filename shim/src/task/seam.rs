@@ -9,7 +9,9 @@ use tokio::net::UnixStream;
 use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::api::Mount;
 
+use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
+use crate::sandbox::SlotLease;
 
 /// What containerd asks for in `Create`, without the streams.
 #[derive(Clone, Debug)]
@@ -33,6 +35,15 @@ pub struct VmEnding {
     pub console_tail: String,
 }
 
+/// The program of an exec, ready to be loaded.
+#[derive(Debug)]
+pub struct LoadedProgram {
+    /// What the agent is told.
+    pub program: Program,
+    /// Keeps its slot for it.
+    pub slot: SlotLease,
+}
+
 /// Makes sandboxes.
 #[async_trait]
 pub trait SandboxMaker: Send + Sync + 'static {
@@ -51,6 +62,12 @@ pub trait TaskSandbox: Send + Sync + 'static {
     fn pid(&self) -> u32;
     /// What to run, from the bundle.
     fn program(&self) -> Program;
+    /// Finds the program of an exec and has it mapped.
+    async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal>;
+    /// Stops the guest: afterwards nothing of it runs.
+    async fn pause(&self) -> Result<(), Refusal>;
+    /// Lets it go on. Not an error when it runs.
+    async fn resume(&self) -> Result<(), Refusal>;
     /// A byte stream to a port of the guest.
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal>;
     /// Waits for the end of the VM. Any number may wait.

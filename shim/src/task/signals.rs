@@ -1,5 +1,7 @@
 //! Linux signal numbers, as far as the shim has to tell them apart (signal(7)).
 
+use super::TaskError;
+
 /// The highest real-time signal.
 pub const SIGNAL_MAX: u32 = 64;
 /// Not a signal: asks whether the program is there.
@@ -7,8 +9,21 @@ pub const PROBE: u32 = 0;
 /// Cannot be caught.
 pub const SIGKILL: u32 = 9;
 
+/// Stops; cannot be caught.
+pub const SIGSTOP: u32 = 19;
+/// Lets what is stopped go on.
+pub const SIGCONT: u32 = 18;
+
 /// SIGCHLD, SIGCONT, SIGURG and SIGWINCH are ignored; SIGSTOP, SIGTSTP, SIGTTIN and SIGTTOU stop.
 const HARMLESS: [u32; 8] = [17, 18, 23, 28, 19, 20, 21, 22];
+
+/// Refuses what is no signal.
+pub fn check(signal: u32) -> Result<(), TaskError> {
+    if signal > SIGNAL_MAX {
+        return Err(TaskError::Signal(signal));
+    }
+    Ok(())
+}
 
 /// Whether the signal ends a program that does not handle it.
 pub fn ends_by_default(signal: u32) -> bool {

@@ -151,7 +151,6 @@ impl Vm {
 
     /// The VMM.
     #[must_use]
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     pub fn process(&self) -> &Process {
         &self.inner.process
     }
@@ -207,7 +206,6 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`].
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     pub async fn pause(&self) -> Result<(), VmError> {
         let id = self.next_id();
         self.done(id, &ToVmm::Pause { id }, &[]).await
@@ -217,7 +215,6 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`].
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     pub async fn resume(&self) -> Result<(), VmError> {
         let id = self.next_id();
         self.done(id, &ToVmm::Resume { id }, &[]).await

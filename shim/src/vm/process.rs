@@ -66,7 +66,6 @@ impl Process {
     ///
     /// # Errors
     /// `ESRCH` or `ENOENT` when it is gone.
-    #[allow(dead_code, reason = "for exec and pause, which come next")]
     pub fn root(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open(format!("/proc/{}", self.pid), flags, Mode::empty())?;

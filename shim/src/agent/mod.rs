@@ -1,0 +1,387 @@
+//! The guest's agent, as the shim talks to it: ttrpc and stdio streams over vsock.
+//!
+//! Whatever the guest answers is bounded in time here and in size by ttrpc; its numbers and sentences
+//! are checked before they go on. A paused guest answers nothing, and that time does not count.
+
+mod error;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::Context;
+use wasmvm_protocol::agent::containerd::api::{
+    CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, ResizePtyRequest,
+    StartRequest, UpdateTaskRequest, WaitRequest,
+};
+use wasmvm_protocol::agent::containerd::shim_async::TaskClient;
+use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, PROGRAM_TYPE_URL, Program};
+use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
+use wasmvm_protocol::stream::{StdioFd, StreamHeader};
+
+pub use self::error::AgentError;
+use crate::error::{ErrorCode, printable};
+use crate::patience::Clock;
+use crate::stdio::{GuestStreams, Stdio};
+use crate::task::{Size, TaskSandbox};
+
+/// To open one connection to the guest.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// To load a program. Nothing is compiled meanwhile, but its files may be cold.
+const LOAD_MAX: Duration = Duration::from_secs(60);
+/// To let it run.
+const START_MAX: Duration = Duration::from_secs(10);
+/// To deliver a signal. Beyond it the VM is ended from outside.
+pub const KILL_MAX: Duration = Duration::from_secs(1);
+/// For what the guest answers from its own knowledge.
+const TELL_MAX: Duration = Duration::from_secs(1);
+/// A byte, as every exit status.
+const STATUS_MAX: u32 = 255;
+/// Beyond every pid of Linux (`PID_MAX_LIMIT`): what is added to a guest's pid is no live host pid.
+pub const EXEC_PID_BASE: u32 = 4_194_304;
+
+/// A connection to the agent of one task.
+#[derive(Clone)]
+pub struct Agent {
+    client: TaskClient,
+    id: String,
+    clock: Clock,
+    /// Unique within the VM.
+    next_token: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The streams of one instance, and what they are called in the guest.
+struct Opened {
+    tokens: [String; 3],
+    streams: GuestStreams,
+}
+
+/// Requests name an instance by its exec id, which is empty for init.
+impl Agent {
+    /// Connects to the agent of a booted VM.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub async fn connect(
+        sandbox: &dyn TaskSandbox,
+        id: &str,
+        clock: Clock,
+    ) -> Result<Self, AgentError> {
+        let stream = connect(sandbox, AGENT_PORT, &clock).await?;
+        Ok(Self {
+            client: TaskClient::new(Client::new(Socket::from(stream))),
+            id: id.to_owned(),
+            clock,
+            next_token: Arc::new(AtomicU64::new(1)),
+        })
+    }
+
+    /// Loads init with its streams, which are open from here on.
+    ///
+    /// # Errors
+    /// [`AgentError`]; `Refused` carries the sentence that the user is to read.
+    pub async fn create(
+        &self,
+        sandbox: &dyn TaskSandbox,
+        stdio: &Stdio,
+        terminal: bool,
+    ) -> Result<GuestStreams, AgentError> {
+        let Opened { tokens, streams } = self.open_streams(sandbox, stdio, "").await?;
+        let [stdin, stdout, stderr] = tokens;
+        let request = CreateTaskRequest {
+            id: self.id.clone(),
+            terminal,
+            stdin,
+            stdout,
+            stderr,
+            options: MessageField::some(program(sandbox.program())?),
+            ..Default::default()
+        };
+        let call = self.client.create(Context::default(), &request);
+        self.answer("Create", LOAD_MAX, call).await?;
+        Ok(streams)
+    }
+
+    /// Loads the program of an exec with its streams.
+    ///
+    /// # Errors
+    /// As [`Agent::create`].
+    pub async fn exec(
+        &self,
+        sandbox: &dyn TaskSandbox,
+        exec_id: &str,
+        spec: Program,
+        stdio: &Stdio,
+        terminal: bool,
+    ) -> Result<GuestStreams, AgentError> {
+        let Opened { tokens, streams } = self.open_streams(sandbox, stdio, exec_id).await?;
+        let [stdin, stdout, stderr] = tokens;
+        let request = ExecProcessRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            terminal,
+            stdin,
+            stdout,
+            stderr,
+            spec: MessageField::some(program(spec)?),
+            ..Default::default()
+        };
+        let call = self.client.exec(Context::default(), &request);
+        self.answer("Exec", LOAD_MAX, call).await?;
+        Ok(streams)
+    }
+
+    /// Lets a loaded program run: its pid in the guest.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub async fn start(&self, exec_id: &str) -> Result<u32, AgentError> {
+        let request = StartRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.start(Context::default(), &request);
+        let started = self.answer("Start", START_MAX, call).await?;
+        // A guest that names another pid deceives nobody but its own users.
+        Ok(started.pid.min(EXEC_PID_BASE - 1))
+    }
+
+    /// Sends a signal to one program, or with `all` to every one of the guest.
+    ///
+    /// # Errors
+    /// [`AgentError`]; `Refused` with `NotFound` when it is over.
+    pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        let request = KillRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let call = self.client.kill(Context::default(), &request);
+        self.answer("Kill", KILL_MAX, call).await.map(drop)
+    }
+
+    /// Waits for a program's end, as long as it takes: its exit status.
+    ///
+    /// # Errors
+    /// [`AgentError`] when the agent is gone, which is the end of the program as well.
+    pub async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
+        let request = WaitRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        match self.client.wait(Context::default(), &request).await {
+            Ok(response) => Ok(response.exit_status.min(STATUS_MAX)),
+            Err(error) => Err(failed("Wait", error)),
+        }
+    }
+
+    /// Has the agent forget an exec that is over.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub async fn delete(&self, exec_id: &str) -> Result<(), AgentError> {
+        let request = DeleteRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.delete(Context::default(), &request);
+        self.answer("Delete", TELL_MAX, call).await.map(drop)
+    }
+
+    /// Sets the size of a program's terminal.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub async fn resize(&self, exec_id: &str, size: Size) -> Result<(), AgentError> {
+        let request = ResizePtyRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            width: size.width.into(),
+            height: size.height.into(),
+            ..Default::default()
+        };
+        let call = self.client.resize_pty(Context::default(), &request);
+        self.answer("ResizePty", TELL_MAX, call).await.map(drop)
+    }
+
+    /// Tells what has changed; with the time of day, which the guest may have missed.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub async fn change(&self, mut change: Change) -> Result<(), AgentError> {
+        change.wall_clock_ns = Some(wall_clock_ns());
+        let request = UpdateTaskRequest {
+            id: self.id.clone(),
+            resources: MessageField::some(any(CHANGE_TYPE_URL, &change)?),
+            ..Default::default()
+        };
+        let call = self.client.update(Context::default(), &request);
+        self.answer("Update", TELL_MAX, call).await.map(drop)
+    }
+
+    async fn open_streams(
+        &self,
+        sandbox: &dyn TaskSandbox,
+        stdio: &Stdio,
+        exec_id: &str,
+    ) -> Result<Opened, AgentError> {
+        let open = |wanted: bool, fd: StdioFd| async move {
+            if !wanted {
+                return Ok::<_, AgentError>((String::new(), None));
+            }
+            let (token, stream) = self.open_stream(sandbox, exec_id, fd).await?;
+            Ok((token, Some(stream)))
+        };
+        let (stdin_token, stdin) = open(stdio.stdin.is_some(), StdioFd::Stdin).await?;
+        let (stdout_token, stdout) = open(stdio.stdout.is_some(), StdioFd::Stdout).await?;
+        let (stderr_token, stderr) = open(stdio.stderr.is_some(), StdioFd::Stderr).await?;
+        Ok(Opened {
+            tokens: [stdin_token, stdout_token, stderr_token],
+            streams: GuestStreams {
+                stdin,
+                stdout,
+                stderr,
+            },
+        })
+    }
+
+    async fn open_stream(
+        &self,
+        sandbox: &dyn TaskSandbox,
+        exec_id: &str,
+        fd: StdioFd,
+    ) -> Result<(String, UnixStream), AgentError> {
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let header = StreamHeader {
+            token,
+            task: self.id.clone(),
+            exec: exec_id.to_owned(),
+            fd,
+        };
+        let mut stream = connect(sandbox, STREAM_PORT, &self.clock).await?;
+        stream
+            .write_all(&header.encode()?)
+            .await
+            .map_err(AgentError::StreamBroken)?;
+        Ok((token.to_string(), stream))
+    }
+
+    async fn answer<T>(
+        &self,
+        request: &'static str,
+        within: Duration,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        match self.clock.within(within, call).await {
+            Some(Ok(response)) => Ok(response),
+            Some(Err(error)) => Err(failed(request, error)),
+            None => Err(AgentError::Late { request, within }),
+        }
+    }
+}
+
+async fn connect(
+    sandbox: &dyn TaskSandbox,
+    port: u32,
+    clock: &Clock,
+) -> Result<UnixStream, AgentError> {
+    match clock.within(CONNECT_MAX, sandbox.connect(port)).await {
+        Some(Ok(stream)) => Ok(stream),
+        Some(Err(source)) => Err(AgentError::Connect { port, source }),
+        None => Err(AgentError::Late {
+            request: "a connection",
+            within: CONNECT_MAX,
+        }),
+    }
+}
+
+fn program(mut program: Program) -> Result<Any, AgentError> {
+    program.wall_clock_ns = wall_clock_ns();
+    any(PROGRAM_TYPE_URL, &program)
+}
+
+fn any(type_url: &str, message: &impl Message) -> Result<Any, AgentError> {
+    Ok(Any {
+        type_url: type_url.to_owned(),
+        value: message.write_to_bytes().map_err(AgentError::Encode)?,
+        ..Default::default()
+    })
+}
+
+fn wall_clock_ns() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or_default()
+}
+
+fn failed(request: &'static str, error: ttrpc::Error) -> AgentError {
+    match error {
+        ttrpc::Error::RpcStatus(status) => AgentError::Refused {
+            code: ErrorCode::from_ttrpc(status.code()),
+            // The guest's own words, also on their way to the log.
+            sentence: printable(&status.message),
+        },
+        source => AgentError::Gone { request, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::SENTENCE_BYTES_MAX;
+
+    #[test]
+    fn every_failure_has_its_code() {
+        let refused = failed(
+            "Start",
+            ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::NOT_FOUND, "no")),
+        );
+        assert_eq!(refused.code(), ErrorCode::NotFound);
+        assert!(!refused.is_silence());
+        let gone = failed("Start", ttrpc::Error::RemoteClosed);
+        assert_eq!(gone.code(), ErrorCode::Unavailable);
+        assert!(gone.is_silence());
+        let late = AgentError::Late {
+            request: "Kill",
+            within: KILL_MAX,
+        };
+        assert_eq!(late.code(), ErrorCode::DeadlineExceeded);
+        assert_eq!(late.to_string(), "the guest did not answer Kill within 1s");
+    }
+
+    #[test]
+    fn what_a_guest_answers_is_one_bounded_line() {
+        let long = "a\n".repeat(SENTENCE_BYTES_MAX);
+        let status = ttrpc::get_status(ttrpc::Code::INTERNAL, long);
+        let said = failed("Create", ttrpc::Error::RpcStatus(status)).to_string();
+        assert!(said.starts_with("a a ") && said.len() <= SENTENCE_BYTES_MAX);
+    }
+
+    #[test]
+    fn the_program_travels_with_the_hosts_time() {
+        let any = program(Program::new()).unwrap();
+        let program = Program::parse_from_bytes(&any.value).unwrap();
+        assert_eq!(any.type_url, "wasmvm.agent.v1.Program");
+        assert!(program.wall_clock_ns > 1_700_000_000_000_000_000);
+    }
+}

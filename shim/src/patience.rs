@@ -1,0 +1,111 @@
+//! Deadlines for a guest that can be paused: time counts only while it runs.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Whether the guest runs, as the deadlines see it.
+#[derive(Clone, Debug)]
+pub struct Clock(watch::Receiver<bool>);
+
+impl Clock {
+    /// Of a guest that runs while `runs` is true.
+    #[must_use]
+    pub fn new(runs: watch::Receiver<bool>) -> Self {
+        Self(runs)
+    }
+
+    /// Waits at most `limit` of the guest's time; `None` when that was not enough.
+    pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        Patience::new(self.clone(), limit).wait(work).await
+    }
+}
+
+/// What is left of a limit that several waits share.
+#[derive(Debug)]
+pub struct Patience {
+    clock: Clock,
+    left: Duration,
+}
+
+impl Patience {
+    /// `left` of the guest's time.
+    #[must_use]
+    pub fn new(clock: Clock, left: Duration) -> Self {
+        Self { clock, left }
+    }
+
+    /// Waits as long as there is patience; `None` when it has come to its end.
+    pub async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        let runs = &mut self.clock.0;
+        loop {
+            let counts = *runs.borrow_and_update();
+            let since = Instant::now();
+            let waited = tokio::select! {
+                biased;
+                done = &mut work => Some(Some(done)),
+                () = tokio::time::sleep(self.left), if counts => Some(None),
+                changed = runs.changed() => match changed {
+                    Ok(()) => None,
+                    // Nobody is left who could let it run again, or stop it.
+                    Err(_) => Some(tokio::time::timeout(self.left, &mut work).await.ok()),
+                },
+            };
+            if counts {
+                self.left = self.left.saturating_sub(since.elapsed());
+            }
+            if let Some(waited) = waited {
+                return waited;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::pending;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_holds_while_the_guest_runs() {
+        let runs = watch::Sender::new(true);
+        let clock = Clock::new(runs.subscribe());
+        let limit = Duration::from_secs(5);
+        assert_eq!(clock.within(limit, async { 7 }).await, Some(7));
+        let start = Instant::now();
+        assert_eq!(clock.within(limit, pending::<()>()).await, None);
+        assert_eq!(start.elapsed(), limit);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_does_not_count() {
+        let runs = watch::Sender::new(true);
+        let mut patience = Patience::new(Clock::new(runs.subscribe()), Duration::from_secs(5));
+        let start = Instant::now();
+        let pause = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            runs.send_replace(false);
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            runs.send_replace(true);
+        };
+        let (late, ()) = tokio::join!(patience.wait(pending::<()>()), pause);
+        assert_eq!(late, None);
+        assert_eq!(start.elapsed(), Duration::from_secs(3605));
+        assert_eq!(
+            patience.wait(async {}).await,
+            Some(()),
+            "what is ready is taken"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn several_waits_share_a_limit() {
+        let runs = watch::Sender::new(true);
+        let mut patience = Patience::new(Clock::new(runs.subscribe()), Duration::from_secs(5));
+        let nap = Duration::from_secs(3);
+        assert_eq!(patience.wait(tokio::time::sleep(nap)).await, Some(()));
+        assert_eq!(patience.wait(tokio::time::sleep(nap)).await, None);
+    }
+}

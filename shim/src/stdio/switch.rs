@@ -1,0 +1,72 @@
+//! Begins and ends the streams of one instance, from wherever that is decided.
+
+use tokio::sync::watch;
+
+/// How far standard input is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StdinPhase {
+    /// Before `Start`: what the client writes stays in the FIFO.
+    Held,
+    /// It flows.
+    Open,
+    /// After `CloseIO`: what is in the FIFO is the last of it.
+    Closing,
+}
+
+/// How far the output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum OutputPhase {
+    /// The program runs and may write more.
+    Flowing,
+    /// It is over: what it has written is on its way.
+    Ended,
+    /// `Delete` waits: a reader that is there is given [`super::DRAIN_MAX`], one that is not, no time.
+    Leaving,
+}
+
+/// Begins and ends the streams of one instance; it exists before they do.
+#[derive(Clone, Debug)]
+pub struct StdioSwitch {
+    pub(super) stdin: watch::Sender<StdinPhase>,
+    pub(super) output: watch::Sender<OutputPhase>,
+}
+
+impl Default for StdioSwitch {
+    fn default() -> Self {
+        Self {
+            stdin: watch::Sender::new(StdinPhase::Held),
+            output: watch::Sender::new(OutputPhase::Flowing),
+        }
+    }
+}
+
+impl StdioSwitch {
+    /// At `Start`.
+    pub fn open_stdin(&self) {
+        self.stdin.send_if_modified(|phase| {
+            let held = *phase == StdinPhase::Held;
+            if held {
+                *phase = StdinPhase::Open;
+            }
+            held
+        });
+    }
+
+    /// At `CloseIO`, any number of times.
+    pub fn close_stdin(&self) {
+        self.stdin.send_replace(StdinPhase::Closing);
+    }
+
+    /// At `Delete`, any number of times.
+    pub fn leave(&self) {
+        self.advance(OutputPhase::Leaving);
+    }
+
+    pub(super) fn advance(&self, to: OutputPhase) {
+        self.output.send_if_modified(|phase| {
+            let forward = *phase < to;
+            *phase = to.max(*phase);
+            forward
+        });
+    }
+}

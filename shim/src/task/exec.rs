@@ -1,0 +1,300 @@
+//! Execs: further programs of a task, in the VM that runs.
+//!
+//! containerd registers an exec (`Exec`) and starts it later (`Start`): all that can fail with its
+//! program fails there, as with runc. Nothing of a failed one is left but its record.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+use wasmvm_protocol::agent::containerd::events::task::{TaskExecAdded, TaskExecStarted};
+use wasmvm_protocol::stream::ID_BYTES_MAX;
+
+use super::process::never_ran;
+use super::terminal::tell_size;
+use super::{Claim, Exit, Move, Process, Report, State, Task, TaskError, Vm, life, signals};
+use crate::agent::EXEC_PID_BASE;
+use crate::bundle::ProcessSpec;
+use crate::events::Event;
+use crate::sandbox::SlotLease;
+use crate::stdio::{GuestStreams, Pumps, Stdio, StdioNames, StdioOwner};
+
+/// Execs of one task that are not deleted.
+const EXECS_MAX: usize = 256;
+/// The status of a program that could not be started, as containerd has it for what it does not know.
+const STATUS_UNKNOWN: u32 = 255;
+
+/// Everything of an `Exec` request that counts.
+#[derive(Clone, Debug)]
+pub struct ExecOrder {
+    /// Unique within the task.
+    pub id: String,
+    /// What to run.
+    pub spec: ProcessSpec,
+    /// The client's FIFOs.
+    pub stdio: StdioNames,
+    /// Whether they are a terminal.
+    pub terminal: bool,
+}
+
+/// One exec.
+#[derive(Debug)]
+pub struct Exec {
+    pub(super) process: Process,
+    id: String,
+    spec: ProcessSpec,
+    pid: OnceLock<u32>,
+    /// The guest has been asked to load it.
+    loaded: AtomicBool,
+    /// It is not waited for any more.
+    abandoned: watch::Sender<bool>,
+}
+
+/// What runs, handed to its watcher.
+pub(super) struct Running {
+    pub pumps: Pumps,
+    /// Held as long as the program may be mapped.
+    pub slot: SlotLease,
+}
+
+impl Exec {
+    fn new(task: &str, order: ExecOrder) -> Self {
+        let name = format!("exec {} of {task}", order.id);
+        Self {
+            process: Process::new(name, order.stdio, order.terminal, State::Created),
+            id: order.id,
+            spec: order.spec,
+            pid: OnceLock::new(),
+            loaded: AtomicBool::new(false),
+            abandoned: watch::Sender::new(false),
+        }
+    }
+
+    /// Within its task.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Towards containerd; 0 before it has started.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.get().copied().unwrap_or(0)
+    }
+
+    /// What State answers from.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        Report {
+            pid: self.pid(),
+            state: self.process.state(),
+            stdio: self.process.stdio.clone(),
+            terminal: self.process.terminal,
+        }
+    }
+
+    /// Waits for its end, also before its start.
+    ///
+    /// # Errors
+    /// None that can come.
+    pub async fn wait(&self) -> Result<Exit, TaskError> {
+        self.process.wait().await
+    }
+
+    /// Ends standard input once what the client wrote has been read.
+    pub fn close_stdin(&self) {
+        self.process.switch.close_stdin();
+    }
+
+    /// Nobody waits for the guest's word on it any more.
+    pub(super) fn abandon(&self) {
+        self.abandoned.send_replace(true);
+    }
+
+    pub(super) async fn abandoned(&self) {
+        // Fails only when the sender is gone, and the sender is ours.
+        let _ = self
+            .abandoned
+            .subscribe()
+            .wait_for(|given_up| *given_up)
+            .await;
+    }
+}
+
+impl Task {
+    /// Registers an exec.
+    ///
+    /// # Errors
+    /// [`TaskError`]
+    pub fn exec(&self, order: ExecOrder) -> Result<(), TaskError> {
+        let bytes = order.id.len();
+        if bytes == 0 || bytes > ID_BYTES_MAX {
+            let bytes_max = ID_BYTES_MAX;
+            return Err(TaskError::ExecId { bytes, bytes_max });
+        }
+        self.must_run()?;
+        let mut execs = self.execs();
+        let id = order.id.clone();
+        let exec = Arc::new(Exec::new(self.init.name(), order));
+        if execs.contains_key(&id) {
+            return Err(TaskError::Exists(exec.process.name().to_owned()));
+        }
+        if execs.len() >= EXECS_MAX {
+            let name = self.init.name().to_owned();
+            let execs_max = EXECS_MAX;
+            return Err(TaskError::TooMany { name, execs_max });
+        }
+        execs.insert(id.clone(), exec);
+        // Still locked: nobody can start it before containerd hears of it.
+        self.events.publish(Event::ExecAdded(TaskExecAdded {
+            container_id: self.order.id.clone(),
+            exec_id: id,
+            ..Default::default()
+        }));
+        Ok(())
+    }
+
+    /// Finds, loads and starts an exec's program: its pid towards containerd.
+    ///
+    /// # Errors
+    /// [`TaskError`]; then the exec has ended without ever running.
+    pub async fn start_exec(self: &Arc<Self>, exec: &Arc<Exec>) -> Result<u32, TaskError> {
+        let vm = self.vm()?;
+        self.must_run()?;
+        exec.process.make(Move::Start)?;
+        let started = tokio::select! {
+            biased;
+            () = exec.abandoned() => Err(TaskError::Abandoned(exec.process.name().to_owned())),
+            () = self.ends() => Err(TaskError::InitNotRunning(self.init.name().to_owned())),
+            started = self.launch(vm, exec) => started,
+        };
+        match started {
+            Ok(started) => self.exec_runs(exec, started),
+            Err(error) => {
+                let status = match &error {
+                    TaskError::Abandoned(_) | TaskError::InitNotRunning(_) => {
+                        128 + signals::SIGKILL
+                    }
+                    _ => STATUS_UNKNOWN,
+                };
+                if exec.loaded.load(Ordering::Relaxed) {
+                    tokio::spawn(discard(self.clone(), exec.clone()));
+                }
+                let at = SystemTime::now();
+                exec.process.make(Move::NeverRan(Exit { status, at }))?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch(&self, vm: &Vm, exec: &Exec) -> Result<Started, TaskError> {
+        let process = &exec.process;
+        let owner = StdioOwner {
+            namespace: &self.order.namespace,
+            id: &exec.id,
+        };
+        let stdio = Stdio::open(&process.stdio, &owner).await?;
+        let loaded = vm
+            .sandbox
+            .load(&exec.spec)
+            .await
+            .map_err(TaskError::Program)?;
+        exec.loaded.store(true, Ordering::Relaxed);
+        let streams = vm
+            .agent
+            .exec(
+                &*vm.sandbox,
+                &exec.id,
+                loaded.program,
+                &stdio,
+                process.terminal,
+            )
+            .await?;
+        // Before it runs: a program asks once for the size of its terminal.
+        tell_size(vm, process, &exec.id).await?;
+        let guest_pid = vm.agent.start(&exec.id).await?;
+        Ok(Started {
+            stdio,
+            streams,
+            slot: loaded.slot,
+            guest_pid,
+        })
+    }
+
+    fn exec_runs(self: &Arc<Self>, exec: &Arc<Exec>, started: Started) -> Result<u32, TaskError> {
+        let pid = EXEC_PID_BASE + started.guest_pid;
+        // Only this start comes as far as here: it alone made the move to Starting.
+        let _ = exec.pid.set(pid);
+        exec.process.set_flowing();
+        let (switch, clock) = (&exec.process.switch, self.flow.clock());
+        let pumps = Pumps::start(started.stdio, started.streams, switch, &clock);
+        switch.open_stdin();
+        exec.process.make_telling(Move::Started, |_| {
+            self.events.publish(Event::ExecStarted(TaskExecStarted {
+                container_id: self.order.id.clone(),
+                exec_id: exec.id.clone(),
+                pid,
+                ..Default::default()
+            }));
+        })?;
+        let slot = started.slot;
+        let running = Running { pumps, slot };
+        tokio::spawn(life::live_exec(self.clone(), exec.clone(), running));
+        if exec.process.terminal {
+            tokio::spawn(tell_late_size(self.clone(), exec.clone()));
+        }
+        Ok(pid)
+    }
+
+    /// Forgets an exec that is over, or that never began; waits for its output: its pid and how it ended.
+    ///
+    /// # Errors
+    /// [`TaskError`]; then it stays.
+    pub async fn delete_exec(&self, exec: &Arc<Exec>) -> Result<(u32, Exit), TaskError> {
+        if let Claim::Done(exit) = exec.process.claim_delete().await? {
+            return Ok((exec.pid(), exit));
+        }
+        exec.process.switch.leave();
+        exec.process.drained().await;
+        let mut execs = self.execs();
+        if execs
+            .get(&exec.id)
+            .is_some_and(|there| Arc::ptr_eq(there, exec))
+        {
+            execs.remove(&exec.id);
+        }
+        drop(execs);
+        let state = exec.process.make(Move::DeleteDone)?;
+        Ok((exec.pid(), state.exit().unwrap_or_else(never_ran)))
+    }
+}
+
+/// What a start comes to.
+struct Started {
+    stdio: Stdio,
+    streams: GuestStreams,
+    slot: SlotLease,
+    guest_pid: u32,
+}
+
+/// A size that came while the exec was being started.
+async fn tell_late_size(task: Arc<Task>, exec: Arc<Exec>) {
+    let Ok(vm) = task.vm() else { return };
+    if let Err(error) = tell_size(vm, &exec.process, &exec.id).await {
+        tracing::debug!(exec = exec.process.name(), %error, "the terminal keeps its size");
+    }
+}
+
+/// Removes from the guest what may have been loaded, or even runs.
+async fn discard(task: Arc<Task>, exec: Arc<Exec>) {
+    let Ok(vm) = task.vm() else { return };
+    for told in [
+        vm.agent.kill(&exec.id, signals::SIGKILL, false).await,
+        vm.agent.delete(&exec.id).await,
+    ] {
+        if let Err(error) = told {
+            tracing::debug!(exec = exec.process.name(), %error, "nothing to discard");
+        }
+    }
+}

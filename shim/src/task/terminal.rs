@@ -1,0 +1,78 @@
+//! The size of a terminal, on its way to the guest's pty.
+
+use super::pause::Flow;
+use super::{Exec, Process, Task, TaskError, Vm};
+
+/// Of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+impl Size {
+    /// As containerd says it.
+    ///
+    /// # Errors
+    /// [`TaskError::Size`] beyond what `struct winsize` holds.
+    pub fn new(width: u32, height: u32) -> Result<Self, TaskError> {
+        match (u16::try_from(width), u16::try_from(height)) {
+            (Ok(width), Ok(height)) => Ok(Self { width, height }),
+            _ => Err(TaskError::Size { width, height }),
+        }
+    }
+}
+
+impl Task {
+    /// Resizes a process' terminal; one that cannot be told now is told later. Without a terminal there
+    /// is nothing to do.
+    ///
+    /// # Errors
+    /// [`TaskError`]; `Finished` when the program is over.
+    pub async fn resize(&self, exec: Option<&Exec>, size: Size) -> Result<(), TaskError> {
+        let vm = self.vm()?;
+        let process = exec.map_or(&self.init, |exec| &exec.process);
+        if process.state().exit().is_some() {
+            return Err(TaskError::Finished(process.name().to_owned()));
+        }
+        if !process.terminal {
+            return Ok(());
+        }
+        process.keep_size(size);
+        // An exec has no terminal before it has started; init has, once it is created.
+        let there = exec.is_none_or(|exec| exec.pid() != 0);
+        if !there || self.flow.now() != Flow::Running {
+            return Ok(());
+        }
+        let id = exec.map_or("", |exec| exec.id());
+        tokio::select! {
+            biased;
+            told = tell_size(vm, process, id) => told,
+            () = self.flow.stopping() => {
+                process.keep_size(size);
+                Ok(())
+            }
+        }
+    }
+
+    /// All that are kept.
+    pub(super) async fn tell_sizes(&self, vm: &Vm) {
+        let execs = self.execs_where(|exec| exec.pid() != 0);
+        let execs = execs.iter().map(|exec| (&exec.process, exec.id()));
+        for (process, id) in std::iter::once((&self.init, "")).chain(execs) {
+            if let Err(error) = tell_size(vm, process, id).await {
+                tracing::debug!(process = process.name(), %error, "the terminal keeps its size");
+            }
+        }
+    }
+}
+
+/// The size that is kept, if any.
+pub(super) async fn tell_size(vm: &Vm, process: &Process, id: &str) -> Result<(), TaskError> {
+    match process.take_size() {
+        Some(size) => Ok(vm.agent.resize(id, size).await?),
+        None => Ok(()),
+    }
+}
