@@ -13,10 +13,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::error::ErrorCode;
 
+mod layer;
 #[cfg(test)]
 mod tests;
 
@@ -30,8 +29,7 @@ const MEMORY_MIB_MAX: u32 = 16 * 1024;
 const TIMEOUT_S_MAX: u64 = 24 * 3600;
 
 /// The operator's choices.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Guest RAM of a task without a memory limit, MiB.
     pub default_memory_mib: u32,
@@ -80,10 +78,12 @@ pub enum ConfigError {
         message: String,
     },
     /// A value out of range.
-    #[error("{}: {key} = {value} is refused: {reason}", path.display())]
+    #[error("{}:{line}: {key} = {value} is refused: {reason}", path.display())]
     Value {
         /// The file.
         path: PathBuf,
+        /// Counted from one.
+        line: usize,
         /// The key.
         key: &'static str,
         /// Its value.
@@ -127,69 +127,36 @@ impl Config {
         Self::load_from(Path::new(CONFIG_PATH))
     }
 
-    /// The same from another file.
+    fn load_from(path: &Path) -> Result<Self, ConfigError> {
+        match Self::default().with_file(path) {
+            Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            other => other,
+        }
+    }
+
+    /// This, with what a file says instead. It must exist.
     ///
     /// # Errors
     /// [`ConfigError`], with the line.
-    pub fn load_from(path: &Path) -> Result<Self, ConfigError> {
+    pub fn with_file(self, path: &Path) -> Result<Self, ConfigError> {
         let mut text = String::new();
-        let read =
-            File::open(path).and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_string(&mut text));
-        match read {
-            Ok(_) => Self::parse(&text, path),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(ConfigError::Read {
+        File::open(path)
+            .and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_string(&mut text))
+            .map_err(|source| ConfigError::Read {
                 path: path.to_owned(),
                 source,
-            }),
-        }
+            })?;
+        self.with_text(&text, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|err| ConfigError::Parse {
-            path: path.to_owned(),
-            line: err.span().map_or(1, |span| line_of(text, span.start)),
-            message: err.message().replace('\n', " "),
-        })?;
-        config.check(path)?;
-        Ok(config)
-    }
-
-    fn check(&self, path: &Path) -> Result<(), ConfigError> {
-        let refuse = |key, value: String, reason: String| {
-            Err(ConfigError::Value {
-                path: path.to_owned(),
-                key,
-                value,
-                reason,
-            })
-        };
-        if !(1..=MEMORY_MIB_MAX).contains(&self.default_memory_mib) {
-            let reason = format!("it lies between 1 and {MEMORY_MIB_MAX}");
-            return refuse(
-                "default_memory_mib",
-                self.default_memory_mib.to_string(),
-                reason,
-            );
-        }
-        for (key, value) in [
-            ("boot_timeout_s", self.boot_timeout_s),
-            ("compile_timeout_s", self.compile_timeout_s),
-        ] {
-            if !(1..=TIMEOUT_S_MAX).contains(&value) {
-                let reason = format!("it lies between 1 and {TIMEOUT_S_MAX}");
-                return refuse(key, value.to_string(), reason);
-            }
-        }
-        if !self.artifact_dir.is_absolute() {
-            let value = format!("{:?}", self.artifact_dir);
-            return refuse(
-                "artifact_dir",
-                value,
-                "the path must be absolute".to_owned(),
-            );
-        }
-        Ok(())
+    /// This, with what a text says instead; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the line.
+    pub fn with_text(self, text: &str, name: &Path) -> Result<Self, ConfigError> {
+        layer::lay(self, text, name)
     }
 
     /// From the VM's start to an agent that listens.
@@ -203,14 +170,6 @@ impl Config {
     pub fn compile_timeout(&self) -> Duration {
         Duration::from_secs(self.compile_timeout_s)
     }
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes()
-        .take(offset)
-        .filter(|byte| *byte == b'\n')
-        .count()
-        + 1
 }
 
 /// What a VM is made of. Every file exists.

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! task ─ publish ─► queue (bounded) ─► one worker ─ Events/Forward ─► containerd
-//!                                       └ fails: reconnect, wait, the same event again
+//!                                       └ fails: wait, reconnect, the same event again
 //! ```
 //!
-//! containerd's order is a promise: create, start, what happens to execs, exit, delete. So an event that cannot be delivered
-//! holds up those behind it until it is given up; it never falls behind them.
+//! containerd's order is a promise: create, start, what happens to execs, exit, delete. So an event that
+//! cannot be delivered holds up those behind it; it never falls behind them. While containerd is away,
+//! everything waits for its return, however long that takes. An event that it keeps refusing is given up.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -29,11 +30,12 @@ use wasmvm_protocol::agent::containerd::topics;
 
 /// Events that may wait, as in containerd's own shims.
 const QUEUE_EVENTS_MAX: usize = 2048;
-/// Tries for one event.
-const ATTEMPTS_MAX: u32 = 8;
-/// Waited before the second try, doubled each time: all of them together last 13 s, longer than a
-/// restart of containerd.
-const RETRY_FIRST_MS: u64 = 100;
+/// How often containerd may answer with an error before an event is given up: in some 12 s.
+const REFUSALS_MAX: u32 = 16;
+/// Waited before the second try; doubled each time.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// The longest wait between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(1);
 /// containerd's own limit for taking one event.
 const FORWARD_MAX: Duration = Duration::from_secs(5);
 /// How long the end of the shim waits for the queue.
@@ -123,6 +125,13 @@ enum ForwardError {
     Late,
 }
 
+impl ForwardError {
+    /// Whether containerd was there and said no.
+    fn is_answer(&self) -> bool {
+        matches!(self, Self::Refused(ttrpc::Error::RpcStatus(_)))
+    }
+}
+
 enum Item {
     Event(Box<Envelope>),
     Flush(oneshot::Sender<()>),
@@ -190,20 +199,27 @@ async fn deliver(address: &Path, client: &mut Option<EventsClient>, envelope: En
     let topic = envelope.topic.clone();
     let mut request = ForwardRequest::new();
     request.envelope = MessageField::some(envelope);
-    let mut wait = Duration::from_millis(RETRY_FIRST_MS);
-    for attempt in 1..=ATTEMPTS_MAX {
-        let Err(error) = forward(address, client, &request).await else {
-            return;
-        };
+    let mut wait = RETRY_FIRST;
+    let mut refusals = 0;
+    let mut told = false;
+    while let Err(error) = forward(address, client, &request).await {
         *client = None;
         let reason = crate::error::chain(&error);
-        if attempt == ATTEMPTS_MAX {
-            tracing::error!(topic, reason, attempt, "event lost");
+        if error.is_answer() {
+            refusals += 1;
+        }
+        if refusals == REFUSALS_MAX {
+            tracing::error!(topic, reason, "event lost");
             return;
         }
-        tracing::warn!(topic, reason, attempt, "event not delivered yet");
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(topic, reason, "event not delivered yet");
+        }
         tokio::time::sleep(wait).await;
-        wait *= 2;
+        wait = RETRY_MAX.min(wait * 2);
+    }
+    if told {
+        tracing::info!(topic, "event delivered");
     }
 }
 
@@ -267,25 +283,19 @@ mod tests {
         })
     }
 
-    #[tokio::test]
-    async fn events_arrive_in_order_even_when_one_fails() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("events");
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let containerd = Arc::new(Containerd::default());
+    async fn serve(path: &Path, containerd: &Arc<Containerd>) -> Server {
+        let listener = tokio::net::UnixListener::bind(path).unwrap();
         let mut server = Server::new()
             .add_listener(Listener::from(listener))
             .register_service(create_events(containerd.clone()));
         server.start().await.unwrap();
-        let publisher = Publisher::new("ns", path);
-        for id in ["a", "b", "c"] {
-            publisher.publish(event(id));
-        }
-        publisher.flush().await;
-        let got = containerd.got.lock().unwrap();
-        let ids: Vec<String> = got
-            .iter()
-            .map(|envelope| {
+        server
+    }
+
+    impl Containerd {
+        fn ids(&self) -> Vec<String> {
+            let got = self.got.lock().unwrap();
+            let id = |envelope: &Envelope| {
                 assert_eq!(
                     (envelope.namespace.as_str(), envelope.topic.as_str()),
                     ("ns", "/tasks/start")
@@ -294,9 +304,59 @@ mod tests {
                 let start: TaskStart =
                     protobuf::Message::parse_from_bytes(&envelope.event.value).unwrap();
                 start.container_id
-            })
-            .collect();
-        assert_eq!(ids, ["a", "b", "c"]);
+            };
+            got.iter().map(id).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn events_arrive_in_order_even_when_one_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let containerd = Arc::new(Containerd::default());
+        let _server = serve(&path, &containerd).await;
+        let publisher = Publisher::new("ns", path);
+        for id in ["a", "b", "c"] {
+            publisher.publish(event(id));
+        }
+        publisher.flush().await;
+        assert_eq!(containerd.ids(), ["a", "b", "c"]);
+    }
+
+    #[tokio::test]
+    async fn what_happens_while_containerd_is_away_is_told_when_it_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let containerd = Arc::new(Containerd::default());
+        let mut server = serve(&path, &containerd).await;
+        let publisher = Publisher::new("ns", path.clone());
+        publisher.publish(event("a"));
+        publisher.flush().await;
+        server.shutdown().await.unwrap();
+        drop(server);
+        // A restart leaves the socket's name behind for a while, and nobody listening; then it is gone.
+        publisher.publish(event("b"));
+        publisher.flush_within(Duration::from_millis(100)).await;
+        std::fs::remove_file(&path).unwrap();
+        publisher.publish(event("c"));
+        publisher.flush_within(Duration::from_millis(100)).await;
+        assert_eq!(containerd.ids(), ["a"]);
+        let _server = serve(&path, &containerd).await;
+        publisher.publish(event("d"));
+        publisher.flush_within(Duration::from_secs(20)).await;
+        assert_eq!(containerd.ids(), ["a", "b", "c", "d"]);
+    }
+
+    #[test]
+    fn only_an_answer_is_a_refusal() {
+        let refused = ForwardError::Refused(ttrpc::Error::RpcStatus(ttrpc::get_status(
+            ttrpc::Code::INVALID_ARGUMENT,
+            "no",
+        )));
+        assert!(refused.is_answer());
+        assert!(!ForwardError::Late.is_answer());
+        let closed = ttrpc::Error::Others("closed".into());
+        assert!(!ForwardError::Refused(closed).is_answer());
     }
 
     #[tokio::test]

@@ -10,9 +10,9 @@ use wasmvm_protocol::agent::Program;
 
 use crate::bundle::ProcessSpec;
 use crate::cleanup;
-use crate::config::Config;
 use crate::error::{Refusal, chain};
 use crate::journal::ExitRecord;
+use crate::launch::options;
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxRequest};
 use crate::task::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
 use crate::tree::RootfsMount;
@@ -66,7 +66,8 @@ impl From<SandboxOrder> for SandboxRequest {
 #[async_trait]
 impl SandboxMaker for Host {
     async fn create(&self, order: SandboxOrder) -> Result<Arc<dyn TaskSandbox>, Refusal> {
-        let config = Config::load().map_err(|error| Refusal::new(error.code(), &error))?;
+        let config = options::config(&order.bundle, order.options.as_ref())
+            .map_err(|error| Refusal::new(error.code(), &error))?;
         match Sandbox::create(order.into(), &config).await {
             Ok(sandbox) => Ok(Arc::new(sandbox)),
             Err(error) => Err(refuse(&error)),

@@ -125,6 +125,7 @@ fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrder, R
             id: request.id,
             bundle: request.bundle.into(),
             rootfs: request.rootfs,
+            options: request.options.into_option(),
         },
         stdio,
         terminal: request.terminal,

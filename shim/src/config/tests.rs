@@ -7,7 +7,7 @@ use super::{Config, ConfigError, GuestFiles};
 use crate::error::ErrorCode;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(text, Path::new("/etc/wasmvm/config.toml"))
+    Config::default().with_text(text, Path::new("/etc/wasmvm/config.toml"))
 }
 
 #[test]
@@ -47,11 +47,11 @@ fn a_mistake_is_named_with_its_line() {
         ("# fine\nconsole = \n", ":2: "),
         (
             "boot_timeout_s = 0",
-            ": boot_timeout_s = 0 is refused: it lies between 1 and 86400",
+            ":1: boot_timeout_s = 0 is refused: it lies between 1 and 86400",
         ),
         (
             "default_memory_mib = 99999",
-            ": default_memory_mib = 99999 is refused",
+            ":1: default_memory_mib = 99999 is refused",
         ),
         (
             "default_memory_mib = -1",
@@ -59,7 +59,7 @@ fn a_mistake_is_named_with_its_line() {
         ),
         (
             "artifact_dir = \"a\"",
-            ": artifact_dir = \"a\" is refused: the path must be absolute",
+            ":1: artifact_dir = \"a\" is refused: the path must be absolute",
         ),
     ] {
         let error = parse(text).unwrap_err();

@@ -8,6 +8,7 @@
 //! rule of containerd's own `pkg/shim/compat.go`.
 
 use protobuf::Message as _;
+use protobuf::well_known_types::any::Any;
 use wasmvm_protocol::agent::containerd::TASK_API_VERSION;
 use wasmvm_protocol::agent::containerd::bootstrap_api::{BootstrapParams, BootstrapResult};
 
@@ -30,8 +31,8 @@ pub enum BootstrapError {
 /// How containerd speaks to `start`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Dialect {
-    /// containerd 1.6 to 2.2: bare address.
-    Legacy,
+    /// containerd 1.6 to 2.2: bare address. With the runtime's options, if there are any.
+    Legacy(Option<Any>),
     /// containerd 2.3 and later: protobuf both ways.
     Bootstrap(Box<BootstrapParams>),
 }
@@ -43,7 +44,12 @@ impl Dialect {
             Ok(params) if params.instance_id == id && params.namespace == namespace => {
                 Self::Bootstrap(Box::new(params))
             }
-            _ => Self::Legacy,
+            // What is no Any either says nothing that could be honoured.
+            _ => Self::Legacy(
+                Any::parse_from_bytes(input)
+                    .ok()
+                    .filter(|any| !any.type_url.is_empty()),
+            ),
         }
     }
 
@@ -65,7 +71,7 @@ impl Dialect {
     pub fn events_address(&self) -> Option<&str> {
         match self {
             Self::Bootstrap(params) => Some(params.containerd_ttrpc_address.as_str()),
-            Self::Legacy => None,
+            Self::Legacy(_) => None,
         }
         .filter(|address| !address.is_empty())
     }
@@ -74,14 +80,27 @@ impl Dialect {
     pub fn debug(&self) -> bool {
         match self {
             Self::Bootstrap(params) => params.log_level.value() < 0,
-            Self::Legacy => false,
+            Self::Legacy(_) => false,
+        }
+    }
+
+    /// The runtime's options, of whatever type.
+    pub fn options(&self) -> Option<&Any> {
+        match self {
+            Self::Legacy(options) => options.as_ref(),
+            // One extension each; containerd's options have no mark but their type.
+            Self::Bootstrap(params) => params
+                .extensions
+                .iter()
+                .filter_map(|extension| extension.value.as_ref())
+                .find(|value| value.type_url.ends_with(".Options")),
         }
     }
 
     /// What `start` prints.
     pub fn reply(&self, address: &str) -> Result<Vec<u8>, BootstrapError> {
         match self {
-            Self::Legacy => Ok(address.as_bytes().to_vec()),
+            Self::Legacy(_) => Ok(address.as_bytes().to_vec()),
             Self::Bootstrap(_) => BootstrapResult {
                 version: TASK_API_VERSION,
                 address: address.to_owned(),
@@ -110,9 +129,27 @@ mod tests {
             b"\xff garbage",
         ] {
             let dialect = Dialect::of(input, "default", "t1");
-            assert_eq!(dialect, Dialect::Legacy);
+            assert!(matches!(dialect, Dialect::Legacy(_)), "{dialect:?}");
             assert_eq!(dialect.reply("unix:///run/x").unwrap(), b"unix:///run/x");
             assert_eq!(dialect.socket_dir().unwrap(), "/run/containerd/s");
+        }
+    }
+
+    #[test]
+    fn options_arrive_in_both_dialects() {
+        for input in [
+            &include_bytes!("captures/1620-0.stdin")[..],
+            include_bytes!("captures/1724-0.stdin"),
+            include_bytes!("captures/219-0.stdin"),
+            MAIN,
+        ] {
+            let dialect = Dialect::of(input, "default", "t1");
+            let options = dialect.options().unwrap();
+            assert_eq!(options.type_url, "runtimeoptions.v1.Options");
+            assert_eq!(options.value, b"\x12\x10/etc/wasmvm.toml");
+        }
+        for input in [&b""[..], b"\xff garbage"] {
+            assert_eq!(Dialect::of(input, "default", "t1"), Dialect::Legacy(None));
         }
     }
 
@@ -131,8 +168,12 @@ mod tests {
 
     #[test]
     fn parameters_of_another_task_are_not_believed() {
-        assert_eq!(Dialect::of(MAIN, "default", "t2"), Dialect::Legacy);
-        assert_eq!(Dialect::of(MAIN, "k8s.io", "t1"), Dialect::Legacy);
+        for (namespace, id) in [("default", "t2"), ("k8s.io", "t1")] {
+            assert!(matches!(
+                Dialect::of(MAIN, namespace, id),
+                Dialect::Legacy(_)
+            ));
+        }
     }
 
     #[test]

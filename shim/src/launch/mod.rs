@@ -12,8 +12,10 @@
 
 mod args;
 mod bootstrap;
+mod cgroup;
 mod delete;
 mod info;
+pub mod options;
 mod socket;
 mod start;
 

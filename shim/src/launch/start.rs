@@ -13,6 +13,8 @@ use std::process::{Command, Stdio};
 
 use super::args::Args;
 use super::bootstrap::{BootstrapError, Dialect};
+use super::cgroup::{self, ShimCgroupError};
+use super::options::{self, OptionsError};
 use super::socket::{self, Bound, SocketError};
 
 /// Names containerd's event socket, in the environment of shims.
@@ -29,6 +31,12 @@ pub enum StartError {
     /// The parameters on standard input.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    /// The runtime's options.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// Where they want the daemon.
+    #[error(transparent)]
+    Cgroup(#[from] ShimCgroupError),
     /// Our own executable or working directory cannot be named.
     #[error("cannot find {0}")]
     Self_(&'static str, #[source] io::Error),
@@ -55,7 +63,7 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     if let Bound::New(listener) = bound {
         let started = socket::write_address(&bundle, &address)
             .map_err(StartError::from)
-            .and_then(|()| spawn(args, &dialect, listener));
+            .and_then(|()| spawn(args, &dialect, &bundle, listener));
         if let Err(error) = started {
             // Nobody will ever listen there; the error tells what matters.
             let _ = fs::remove_file(&path);
@@ -67,7 +75,19 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     Ok(reply)
 }
 
-fn spawn(args: &Args, dialect: &Dialect, listener: UnixListener) -> Result<(), StartError> {
+fn spawn(
+    args: &Args,
+    dialect: &Dialect,
+    bundle: &Path,
+    listener: UnixListener,
+) -> Result<(), StartError> {
+    let cgroup = match dialect.options() {
+        Some(options) => {
+            options::keep(bundle, options)?;
+            options::shim_cgroup(options)?
+        }
+        None => None,
+    };
     let program =
         std::env::current_exe().map_err(|error| StartError::Self_("this executable", error))?;
     let mut command = Command::new(&program);
@@ -84,10 +104,18 @@ fn spawn(args: &Args, dialect: &Dialect, listener: UnixListener) -> Result<(), S
     if let Some(address) = dialect.events_address() {
         command.env(EVENTS_ADDRESS_VARIABLE, address);
     }
-    let child = command
+    let mut child = command
         .spawn()
         .map_err(|error| StartError::Spawn(program, error))?;
     adjust_oom_score(child.id());
+    if let Some(path) = cgroup
+        && let Err(error) = cgroup::move_into(&path, child.id())
+    {
+        // It has done nothing yet. Failures mean that it has ended.
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error.into());
+    }
     Ok(())
 }
 

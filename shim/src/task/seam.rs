@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use protobuf::well_known_types::any::Any;
 use tokio::net::UnixStream;
 use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::api::Mount;
@@ -24,6 +25,8 @@ pub struct SandboxOrder {
     pub bundle: PathBuf,
     /// Mounts that make the rootfs.
     pub rootfs: Vec<Mount>,
+    /// The runtime's options, of whatever type.
+    pub options: Option<Any>,
 }
 
 /// Why a VM is over.

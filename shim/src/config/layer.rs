@@ -1,0 +1,119 @@
+//! One TOML text, laid over the configuration so far.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{Config, ConfigError, MEMORY_MIB_MAX, TIMEOUT_S_MAX};
+
+/// What one text may say. The keys with capitals come from containerd's CRI plugin, which passes its
+/// whole `options` table on when there is no `ConfigPath` in it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Layer {
+    default_memory_mib: Option<Spanned<u32>>,
+    console: Option<bool>,
+    boot_timeout_s: Option<Spanned<u64>>,
+    compile_timeout_s: Option<Spanned<u64>>,
+    artifact_dir: Option<Spanned<PathBuf>>,
+    /// Accepted: the form of `linux.cgroupsPath` says how it is meant.
+    #[serde(rename = "SystemdCgroup")]
+    _systemd_cgroup: Option<bool>,
+    /// Accepted: containerd's own, as are the next two.
+    #[serde(rename = "TypeUrl")]
+    _type_url: Option<String>,
+    #[serde(rename = "ConfigPath")]
+    _config_path: Option<String>,
+    #[serde(rename = "ConfigBody")]
+    _config_body: Option<toml::Value>,
+}
+
+/// A text and its name, for errors.
+struct Text<'a> {
+    text: &'a str,
+    path: &'a Path,
+}
+
+/// `config` with what `text` says; `path` names it in errors.
+pub(super) fn lay(config: Config, text: &str, path: &Path) -> Result<Config, ConfigError> {
+    let layer: Layer = toml::from_str(text).map_err(|err| ConfigError::Parse {
+        path: path.to_owned(),
+        line: err.span().map_or(1, |span| line_of(text, span.start)),
+        message: err.message().replace('\n', " "),
+    })?;
+    let text = Text { text, path };
+    let mut config = config;
+    if let Some(mib) = layer.default_memory_mib {
+        let range = (1, u64::from(MEMORY_MIB_MAX));
+        text.check("default_memory_mib", &mib, u64::from(*mib.get_ref()), range)?;
+        config.default_memory_mib = mib.into_inner();
+    }
+    config.console = layer.console.unwrap_or(config.console);
+    for (key, value, target) in [
+        (
+            "boot_timeout_s",
+            layer.boot_timeout_s,
+            &mut config.boot_timeout_s,
+        ),
+        (
+            "compile_timeout_s",
+            layer.compile_timeout_s,
+            &mut config.compile_timeout_s,
+        ),
+    ] {
+        if let Some(value) = value {
+            text.check(key, &value, *value.get_ref(), (1, TIMEOUT_S_MAX))?;
+            *target = value.into_inner();
+        }
+    }
+    if let Some(dir) = layer.artifact_dir {
+        if !dir.get_ref().is_absolute() {
+            let value = format!("{:?}", dir.get_ref());
+            let reason = "the path must be absolute".to_owned();
+            return Err(text.refused("artifact_dir", &dir, value, reason));
+        }
+        config.artifact_dir = dir.into_inner();
+    }
+    Ok(config)
+}
+
+impl Text<'_> {
+    fn check<T>(
+        &self,
+        key: &'static str,
+        at: &Spanned<T>,
+        value: u64,
+        (min, max): (u64, u64),
+    ) -> Result<(), ConfigError> {
+        if (min..=max).contains(&value) {
+            return Ok(());
+        }
+        let reason = format!("it lies between {min} and {max}");
+        Err(self.refused(key, at, value.to_string(), reason))
+    }
+
+    fn refused<T>(
+        &self,
+        key: &'static str,
+        at: &Spanned<T>,
+        value: String,
+        reason: String,
+    ) -> ConfigError {
+        ConfigError::Value {
+            path: self.path.to_owned(),
+            line: line_of(self.text, at.span().start),
+            key,
+            value,
+            reason,
+        }
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
+        + 1
+}

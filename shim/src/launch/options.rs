@@ -1,0 +1,268 @@
+//! Runtime options: what containerd's configuration, `ctr --runtime-config-path` or a client says about
+//! this runtime.
+//!
+//! They arrive as an `Any`, at `start` (standard input) and again in Create; what Create says wins over
+//! `start`, and that over `/etc/wasmvm/config.toml`.
+//!
+//! | type | what becomes of it |
+//! |---|---|
+//! | `runtimeoptions.v1.Options` | our TOML, in the file `ConfigPath` and in the text `ConfigBody` |
+//! | `containerd.runc.v1.Options` | `shim_cgroup` is honoured at `start`; the rest means nothing here |
+//! | any other | accepted: clients send runc's or Windows' to whatever runtime there is |
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use protobuf::well_known_types::any::Any;
+use protobuf::{CodedInputStream, Message as _};
+use wasmvm_protocol::agent::containerd::shim::oci;
+
+use crate::config::{Config, ConfigError};
+use crate::error::ErrorCode;
+
+/// In the bundle: what `start` was given.
+const OPTIONS_FILE: &str = "options";
+/// `ConfigBody`, in errors.
+const BODY_NAME: &str = "ConfigBody of the runtime's options";
+
+/// Why options cannot be honoured.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    /// Not a message of its type.
+    #[error("options of type {type_url:?} cannot be decoded")]
+    Decode {
+        /// What it is said to be.
+        type_url: String,
+        /// Where it breaks off.
+        #[source]
+        source: protobuf::Error,
+    },
+    /// The TOML.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What `start` leaves for the daemon.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// `read` or `write`.
+        action: &'static str,
+        /// In the bundle.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl OptionsError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Decode { .. } => ErrorCode::InvalidArgument,
+            Self::Config(error) => error.code(),
+            Self::File { .. } => ErrorCode::Internal,
+        }
+    }
+}
+
+/// Options, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Options {
+    /// Ours.
+    Toml { path: PathBuf, body: String },
+    /// runc's.
+    Runc { shim_cgroup: String },
+    /// Somebody's.
+    Unknown,
+}
+
+impl Options {
+    fn of(any: &Any) -> Result<Self, OptionsError> {
+        let failed = |source| OptionsError::Decode {
+            type_url: any.type_url.clone(),
+            source,
+        };
+        // Some clients put a host before the name.
+        match any.type_url.rsplit('/').next() {
+            Some("runtimeoptions.v1.Options") => toml_options(&any.value).map_err(failed),
+            Some("containerd.runc.v1.Options") => {
+                let options = oci::Options::parse_from_bytes(&any.value).map_err(failed)?;
+                let shim_cgroup = options.shim_cgroup;
+                Ok(Self::Runc { shim_cgroup })
+            }
+            _ => {
+                tracing::debug!(any.type_url, "options of an unknown type are ignored");
+                Ok(Self::Unknown)
+            }
+        }
+    }
+}
+
+/// `message Options { string type_url = 1; string config_path = 2; bytes config_body = 3; }`, in
+/// containerd's `api/types/runtimeoptions/v1`.
+fn toml_options(bytes: &[u8]) -> Result<Options, protobuf::Error> {
+    let (mut path, mut body) = (PathBuf::new(), String::new());
+    let mut input = CodedInputStream::from_bytes(bytes);
+    while let Some(tag) = input.read_raw_tag_or_eof()? {
+        match tag {
+            0x12 => path = input.read_string()?.into(),
+            0x1a => body = input.read_string()?,
+            _ => {
+                let wire_type = protobuf::rt::WireType::new(tag & 7).ok_or_else(end_of_group)?;
+                input.skip_field(wire_type)?;
+            }
+        }
+    }
+    Ok(Options::Toml { path, body })
+}
+
+fn end_of_group() -> protobuf::Error {
+    io::Error::from(io::ErrorKind::InvalidData).into()
+}
+
+/// The cgroup that the shim is to live in.
+pub fn shim_cgroup(options: &Any) -> Result<Option<String>, OptionsError> {
+    match Options::of(options)? {
+        Options::Runc { shim_cgroup } if !shim_cgroup.is_empty() => Ok(Some(shim_cgroup)),
+        _ => Ok(None),
+    }
+}
+
+/// Leaves what `start` was given to the daemon.
+pub fn keep(bundle: &Path, options: &Any) -> Result<(), OptionsError> {
+    let path = bundle.join(OPTIONS_FILE);
+    let written = options
+        .write_to_bytes()
+        .map_err(io::Error::from)
+        .and_then(|bytes| fs::write(&path, bytes));
+    written.map_err(|source| OptionsError::File {
+        action: "write",
+        path,
+        source,
+    })
+}
+
+fn kept(bundle: &Path) -> Result<Option<Any>, OptionsError> {
+    let path = bundle.join(OPTIONS_FILE);
+    let read = match fs::read(&path) {
+        Ok(bytes) => Any::parse_from_bytes(&bytes).map_err(io::Error::from),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => Err(error),
+    };
+    read.map(Some).map_err(|source| OptionsError::File {
+        action: "read",
+        path,
+        source,
+    })
+}
+
+/// The configuration of a task: the host's, under what `start` was given, under what Create says.
+///
+/// # Errors
+/// [`OptionsError`], naming the text, its line and the key.
+pub fn config(bundle: &Path, of_create: Option<&Any>) -> Result<Config, OptionsError> {
+    let mut config = Config::load()?;
+    let of_start = kept(bundle)?;
+    for options in of_start.iter().chain(of_create) {
+        config = lay(config, &Options::of(options)?)?;
+    }
+    Ok(config)
+}
+
+fn lay(config: Config, options: &Options) -> Result<Config, ConfigError> {
+    let Options::Toml { path, body } = options else {
+        return Ok(config);
+    };
+    let config = if path.as_os_str().is_empty() {
+        config
+    } else {
+        config.with_file(path)?
+    };
+    config.with_text(body, Path::new(BODY_NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAPTURED: &[u8] = include_bytes!("captures/1620-0.stdin");
+
+    fn any(type_url: &str, value: &[u8]) -> Any {
+        Any {
+            type_url: type_url.to_owned(),
+            value: value.to_vec(),
+            ..Default::default()
+        }
+    }
+
+    fn toml(path: &str, body: &str) -> Any {
+        let mut value = vec![0x0a, 1, b'x', 0x12, u8::try_from(path.len()).unwrap()];
+        value.extend_from_slice(path.as_bytes());
+        value.extend_from_slice(&[0x1a, u8::try_from(body.len()).unwrap()]);
+        value.extend_from_slice(body.as_bytes());
+        any("runtimeoptions.v1.Options", &value)
+    }
+
+    #[test]
+    fn what_containerd_sends_is_understood() {
+        let options = Options::of(&Any::parse_from_bytes(CAPTURED).unwrap()).unwrap();
+        let expected = Options::Toml {
+            path: "/etc/wasmvm.toml".into(),
+            body: String::new(),
+        };
+        assert_eq!(options, expected);
+        let runc = any("containerd.runc.v1.Options", b"\x08\x01\x1a\x02/s\x48\x01");
+        assert_eq!(shim_cgroup(&runc).unwrap(), Some("/s".into()));
+        let prefixed = any(
+            "type.googleapis.com/containerd.runc.v1.Options",
+            b"\x1a\x02/s",
+        );
+        assert_eq!(shim_cgroup(&prefixed).unwrap(), Some("/s".into()));
+        let windows = any("containerd.runhcs.v1.Options", b"\xff");
+        assert_eq!(Options::of(&windows).unwrap(), Options::Unknown);
+        for broken in ["containerd.runc.v1.Options", "runtimeoptions.v1.Options"] {
+            let error = Options::of(&any(broken, b"\x1a\x7f")).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn create_wins_over_start_and_start_over_the_host() {
+        let bundle = tempfile::tempdir().unwrap();
+        let file = bundle.path().join("f.toml");
+        fs::write(&file, "boot_timeout_s = 7\ncompile_timeout_s = 7\n").unwrap();
+        let of_start = toml(file.to_str().unwrap(), "default_memory_mib = 64");
+        keep(bundle.path(), &of_start).unwrap();
+        let body = "compile_timeout_s = 8\nSystemdCgroup = true\nConfigPath = \"\"\n";
+        let config = config(bundle.path(), Some(&toml("", body))).unwrap();
+        assert_eq!(
+            (
+                config.default_memory_mib,
+                config.boot_timeout_s,
+                config.compile_timeout_s
+            ),
+            (64, 7, 8)
+        );
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_text_line_and_key() {
+        let bundle = tempfile::tempdir().unwrap();
+        for (options, expected) in [
+            (
+                toml("", "\nconsole = true\nmemory = 1"),
+                "ConfigBody of the runtime's options:3: unknown field `memory`",
+            ),
+            (
+                toml("", "\nboot_timeout_s = 0"),
+                "ConfigBody of the runtime's options:2: boot_timeout_s = 0 is refused",
+            ),
+            (toml("/no/such.toml", ""), "/no/such.toml: cannot be read"),
+        ] {
+            let error = config(bundle.path(), Some(&options)).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::FailedPrecondition);
+            assert!(error.to_string().starts_with(expected), "{error}");
+        }
+    }
+}
