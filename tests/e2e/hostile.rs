@@ -2,9 +2,9 @@
 //! memory and words, other tasks run, and nothing is left.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmvm_tests::ctr::{self, Outcome};
 use wasmvm_tests::install::OtherAgent;
@@ -17,11 +17,17 @@ const CREATE_FAILS_MAX: Duration = Duration::from_secs(150);
 /// From SIGKILL to the end of `ctr run`. The shim's own bounds add up to less than 15 s.
 const KILL_MAX: Duration = Duration::from_secs(60);
 /// Most memory a shim may ever have had, KiB. A frame of ttrpc's largest size, 4 MiB, is in it.
-const SHIM_KIB_MAX: u64 = 32 << 10;
+const SHIM_KIB_MAX: u64 = 16 << 10;
 /// Most that `ctr` may print of what a guest says, bytes.
 const SENTENCE_BYTES_MAX: usize = 8 << 10;
 /// Most that one guest may add to containerd's log, bytes.
 const LOG_BYTES_MAX: u64 = 64 << 10;
+/// The same where the operator wants to read the console: 200 lines of 512 bytes and what stands before.
+const FORWARDED_BYTES_PER_SECOND_MAX: u64 = 200 * (512 + 256);
+/// How long a line may take to reach the log, under emulation.
+const SHOW_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at the log.
+const POLL: Duration = Duration::from_millis(100);
 
 /// A run in a guest that does `mode`.
 fn hostile(agent: &OtherAgent, mode: &str) -> Run {
@@ -50,11 +56,17 @@ fn expect_small(shim: u32) {
     assert!(peak <= SHIM_KIB_MAX, "a shim had {peak} KiB");
 }
 
+fn log_path() -> PathBuf {
+    std::env::var_os("WASMVM_CONTAINERD_LOG")
+        .expect("WASMVM_CONTAINERD_LOG names containerd's log; tests/where sets it")
+        .into()
+}
+
 /// How much containerd and its shims have logged, bytes.
 fn logged() -> u64 {
-    let path = std::env::var("WASMVM_CONTAINERD_LOG")
-        .expect("WASMVM_CONTAINERD_LOG names containerd's log; tests/where sets it");
-    fs::metadata(path).expect("containerd has a log").len()
+    fs::metadata(log_path())
+        .expect("containerd has a log")
+        .len()
 }
 
 #[track_caller]
@@ -132,6 +144,69 @@ fn a_flood_of_output_that_nobody_reads_is_bounded() {
 #[test]
 fn a_flooded_console_is_bounded() {
     flooding_is_bounded("flood-console");
+}
+
+/// `/etc/wasmvm/config.toml` for the time of a test.
+struct Configured {
+    aside: Option<PathBuf>,
+}
+
+impl Configured {
+    const PATH: &str = "/etc/wasmvm/config.toml";
+
+    fn with(text: &str) -> Self {
+        let path = Path::new(Self::PATH);
+        let aside = path.with_extension("aside");
+        let aside = fs::rename(path, &aside).is_ok().then_some(aside);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs::write(path, text).expect("written");
+        Self { aside }
+    }
+}
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        fs::remove_file(Self::PATH).expect("it is there");
+        if let Some(aside) = &self.aside {
+            fs::rename(aside, Self::PATH).expect("it comes back");
+        }
+    }
+}
+
+/// Waits until containerd's log has this in what was added after its first `from` bytes.
+#[track_caller]
+fn log_shows(text: &str, from: u64) {
+    let start = Instant::now();
+    let from = usize::try_from(from).expect("a short log");
+    loop {
+        let log = fs::read(log_path()).expect("containerd has a log");
+        if String::from_utf8_lossy(log.get(from..).unwrap_or_default()).contains(text) {
+            return;
+        }
+        assert!(start.elapsed() < SHOW_MAX, "the log has no {text:?}");
+        std::thread::sleep(POLL);
+    }
+}
+
+#[test]
+fn a_flooded_console_that_the_operator_reads_is_logged_at_a_bounded_rate() {
+    let agent = installed();
+    let _config = Configured::with("console = true\n");
+    let log = logged();
+    let (task, mut child) = hostile(&agent, "flood-console").in_background();
+    let shim = parent_of(task.until("RUNNING"));
+    log_shows("hostile: the console is flooded", log);
+    let (log, start) = (logged(), Instant::now());
+    an_ordinary_task_runs();
+    let (grown, seconds) = (logged() - log, start.elapsed().as_secs() + 2);
+    println!("{grown} bytes of log in {seconds} s");
+    assert!(
+        grown <= seconds * FORWARDED_BYTES_PER_SECOND_MAX,
+        "{grown} bytes of log in {seconds} s"
+    );
+    expect_small(shim);
+    task.kill("SIGKILL");
+    assert_eq!(ends_within(&mut child, KILL_MAX), Some(137));
 }
 
 #[test]
