@@ -313,6 +313,9 @@ pub struct FakeSandbox {
 
 impl FakeSandbox {
     async fn boot(guest: Arc<Guest>) -> Self {
+        // A guest of its own.
+        guest.instances.lock().unwrap().clear();
+        guest.runs.send_replace(true);
         let dir = tempfile::tempdir().unwrap();
         let agent = dir.path().join("agent");
         let listener = UnixListener::bind(&agent).unwrap();
