@@ -5,14 +5,16 @@
 //! cargo run -p wasmvm-vmm --example jailed -- VMM KERNEL INITRAMFS TREE [RAM_MIB]
 //! ```
 //!
-//! Prints what the VMM reports, in the order it comes; the guest's console goes to standard error. Ends
-//! when the VMM closes its end.
+//! Prints what the VMM reports, in the order it comes; the guest's console goes to standard error. When
+//! the guest is ready it is paused for two seconds: shown is what the VMM's CPU time was meanwhile, and
+//! the filter of system calls of every thread. Ends when the VMM closes its end.
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use wasmvm_protocol::control::{self, BootConfig, FromVmm, Role, ToVmm};
 
@@ -55,9 +57,50 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             control::send(&control, &ToVmm::MapsWritten, &[])?;
         }
+        if matches!(message, FromVmm::AgentReady { .. }) {
+            let pid = child_of(outer.id()).ok_or("the VMM is gone")?;
+            show_filters(&pid)?;
+            pause(&control, &pid)?;
+        }
     }
     println!("{}", outer.wait()?);
     Ok(())
+}
+
+/// `Seccomp` is 2 for a thread with a filter (`proc(5)`, status).
+fn show_filters(pid: &str) -> Result<(), Box<dyn Error>> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let shown = ["Name:", "Seccomp:", "Seccomp_filters:"];
+        let lines = status.lines();
+        let lines: Vec<_> = lines
+            .filter(|line| shown.iter().any(|name| line.starts_with(name)))
+            .collect();
+        println!("         {}", lines.join(" "));
+    }
+    Ok(())
+}
+
+fn pause(control: &OwnedFd, pid: &str) -> Result<(), Box<dyn Error>> {
+    let since = Instant::now();
+    control::send(control, &ToVmm::Pause { id: 1 }, &[])?;
+    let done = control::recv::<FromVmm>(control)?.map(|(message, _)| message);
+    println!("         Pause: {done:?} after {:?}", since.elapsed());
+    let before = cpu_ticks(pid)?;
+    thread::sleep(Duration::from_secs(2));
+    println!("         CPU ticks in 2 s: {}", cpu_ticks(pid)? - before);
+    control::send(control, &ToVmm::Resume { id: 2 }, &[])?;
+    let done = control::recv::<FromVmm>(control)?.map(|(message, _)| message);
+    println!("         Resume: {done:?}");
+    Ok(())
+}
+
+/// User and system time are the fields 12 and 13 behind the name (`proc(5)`, stat).
+fn cpu_ticks(pid: &str) -> Result<u64, Box<dyn Error>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let behind_name = stat.rsplit(") ").next().unwrap_or_default();
+    let times = behind_name.split(' ').skip(11).take(2);
+    Ok(times.map(str::parse::<u64>).sum::<Result<_, _>>()?)
 }
 
 /// The parent's PID is the second field behind the name (`proc(5)`, stat).

@@ -257,7 +257,7 @@ impl Reporter {
 }
 
 /// A line on standard error. The shim may be gone, which is no reason to panic.
-pub(crate) fn note(text: &str) {
+pub fn note(text: &str) {
     let _closed = writeln!(io::stderr(), "{text}");
 }
 

@@ -18,6 +18,7 @@ pub mod jail;
 pub mod layout;
 pub mod library_log;
 pub mod memory;
+pub mod seccomp;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -27,6 +27,7 @@ use crate::bus::{MmioBus, NoDevice, WriteError};
 use crate::console::{Console, PORT_FIRST, PORT_LAST};
 use crate::control::sentence;
 use crate::gate::{Gate, Pass};
+use crate::seccomp::{Thread, confine};
 use crate::vm::{Vm, VmError};
 
 /// Why the guest runs no more.
@@ -82,6 +83,12 @@ pub enum GuestEnd {
     #[error("the guest cannot be paused: {reason}")]
     Clock {
         /// What KVM refused.
+        reason: String,
+    },
+    /// The vCPU's thread may not run the guest without its filter.
+    #[error("the guest's vCPU cannot be confined: {reason}")]
+    Confine {
+        /// Why.
         reason: String,
     },
     /// An exit this machine has no use for.
@@ -153,7 +160,7 @@ impl Vcpu {
         let gate = self.gate.clone();
         let started = Instant::now();
         let handle = thread::Builder::new()
-            .name("vcpu".into())
+            .name(Thread::Vcpu.name().into())
             .spawn(move || on_end(self.run(&stop_here)))
             .map_err(VcpuError::Thread)?;
         Ok(VcpuThread {
@@ -165,6 +172,11 @@ impl Vcpu {
     }
 
     fn run(mut self, stop: &AtomicBool) -> GuestEnd {
+        if let Err(err) = confine(Thread::Vcpu) {
+            return GuestEnd::Confine {
+                reason: sentence(&err),
+            };
+        }
         let _in_reach = ImmediateExit::of(&mut self.fd);
         let pass = self.gate.enter(kick_this_thread());
         loop {

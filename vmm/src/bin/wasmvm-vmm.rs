@@ -10,6 +10,7 @@ use wasmvm_protocol::control::{CONTROL_FD, FromVmm, Role};
 use wasmvm_protocol::ports::GUEST_CID;
 use wasmvm_vmm::control::{Reporter, await_boot, serve};
 use wasmvm_vmm::gate::Gate;
+use wasmvm_vmm::seccomp::{self, Thread};
 use wasmvm_vmm::virtio::VirtioDevice;
 use wasmvm_vmm::virtio::fs::{FsDevice, Tree};
 use wasmvm_vmm::virtio::vsock::VsockDevice;
@@ -27,12 +28,14 @@ fn main() {
         std::process::exit(USAGE_STATUS)
     });
     library_log::install();
+    report_panics(&reporter);
     jail::close_unknown_fds(CONTROL_FD).unwrap_or_else(|err| reporter.boot_failed(&err));
     let (config, parts) =
         await_boot(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
     let jail = jail::close(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
 
     // From here on no path is opened, and what a guest may do wrong stays in the jail.
+    seccomp::enable().unwrap_or_else(|err| reporter.boot_failed(&err));
     let gate = Gate::default();
     let events = reporter.clone();
     let on_event = Box::new(move |event| events.vsock_event(event));
@@ -51,13 +54,17 @@ fn main() {
     let mut machine = builder::build(&config, parts, devices, &gate)
         .unwrap_or_else(|err| reporter.boot_failed(&err));
 
+    // The guest runs when the last thread is confined, this one.
     reporter.listen_to(machine.console());
-    reporter.send(&FromVmm::Jailed);
-    reporter.guest_starts();
+    gate.close(|_| {});
     let end = reporter.clone();
     let _vcpu = machine
         .start(move |why| end.guest_ended(&why))
         .unwrap_or_else(|err| reporter.boot_failed(&err));
+    seccomp::confine(Thread::Main).unwrap_or_else(|err| reporter.boot_failed(&err));
+    reporter.send(&FromVmm::Jailed);
+    reporter.guest_starts();
+    gate.open();
 
     let map_slot = |index, file: OwnedFd| machine.map_slot(index, &File::from(file));
     match serve(&reporter, &vsock, &gate, map_slot) {
@@ -65,6 +72,19 @@ fn main() {
         Err(err) => reporter.guest_ended(&err),
     }
 }
+
+/// A panic of any thread is the end, and the shim is told: a VM with a thread missing would only hang.
+fn report_panics(reporter: &Reporter) {
+    let reporter = reporter.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        let reason = std::io::Error::other(panic.to_string());
+        reporter.guest_ended(&Panicked(reason))
+    }));
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the VMM has a bug and gave up")]
+struct Panicked(#[source] std::io::Error);
 
 fn inherited_control() -> std::io::Result<Reporter> {
     // SAFETY: nothing else in this process was given the descriptor.

@@ -1,13 +1,13 @@
 //! The thread of a device, which waits for the driver.
 //!
 //! It is started with the device, not when the driver is ready: the vCPU's thread, on which that
-//! happens, starts no threads.
+//! happens, starts no threads. And it is confined before it waits.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 
 use super::ActivateError;
+use crate::seccomp::{SeccompError, Thread, confine};
 
 /// The device's end: hands over what the thread is to work with, once.
 #[derive(Debug)]
@@ -18,22 +18,25 @@ pub(super) struct Standby<T> {
 
 /// The thread's end.
 #[derive(Debug)]
-pub(super) struct Waiting<T>(Receiver<T>);
+pub(super) struct Waiting<T> {
+    thread: Thread,
+    started: Receiver<T>,
+}
 
 impl<T: Send + 'static> Standby<T> {
-    /// Starts a thread with this name.
+    /// Starts the device's thread.
     ///
     /// # Errors
     /// `clone(2)`'s.
     pub(super) fn spawn(
         device_id: u32,
-        name: &str,
+        thread: Thread,
         work: impl FnOnce(Waiting<T>) + Send + 'static,
     ) -> io::Result<Self> {
         let (start, started) = sync_channel(1);
-        thread::Builder::new()
-            .name(name.into())
-            .spawn(move || work(Waiting(started)))?;
+        std::thread::Builder::new()
+            .name(thread.name().into())
+            .spawn(move || work(Waiting { thread, started }))?;
         Ok(Self {
             device_id,
             start: Some(start),
@@ -57,8 +60,13 @@ impl<T: Send + 'static> Standby<T> {
 }
 
 impl<T> Waiting<T> {
-    /// Waits for the driver. `None` when the device is gone.
-    pub(super) fn wait(self) -> Option<T> {
-        self.0.recv().ok()
+    /// Confines the thread, whose start is over with this, and waits for the driver. `None` when the
+    /// device is gone.
+    ///
+    /// # Errors
+    /// [`SeccompError`].
+    pub(super) fn wait(self) -> Result<Option<T>, SeccompError> {
+        confine(self.thread)?;
+        Ok(self.started.recv().ok())
     }
 }

@@ -14,6 +14,7 @@ use super::request::RequestServer;
 use super::worker::{Worker, own_directory};
 use super::{QUEUE_SIZES, TAG, Tree};
 use crate::gate::Gate;
+use crate::seccomp::Thread;
 use crate::virtio::standby::Standby;
 use crate::virtio::{ActivateError, Activation, VirtioDevice};
 
@@ -42,10 +43,10 @@ impl FsDevice {
     ) -> io::Result<Self> {
         let (server, gate) = (RequestServer::new(tree), gate.clone());
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let standby = Standby::spawn(VIRTIO_ID_FS, "fs", move |waiting| {
+        let standby = Standby::spawn(VIRTIO_ID_FS, Thread::Fs, move |waiting| {
             let serve = || {
                 own_directory()?;
-                match waiting.wait() {
+                match waiting.wait()? {
                     Some(activation) => Err(Worker::new(server, activation)?.run(&gate, &wake)),
                     None => Ok(()),
                 }

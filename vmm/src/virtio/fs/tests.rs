@@ -32,6 +32,9 @@ use super::{QUEUE_SIZES, Tree};
 use crate::gate::Gate;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
+#[path = "confined_tests.rs"]
+mod confined;
+
 const TABLE: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;

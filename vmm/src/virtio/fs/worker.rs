@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::request::RequestServer;
 use super::view::{MemoryView, ViewError};
 use crate::gate::Gate;
+use crate::seccomp::SeccompError;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 /// The state of the thread.
@@ -41,6 +42,9 @@ pub(super) enum WorkerError {
     /// Guest memory is not what the server's library takes.
     #[error("the file server cannot start")]
     View(#[from] ViewError),
+    /// It may not work without its filter.
+    #[error("the file server cannot be confined")]
+    Confine(#[from] SeccompError),
     /// A system call failed.
     #[error("cannot {call}")]
     Os {

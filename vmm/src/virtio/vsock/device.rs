@@ -10,6 +10,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use super::handle::{VsockEventFn, VsockHandle};
 use super::worker::{HostSide, Worker};
 use crate::gate::Gate;
+use crate::seccomp::Thread;
 use crate::virtio::standby::Standby;
 use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice};
 
@@ -37,10 +38,12 @@ impl VsockDevice {
         let (handle, orders) = VsockHandle::new()?;
         let host = HostSide::new(guest_cid, orders, on_event)?;
         let gate = gate.clone();
-        let standby = Standby::spawn(VIRTIO_ID_VSOCK, "vsock", move |waiting| {
-            if let Some((activation, queues)) = waiting.wait() {
-                Worker::new(activation, queues, host).run(&gate);
-            }
+        let standby = Standby::spawn(VIRTIO_ID_VSOCK, Thread::Vsock, move |waiting| match waiting
+            .wait()
+        {
+            Ok(Some((activation, queues))) => Worker::new(activation, queues, host).run(&gate),
+            Ok(None) => {}
+            Err(err) => host.fail(err.into()),
         })?;
         Ok((Self { guest_cid, standby }, handle))
     }

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::ring::RingError;
 use super::{BUFFER_BYTES_MAX, CONNECT_MS_MAX, CONNECTIONS_MAX};
+use crate::seccomp::SeccompError;
 
 /// Most orders that wait for the worker.
 pub const ORDERS_MAX: usize = 2 * CONNECTIONS_MAX;
@@ -101,6 +102,9 @@ pub enum StoppedReason {
         #[source]
         source: RingError,
     },
+    /// It may not work without its filter.
+    #[error("the vsock worker cannot be confined")]
+    Confine(#[from] SeccompError),
     /// A system call failed.
     #[error("the vsock worker cannot go on")]
     Os(#[from] io::Error),

@@ -76,6 +76,11 @@ impl HostSide {
             epoll,
         })
     }
+
+    /// There will be no worker.
+    pub(super) fn fail(mut self, reason: StoppedReason) {
+        self.muxer.emit(VsockEvent::Stopped(reason));
+    }
 }
 
 impl Worker {

@@ -1,0 +1,226 @@
+//! What each thread may ask of the kernel: one list of system calls a thread, all else ends the VMM.
+//!
+//! | thread | does | its list |
+//! |---|---|---|
+//! | main | the shim's orders | [`allowed`]`::MAIN` |
+//! | vcpu | `KVM_RUN` and its exits | `VCPU` |
+//! | vsock | streams | `VSOCK` |
+//! | fs | the file tree | `FS` |
+//!
+//! A filter is for ever and passes to the threads a thread starts, as far as it goes for them too. So
+//! every thread is started by the main thread, and gets its filter as the last step of its own start; the
+//! main thread its own as the last step before the guest runs.
+//!
+//! A call that is not on the list is not made: the kernel raises `SIGSYS`, whose handler writes one line
+//! with the thread and the number, and ends the process with status [`KILLED_STATUS`]. Where the signal
+//! is blocked the kernel kills the process itself (`SECCOMP_RET_TRAP`, `seccomp(2)`). `rt_sigaction` is on
+//! no list, so the handler stays. Foreign architectures' system calls kill at once.
+
+mod allowed;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use vmm_sys_util::signal::register_signal_handler;
+
+/// Exit status of a VMM that made a system call it may not, as a shell would show a death by `SIGSYS`.
+pub const KILLED_STATUS: libc::c_int = 128 + libc::SIGSYS;
+
+/// A thread of the VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// Takes the shim's orders.
+    Main,
+    /// Runs the guest.
+    Vcpu,
+    /// Carries streams.
+    Vsock,
+    /// Serves files.
+    Fs,
+}
+
+impl Thread {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Main, Self::Vcpu, Self::Vsock, Self::Fs];
+
+    /// What the thread is called, by the kernel too but for the main one.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Vcpu => "vcpu",
+            Self::Vsock => "vsock",
+            Self::Fs => "fs",
+        }
+    }
+}
+
+/// Why a thread could not be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum SeccompError {
+    /// The handler of `SIGSYS`.
+    #[error("cannot handle SIGSYS")]
+    Signal(#[source] vmm_sys_util::errno::Error),
+    /// The list makes no filter.
+    #[error("the list of system calls of thread {thread} cannot be compiled")]
+    Compile {
+        /// Whose.
+        thread: &'static str,
+        /// seccompiler's reason.
+        #[source]
+        source: seccompiler::BackendError,
+    },
+    /// The kernel does not take it.
+    #[error("the filter of system calls of thread {thread} cannot be installed")]
+    Install {
+        /// Whose.
+        thread: &'static str,
+        /// seccompiler's reason.
+        #[source]
+        source: seccompiler::Error,
+    },
+}
+
+/// Set in a VMM, not in the tests and examples that run its parts.
+static ENABLED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// For the line of the handler. Constant initialiser and no destructor: a signal handler may read it.
+    static NAME: Cell<&'static str> = const { Cell::new("(unknown)") };
+}
+
+/// From here on [`confine`] confines. Called before the first thread is started.
+///
+/// # Errors
+/// [`SeccompError::Signal`].
+pub fn enable() -> Result<(), SeccompError> {
+    // One heap for all threads: another one grows by mprotect(2), and glibc opens a file of /proc, which
+    // here is a path in the tenant's tree, before it shrinks it (malloc/arena.c, shrink_heap).
+    // SAFETY: no memory of ours goes in; a value that glibc does not take changes nothing.
+    let _taken = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    register_signal_handler(libc::SIGSYS, on_forbidden_call).map_err(SeccompError::Signal)?;
+    ENABLED.store(true, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Leaves the calling thread what is on its list, for ever. Does nothing before [`enable`].
+///
+/// # Errors
+/// [`SeccompError`].
+pub fn confine(thread: Thread) -> Result<(), SeccompError> {
+    if ENABLED.load(Ordering::SeqCst) {
+        apply(thread)
+    } else {
+        Ok(())
+    }
+}
+
+pub(crate) fn apply(thread: Thread) -> Result<(), SeccompError> {
+    NAME.set(thread.name());
+    let program = compile(thread).map_err(|source| SeccompError::Compile {
+        thread: thread.name(),
+        source,
+    })?;
+    seccompiler::apply_filter(&program).map_err(|source| SeccompError::Install {
+        thread: thread.name(),
+        source,
+    })
+}
+
+fn compile(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut rules = BTreeMap::<_, Vec<_>>::new();
+    for call in allowed::of(thread) {
+        rules.entry(call.number).or_default().extend(call.rules()?);
+    }
+    SeccompFilter::new(
+        rules,
+        SeccompAction::Trap,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?
+    .try_into()
+}
+
+/// The start of `siginfo_t` as `SIGSYS` fills it in (Linux `include/uapi/asm-generic/siginfo.h`).
+#[repr(C)]
+struct ForbiddenCall {
+    signal: libc::c_int,
+    errno: libc::c_int,
+    code: libc::c_int,
+    address: *mut libc::c_void,
+    number: libc::c_int,
+}
+
+/// Only writes and exits, which every thread may, and takes no memory.
+extern "C" fn on_forbidden_call(
+    _signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel hands over a `siginfo_t`, which is larger, aligned and for SIGSYS as described.
+    let number = unsafe { (*info.cast::<ForbiddenCall>()).number };
+    let mut line = [0; 96];
+    let mut rest = &mut line[..];
+    let name = NAME.get();
+    // A line that is cut off is as good.
+    let _cut = writeln!(
+        rest,
+        "wasmvm-vmm: thread {name} made system call {number}, which it may not"
+    );
+    let unused = rest.len();
+    let length = line.len() - unused;
+    // SAFETY: `line` is alive and has `length` bytes.
+    let _written = unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), length) };
+    // SAFETY: async-signal-safe, takes no memory.
+    unsafe { libc::_exit(KILLED_STATUS) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_list_makes_a_filter() {
+        for thread in Thread::ALL {
+            let program = compile(thread).unwrap();
+            assert!(program.len() < 1000, "{thread:?}: {}", program.len());
+        }
+    }
+
+    /// The goal is 25; the file server has as many calls as there are things to do to a file.
+    #[test]
+    fn lists_are_short_and_name_a_call_once() {
+        for (thread, most) in Thread::ALL.into_iter().zip([25, 25, 25, 50]) {
+            let calls: Vec<_> = allowed::shipped(thread).collect();
+            let numbers: BTreeSet<_> = calls.iter().map(|call| call.number).collect();
+            assert_eq!(numbers.len(), calls.len(), "{thread:?}");
+            assert!(calls.len() <= most, "{thread:?}: {}", calls.len());
+        }
+    }
+
+    #[test]
+    fn nobody_may_start_programs_or_threads_or_reach_the_network() {
+        let never = [
+            libc::SYS_execve,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_ptrace,
+            libc::SYS_mount,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_rt_sigaction,
+            libc::SYS_io_uring_setup,
+            libc::SYS_bpf,
+        ];
+        for thread in Thread::ALL {
+            assert!(!allowed::of(thread).any(|call| never.contains(&call.number)));
+        }
+    }
+}
