@@ -17,6 +17,7 @@ pub mod gate;
 pub mod jail;
 pub mod layout;
 pub mod library_log;
+pub mod long_mode;
 pub mod memory;
 pub mod seccomp;
 pub mod vcpu;

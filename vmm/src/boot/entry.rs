@@ -1,28 +1,28 @@
 //! The state in which the 64-bit entry finds the processor (boot protocol §1.15): long mode, the
 //! first GiB mapped one to one, flat segments, interrupts off, RSI pointing to `boot_params`.
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::{
     BOOT_PARAMS_ADDRESS, GDT_ADDRESS, PAGE_BYTES, PAGE_TABLES_ADDRESS, STACK_ADDRESS,
 };
+use crate::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
 use crate::vm::VmError;
 
 /// `__BOOT_CS` and `__BOOT_DS`.
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
-/// Two null descriptors, 64-bit code, data; both flat, present, ring 0, accessed.
-const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
-
-const CR0_PROTECTED: u64 = 1;
-const CR0_EXTENSION_TYPE: u64 = 1 << 4;
-const CR0_PAGING: u64 = 1 << 31;
-const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
-const EFER_LONG_MODE_ENABLE: u64 = 1 << 8;
-const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
-const RFLAGS_RESERVED: u64 = 1 << 1;
+/// Two null descriptors before them.
+const GDT: [u64; 4] = [0, 0, CODE, DATA];
+const LONG_MODE: LongMode = LongMode {
+    code: CODE_SELECTOR,
+    data: DATA_SELECTOR,
+    gdt_address: GDT_ADDRESS,
+    gdt_entries: 4,
+    page_tables: PAGE_TABLES_ADDRESS,
+};
 
 const PAGE_PRESENT_WRITABLE: u64 = 1 | 1 << 1;
 const PAGE_LARGE: u64 = 1 << 7;
@@ -66,7 +66,7 @@ impl Entry {
     /// [`VmError::Kvm`].
     pub fn set_registers(&self, vcpu: &VcpuFd) -> Result<(), VmError> {
         let mut sregs = vcpu.get_sregs().map_err(VmError::of("KVM_GET_SREGS"))?;
-        set_special_registers(&mut sregs);
+        LONG_MODE.set(&mut sregs);
         vcpu.set_sregs(&sregs)
             .map_err(VmError::of("KVM_SET_SREGS"))?;
         let regs = kvm_regs {
@@ -79,34 +79,6 @@ impl Entry {
         vcpu.set_regs(&regs).map_err(VmError::of("KVM_SET_REGS"))?;
         set_fast_strings(vcpu)
     }
-}
-
-/// From the state at reset, which holds a valid task register for VMX.
-fn set_special_registers(sregs: &mut kvm_sregs) {
-    let data = kvm_segment {
-        limit: u32::MAX,
-        selector: DATA_SELECTOR,
-        type_: 0b0011,
-        present: 1,
-        s: 1,
-        db: 1,
-        g: 1,
-        ..kvm_segment::default()
-    };
-    sregs.cs = kvm_segment {
-        selector: CODE_SELECTOR,
-        type_: 0b1011,
-        l: 1,
-        db: 0,
-        ..data
-    };
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.gdt.base = GDT_ADDRESS;
-    sregs.gdt.limit = 8 * 4 - 1;
-    sregs.cr0 = CR0_PROTECTED | CR0_EXTENSION_TYPE | CR0_PAGING;
-    sregs.cr3 = PAGE_TABLES_ADDRESS;
-    sregs.cr4 = CR4_PHYSICAL_ADDRESS_EXTENSION;
-    sregs.efer = EFER_LONG_MODE_ENABLE | EFER_LONG_MODE_ACTIVE;
 }
 
 fn set_fast_strings(vcpu: &VcpuFd) -> Result<(), VmError> {
@@ -149,21 +121,10 @@ mod tests {
     }
 
     #[test]
-    fn segments_agree_with_the_descriptors() {
-        let mut sregs = kvm_sregs::default();
-        set_special_registers(&mut sregs);
+    fn selectors_name_the_descriptors() {
         let index = |selector: u16| usize::from(selector / 8);
-        assert_eq!(
-            GDT[index(sregs.cs.selector)] >> 53 & 1,
-            u64::from(sregs.cs.l)
-        );
-        assert_eq!(
-            GDT[index(sregs.ds.selector)] >> 40 & 0xf,
-            u64::from(sregs.ds.type_)
-        );
-        assert_eq!(
-            GDT[index(sregs.cs.selector)] >> 40 & 0xf,
-            u64::from(sregs.cs.type_)
-        );
+        assert_eq!(GDT[index(CODE_SELECTOR)], CODE);
+        assert_eq!(GDT[index(DATA_SELECTOR)], DATA);
+        assert_eq!(GDT.len(), usize::from(LONG_MODE.gdt_entries));
     }
 }

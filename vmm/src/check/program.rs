@@ -12,6 +12,8 @@
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use crate::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
+
 /// Where the guest writes its stage.
 pub const STAGE_PORT: u16 = 0xe0;
 /// Where it leaves its [`Notes`].
@@ -40,8 +42,8 @@ const CODE_ADDRESS: u64 = 0x1_0000;
 /// code; the two of 16 bytes at the end are the task state segment's.
 const GDT: [u64; 8] = [
     0,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
+    CODE,
+    DATA,
     0x00cf_fb00_0000_ffff,
     0x00cf_f300_0000_ffff,
     0x00af_fb00_0000_ffff,
@@ -65,11 +67,14 @@ const USER_GATE: u64 = 0xee00;
 
 const PRESENT_WRITABLE_USER: u64 = 0b111;
 const LARGE_PAGE: u64 = 1 << 7;
-const CR0: u64 = 1 | 1 << 4 | 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-/// System call extensions, long mode enabled and active.
-const EFER: u64 = 1 | 1 << 8 | 1 << 10;
-const RFLAGS_RESERVED: u64 = 1 << 1;
+const LONG_MODE: LongMode = LongMode {
+    code: KERNEL_CODE,
+    data: KERNEL_DATA,
+    gdt_address: GDT_ADDRESS,
+    gdt_entries: 8,
+    page_tables: PAGE_TABLES[0],
+};
+const EFER_SYSTEM_CALL: u64 = 1;
 
 const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;
@@ -273,26 +278,9 @@ pub fn registers() -> kvm_regs {
     }
 }
 
-/// Long mode in ring 0, from the state at reset.
+/// Long mode in ring 0, from the state at reset, with what system calls and exceptions take.
 pub fn set_special_registers(sregs: &mut kvm_sregs) {
-    let data = kvm_segment {
-        limit: u32::MAX,
-        selector: KERNEL_DATA,
-        type_: 0b0011,
-        present: 1,
-        s: 1,
-        db: 1,
-        g: 1,
-        ..kvm_segment::default()
-    };
-    sregs.cs = kvm_segment {
-        selector: KERNEL_CODE,
-        type_: 0b1011,
-        l: 1,
-        db: 0,
-        ..data
-    };
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    LONG_MODE.set(sregs);
     sregs.tr = kvm_segment {
         base: TSS_ADDRESS,
         limit: TSS_BYTES - 1,
@@ -301,17 +289,12 @@ pub fn set_special_registers(sregs: &mut kvm_sregs) {
         present: 1,
         ..kvm_segment::default()
     };
-    sregs.gdt = kvm_dtable {
-        base: GDT_ADDRESS,
-        limit: 8 * 8 - 1,
-        ..kvm_dtable::default()
-    };
     sregs.idt = kvm_dtable {
         base: IDT_ADDRESS,
         limit: 32 * 16 - 1,
         ..kvm_dtable::default()
     };
-    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, PAGE_TABLES[0], CR4_PAE, EFER);
+    sregs.efer |= EFER_SYSTEM_CALL;
 }
 
 /// Model-specific registers of SYSCALL: number and value.
