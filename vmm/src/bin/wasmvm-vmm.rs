@@ -8,7 +8,7 @@ use std::path::Path;
 
 use wasmvm_protocol::control::{CONTROL_FD, FromVmm, Role};
 use wasmvm_protocol::ports::GUEST_CID;
-use wasmvm_vmm::control::{Reporter, await_boot, serve};
+use wasmvm_vmm::control::{Reporter, await_boot, note, serve};
 use wasmvm_vmm::gate::Gate;
 use wasmvm_vmm::seccomp::{self, Thread};
 use wasmvm_vmm::virtio::VirtioDevice;
@@ -33,6 +33,8 @@ fn main() {
     let (config, parts) =
         await_boot(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
     let jail = jail::close(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
+
+    note(&jail.landlock.to_string());
 
     // From here on no path is opened, and what a guest may do wrong stays in the jail.
     seccomp::enable().unwrap_or_else(|err| reporter.boot_failed(&err));

@@ -10,7 +10,7 @@ use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
 use wasmvm_protocol::tree::is_kernel_file_system;
 
 use super::limits::CORE_BYTES;
-use super::{JailError, KEPT_CAPABILITIES, Step};
+use super::{JailError, KEPT_CAPABILITIES, Landlock, Step};
 
 /// Longest file of /proc/self that is read here, bytes.
 const PROC_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -32,6 +32,23 @@ pub(super) fn all(proc_root: &OwnedFd) -> Result<(), JailError> {
     same("limit of core files", &core, &Some(CORE_BYTES))?;
     let dumpable = dumpable_behavior().step("read whether memory can be dumped")?;
     same("dumpable", &dumpable, &DumpableBehavior::NotDumpable)
+}
+
+/// Landlock does what it says: the way out that the VMM always has is shut.
+pub(super) fn executable_out_of_reach(
+    proc_self_fd: &OwnedFd,
+    landlock: Landlock,
+) -> Result<(), JailError> {
+    if !landlock.holds_files() {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(proc_self_fd, "../exe", flags, Mode::empty());
+    same(
+        "the VMM's own executable, opened",
+        &opened.err(),
+        &Some(rustix::io::Errno::ACCESS),
+    )
 }
 
 /// The fields of /proc/PID/status (`proc(5)`) that say what this process may do.

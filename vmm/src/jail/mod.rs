@@ -12,6 +12,7 @@
 //!  │ MapsWritten: 0 0 4294967295                   │
 //!  ├──────────────────────────────────────────────►│ 6  six capabilities in it, no new privileges
 //!                                                  │ 7  reads back that all of this is true
+//!                                                  │ 8  Landlock, where the host has it
 //! ```
 //!
 //! The order matters. The mount namespace belongs to the *initial* user namespace, so that a VMM with
@@ -24,15 +25,18 @@
 
 mod check;
 mod inherited;
+mod landlock;
 mod limits;
 mod privileges;
 mod tree;
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use wasmvm_protocol::control::{self, ControlError, FromVmm, ToVmm};
 
+pub use landlock::Landlock;
 pub use limits::{GUEST_FDS_MAX, OWN_FDS_MAX, close_unknown_fds};
 pub use privileges::KEPT_CAPABILITIES;
 
@@ -44,6 +48,8 @@ pub struct Jail {
     pub proc_self_fd: OwnedFd,
     /// Descriptors that the guest may make the file server hold, at most [`GUEST_FDS_MAX`].
     pub guest_fds: u64,
+    /// What Landlock adds on this host.
+    pub landlock: Landlock,
 }
 
 /// Why the jail could not be closed.
@@ -109,9 +115,12 @@ pub fn close(control: BorrowedFd<'_>) -> Result<Jail, JailError> {
     privileges::drop_all_but_kept()?;
     limits::forbid_dumps()?;
     check::all(&proc_root)?;
+    let landlock = landlock::restrict(Path::new("/")).step("restrict itself by Landlock")?;
+    check::executable_out_of_reach(&proc_self_fd, landlock)?;
     Ok(Jail {
         proc_self_fd,
         guest_fds,
+        landlock,
     })
 }
 

@@ -281,6 +281,10 @@ impl FileSystem for Tree {
         extensions: Extensions,
     ) -> io::Result<Entry> {
         let name = component(name)?;
+        // Pipes, sockets and devices of the host would be opened by nobody here.
+        if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
+            return errno(libc::EPERM);
+        }
         self.0
             .mknod(ctx, parent, name, mode, rdev, umask, extensions)
     }

@@ -1,0 +1,214 @@
+//! Landlock, where the host has it: what the tree as root and the lists of system calls leave open.
+//!
+//! - The descriptors that the VMM keeps lead out of the tree: `/proc/self/fd` has the executable's, the
+//!   kernel's and the initramfs's files beside it. With a ruleset nothing is opened that does not lie in
+//!   the tree, whichever way it is reached.
+//! - No program, device, socket or pipe is made or run in the tree, and no device's ioctl called.
+//! - No TCP, no abstract Unix socket of others, no signal to a process outside.
+//!
+//! Each is as far as the host's version goes (Linux Documentation/userspace-api/landlock.rst,
+//! `include/uapi/linux/landlock.h`). Version 1 is left alone: it forbids every rename and link from one
+//! directory to another, which tenants need.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+/// `LANDLOCK_ACCESS_FS_*` of version 2, in the header's order, and of later ones.
+const EXECUTE_AND_ALL_OF_VERSION_2: u64 = (1 << 14) - 1;
+const TRUNCATE: u64 = 1 << 14;
+const IOCTL_DEVICE: u64 = 1 << 15;
+/// What is refused in the tree too: to execute; to make character devices, sockets, pipes, block devices.
+const REFUSED: u64 = 1 << 0 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | IOCTL_DEVICE;
+/// `LANDLOCK_ACCESS_NET_BIND_TCP`, `_CONNECT_TCP`.
+const TCP: u64 = 1 << 0 | 1 << 1;
+/// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET`, `_SIGNAL`.
+const OUTSIDE: u64 = 1 << 0 | 1 << 1;
+
+const RULE_PATH_BENEATH: libc::c_int = 1;
+const CREATE_RULESET_VERSION: libc::c_uint = 1;
+
+/// What the host's kernel offered and is in force now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landlock {
+    /// Version of the interface; 0 for none.
+    version: u32,
+}
+
+impl Landlock {
+    /// Whether files outside of the tree are out of reach.
+    #[must_use]
+    pub fn holds_files(self) -> bool {
+        self.version >= 2
+    }
+}
+
+impl fmt::Display for Landlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = self.version;
+        match version {
+            0 => f.write_str("the host has no Landlock: the jail does without"),
+            1 => f.write_str("the host's Landlock is too old (version 1): the jail does without"),
+            2 | 3 => write!(f, "Landlock version {version}: files"),
+            4 | 5 => write!(f, "Landlock version {version}: files, TCP"),
+            _ => write!(
+                f,
+                "Landlock version {version}: files, TCP, sockets, signals"
+            ),
+        }
+    }
+}
+
+/// `struct landlock_ruleset_attr`; older kernels take it as long as what they don't know is zero.
+#[repr(C)]
+struct Ruleset {
+    files: u64,
+    network: u64,
+    scoped: u64,
+}
+
+impl Ruleset {
+    fn of(version: u32) -> Self {
+        let from = |first, rights| if version >= first { rights } else { 0 };
+        Self {
+            files: EXECUTE_AND_ALL_OF_VERSION_2 | from(3, TRUNCATE) | from(5, IOCTL_DEVICE),
+            network: from(4, TCP),
+            scoped: from(6, OUTSIDE),
+        }
+    }
+}
+
+/// `struct landlock_path_beneath_attr`.
+#[repr(C, packed)]
+struct PathBeneath {
+    allowed: u64,
+    parent: libc::c_int,
+}
+
+/// Leaves this thread, and those it will start, the files below `root`. Needs "no new privileges".
+pub(super) fn restrict(root: &Path) -> io::Result<Landlock> {
+    let landlock = offered();
+    if !landlock.holds_files() {
+        return Ok(landlock);
+    }
+    let wanted = Ruleset::of(landlock.version);
+    let ruleset = create(&wanted)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
+    allow_below(&ruleset, &root, wanted.files & !REFUSED)?;
+    // SAFETY: only numbers go in.
+    let restricted =
+        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
+    result(restricted).map(|_| landlock)
+}
+
+/// Not an error where the kernel has none, it is switched off, or an outer filter hides it.
+fn offered() -> Landlock {
+    let no_ruleset = std::ptr::null::<Ruleset>();
+    // SAFETY: asks for the version only; the null pointer of length 0 is not read.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            no_ruleset,
+            0_usize,
+            CREATE_RULESET_VERSION,
+        )
+    };
+    Landlock {
+        version: u32::try_from(version).unwrap_or(0),
+    }
+}
+
+fn create(ruleset: &Ruleset) -> io::Result<OwnedFd> {
+    // SAFETY: `ruleset` is alive and of the size given.
+    let created = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            &raw const *ruleset,
+            size_of::<Ruleset>(),
+            0,
+        )
+    };
+    let fd = i32::try_from(result(created)?).map_err(io::Error::other)?;
+    // SAFETY: a new descriptor that nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn allow_below(ruleset: &OwnedFd, root: impl AsFd, allowed: u64) -> io::Result<()> {
+    let rule = PathBeneath {
+        allowed,
+        parent: root.as_fd().as_raw_fd(),
+    };
+    // SAFETY: `rule` is alive and what this type of rule takes.
+    let added = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            ruleset.as_raw_fd(),
+            RULE_PATH_BENEATH,
+            &raw const rule,
+            0,
+        )
+    };
+    result(added).map(drop)
+}
+
+fn result(returned: libc::c_long) -> io::Result<libc::c_long> {
+    if returned >= 0 {
+        Ok(returned)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+
+    use rustix::fs::{FileType, mknodat};
+
+    #[test]
+    fn nothing_is_asked_for_that_a_version_does_not_know() {
+        let asked = |version| {
+            let ruleset = Ruleset::of(version);
+            (ruleset.files, ruleset.network, ruleset.scoped)
+        };
+        assert_eq!(asked(2), (0x3fff, 0, 0));
+        assert_eq!(asked(3), (0x7fff, 0, 0));
+        assert_eq!(asked(4), (0x7fff, 3, 0));
+        assert_eq!(asked(6), (0xffff, 3, 3));
+        assert_eq!(asked(9), asked(6));
+    }
+
+    /// A thread's restriction ends with it. Where the host has no Landlock, all stays possible.
+    #[test]
+    fn files_are_served_below_the_root_and_nowhere_else() {
+        rustix::thread::set_no_new_privs(true).unwrap();
+        let tree = tempfile::tempdir().unwrap();
+        let at = |name: &str| tree.path().join(name);
+        fs::create_dir(at("a")).unwrap();
+        fs::create_dir(at("b")).unwrap();
+        let outside = File::open("/proc/self/exe").unwrap();
+        let landlock = restrict(tree.path()).unwrap();
+        println!("{landlock}");
+        fs::write(at("a/file"), "x").unwrap();
+        fs::rename(at("a/file"), at("b/moved")).unwrap();
+        fs::hard_link(at("b/moved"), at("a/linked")).unwrap();
+        File::create(at("b/moved")).unwrap();
+        std::os::unix::fs::symlink("b", at("link")).unwrap();
+        assert_eq!(fs::read_dir(at("a")).unwrap().count(), 1);
+        fs::remove_dir_all(at("b")).unwrap();
+        let open = |path: &str| File::open(path).is_ok();
+        let make = |kind| mknodat(CWD, at("special"), kind, Mode::RWXU, 0).is_ok();
+        let by_descriptor = format!("/proc/self/fd/{}", outside.as_raw_fd());
+        let reached = [
+            open("/etc/passwd"),
+            open(&by_descriptor),
+            make(FileType::Fifo),
+        ];
+        assert_eq!(reached, [!landlock.holds_files(); 3], "{landlock}");
+    }
+}
