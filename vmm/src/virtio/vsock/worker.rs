@@ -290,4 +290,6 @@ fn clear(event: &EventFd) -> io::Result<()> {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use crate::gate::Closing;
 const PORT: u32 = 1025;
 
 /// A stream through the device: the host's far end and the request it was opened by.
-fn connect(guest: &mut MockGuest, id: u32) -> (UnixStream, Header) {
+pub(super) fn connect(guest: &mut MockGuest, id: u32) -> (UnixStream, Header) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(PATIENCE)).unwrap();
     ours.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -28,7 +28,7 @@ fn connect(guest: &mut MockGuest, id: u32) -> (UnixStream, Header) {
     (ours, request)
 }
 
-fn ready_guest() -> MockGuest {
+pub(super) fn ready_guest() -> MockGuest {
     let mut guest = MockGuest::new(true);
     guest.get_ready();
     guest
