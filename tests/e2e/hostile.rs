@@ -7,6 +7,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use wasmvm_tests::ctr::{self, Outcome};
+use wasmvm_tests::exec::Exec;
 use wasmvm_tests::install::OtherAgent;
 use wasmvm_tests::leftovers;
 use wasmvm_tests::process::{named, parent_of, peak_kib};
@@ -225,6 +226,19 @@ fn sigkill_ends_a_guest_that_does_not_obey() {
         task.kill("SIGKILL");
         assert_eq!(ends_within(&mut child, KILL_MAX), Some(137), "{mode}");
     }
+    leftovers::expect_none_since(&before);
+}
+
+#[test]
+fn an_exec_that_the_guest_does_not_answer_fails_in_bounded_time() {
+    let before = leftovers::found();
+    let agent = installed();
+    let task = hostile(&agent, "deaf").detached();
+    task.until("RUNNING");
+    let outcome = Exec::of(&task, ["/tiny"]).to_end();
+    assert_ne!(outcome.status, 0, "{outcome}");
+    assert!(outcome.took < CREATE_FAILS_MAX, "{outcome}");
+    drop(task);
     leftovers::expect_none_since(&before);
 }
 

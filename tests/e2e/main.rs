@@ -8,6 +8,8 @@
 //! * [`memory`], whose limits hold.
 //! * [`refusals`]: bad input; each a clear error and nothing left behind.
 //! * [`load`]: many tasks, in a row and at once.
+//! * [`exec`]: further programs in a running task.
+//! * [`terminal`]: programs that somebody types at.
 //! * [`faults`]: `kill -9` of our own processes while a program runs.
 //! * [`walk`]: the same at every step of a task's journal, and of containerd too.
 //! * [`restart`]: tasks outlive containerd.
@@ -18,6 +20,7 @@
 mod busybox;
 mod check;
 mod examples;
+mod exec;
 mod faults;
 mod hostile;
 mod load;
@@ -27,5 +30,6 @@ mod restart;
 mod run;
 mod signals;
 mod streams;
+mod terminal;
 mod versions;
 mod walk;

@@ -1,9 +1,9 @@
 //! What the end-to-end tests are written in.
 //!
 //! A test drives `ctr` as a user would, against a real containerd, and afterwards looks at the host as
-//! an operator would: [`task`] runs images and holds tasks, [`ctr`] runs one `ctr` command,
-//! [`leftovers`] finds what was left behind, [`install`] where wasmvm is, [`process`] what runs;
-//! [`containerd`] starts one of a test's own.
+//! an operator would: [`task`] runs images and holds tasks, [`exec`] runs further programs in them,
+//! [`terminal`] types, [`ctr`] runs one `ctr` command, [`leftovers`] finds what was left behind,
+//! [`install`] where wasmvm is, [`process`] what runs; [`containerd`] starts one of a test's own.
 //!
 //! `tests/run-e2e` builds the tests, and runs them on this host or in the testbed. They find their
 //! surroundings in the environment: `CONTAINERD_ADDRESS`, `WASMVM_IMAGES`.
@@ -11,7 +11,9 @@
 
 pub mod containerd;
 pub mod ctr;
+pub mod exec;
 pub mod install;
 pub mod leftovers;
 pub mod process;
 pub mod task;
+pub mod terminal;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::containerd;
 use crate::ctr::{Outcome, RUNTIME, ctr, ctr_with_stdin, import_image, run};
+use crate::terminal::Terminal;
 
 /// How long a task may take to reach a state, under emulation and with a compile before it.
 const STATE_MAX: Duration = Duration::from_secs(120);
@@ -153,6 +154,14 @@ impl Run {
             .spawn()
             .expect("ctr can be started");
         (task, child)
+    }
+
+    /// `ctr run --tty`, on a terminal of its own.
+    #[must_use]
+    #[track_caller]
+    pub fn on_terminal(self) -> (Task, Terminal) {
+        let task = self.task();
+        (task, Terminal::of_ctr(self.flag("--tty").line("--rm")))
     }
 
     /// `ctr run -d`: returns when the task runs.
