@@ -2,7 +2,7 @@
 //!
 //! | thread | does | its list |
 //! |---|---|---|
-//! | main | the shim's orders | [`allowed`]`::MAIN` |
+//! | main | the shim's orders | `allowed::MAIN` |
 //! | vcpu | `KVM_RUN` and its exits | `VCPU` |
 //! | vsock | streams | `VSOCK` |
 //! | fs | the file tree | `FS` |
