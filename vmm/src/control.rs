@@ -229,11 +229,22 @@ impl Reporter {
 
     /// The guest runs no more: reports why, with the end of its console, and ends the process.
     pub fn guest_ended(&self, error: &(dyn Error + 'static)) -> ! {
-        let reason = sentence(error);
         let console = self.shared.console.get().map(Console::tail);
-        let console_tail = console_tail(&console.unwrap_or_default());
+        self.ended(&sentence(error), &console.unwrap_or_default())
+    }
+
+    /// A thread has panicked: reports that as the guest's end. Without its console, as the thread may
+    /// hold that one's lock.
+    pub fn panicked(&self, panic: &std::panic::PanicHookInfo<'_>) -> ! {
+        let mut reason = format!("the VMM has a bug: {panic}").replace('\n', " ");
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        self.ended(&reason, "")
+    }
+
+    fn ended(&self, reason: &str, console: &str) -> ! {
+        let console_tail = console_tail(console);
         self.send(&FromVmm::GuestEnded {
-            reason: reason.clone(),
+            reason: reason.to_owned(),
             console_tail,
         });
         note(&format!("guest ended: {reason}"));

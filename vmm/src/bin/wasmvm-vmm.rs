@@ -78,15 +78,8 @@ fn main() {
 /// A panic of any thread is the end, and the shim is told: a VM with a thread missing would only hang.
 fn report_panics(reporter: &Reporter) {
     let reporter = reporter.clone();
-    std::panic::set_hook(Box::new(move |panic| {
-        let reason = std::io::Error::other(panic.to_string());
-        reporter.guest_ended(&Panicked(reason))
-    }));
+    std::panic::set_hook(Box::new(move |panic| reporter.panicked(panic)));
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("the VMM has a bug and gave up")]
-struct Panicked(#[source] std::io::Error);
 
 fn inherited_control() -> std::io::Result<Reporter> {
     // SAFETY: nothing else in this process was given the descriptor.
