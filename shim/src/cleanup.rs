@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cgroup::{self, CgroupError};
 use crate::error::ErrorCode;
@@ -14,8 +14,10 @@ use crate::hooks;
 use crate::journal::{self, ExitRecord, JournalError, Step};
 use crate::vm::process::Process;
 
-/// A killed process that has not ended by then is stuck in the kernel. containerd gives `delete` 5 s.
+/// A killed process that has not ended by then is stuck in the kernel.
 pub const KILL_MAX: Duration = Duration::from_secs(3);
+/// All steps together, hooks not counted. containerd gives `delete` 5 s.
+const UNDO_MAX: Duration = Duration::from_secs(4);
 /// `128 + SIGKILL`: how a task ends whose VM was killed.
 pub const STATUS_KILLED: u32 = 137;
 
@@ -105,6 +107,9 @@ pub fn release(root: &Path, namespace: &str, id: &str) -> Result<Outcome, Cleanu
 }
 
 fn undo_steps(steps: &[Step]) -> Result<Outcome, CleanupError> {
+    let deadline = Instant::now() + UNDO_MAX;
+    // What is left when an earlier step took its time; a step that need not wait succeeds with nothing.
+    let patience = || KILL_MAX.min(deadline.saturating_duration_since(Instant::now()));
     let mut released = false;
     let mut outcome = Outcome {
         pid: 0,
@@ -123,11 +128,11 @@ fn undo_steps(steps: &[Step]) -> Result<Outcome, CleanupError> {
             }
             Step::Vmm { pid, start_time } => {
                 outcome.pid = *pid;
-                end_process(*pid, *start_time)
+                end_process(*pid, *start_time, patience())
             }
             Step::Bundle { .. } | Step::Poststop { .. } | Step::PoststopHook { .. } => Ok(()),
             Step::Cgroup { .. } if released => Ok(()),
-            Step::Cgroup { path } => cgroup::remove(path, KILL_MAX).map_err(CleanupError::from),
+            Step::Cgroup { path } => cgroup::remove(path, patience()).map_err(CleanupError::from),
         };
         if let Err(err) = undone {
             first_error.get_or_insert(err);
@@ -139,13 +144,13 @@ fn undo_steps(steps: &[Step]) -> Result<Outcome, CleanupError> {
     }
 }
 
-fn end_process(pid: u32, start_time: u64) -> Result<(), CleanupError> {
+fn end_process(pid: u32, start_time: u64, patience: Duration) -> Result<(), CleanupError> {
     let failed = |source| CleanupError::Vmm { pid, source };
     let Some(process) = Process::find(pid, start_time).map_err(failed)? else {
         return Ok(());
     };
     process.kill();
-    if process.wait_blocking(KILL_MAX).map_err(failed)? {
+    if process.wait_blocking(patience).map_err(failed)? {
         Ok(())
     } else {
         Err(failed(io::ErrorKind::TimedOut.into()))

@@ -5,7 +5,10 @@
 //! console = false               # forward the guests' consoles to the shims' logs
 //! boot_timeout_s = 60           # from the VM's start to an agent that listens
 //! compile_timeout_s = 300       # for one program
+//! compilers_max = 2             # programs that are compiled at once on this host; each takes up to 2 GiB
 //! artifact_dir = "/var/lib/wasmvm/artifacts"
+//! artifact_dir_mib_max = 8192   # beyond it, what was not used for longest goes
+//! artifact_memory_mib_max = 2048  # the same for the copies in memory (/run) that VMs map
 //! ```
 
 use std::fs::File;
@@ -25,6 +28,10 @@ pub const CONFIG_PATH: &str = "/etc/wasmvm/config.toml";
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Largest `default_memory_mib`.
 const MEMORY_MIB_MAX: u32 = 16 * 1024;
+/// Largest `compilers_max`.
+const COMPILERS_MAX: u64 = 256;
+/// Largest sizes of artifacts, MiB.
+const ARTIFACTS_MIB_MAX: u64 = 1 << 30;
 /// Longest timeout, seconds.
 const TIMEOUT_S_MAX: u64 = 24 * 3600;
 
@@ -39,8 +46,14 @@ pub struct Config {
     pub boot_timeout_s: u64,
     /// For compiling one program, seconds.
     pub compile_timeout_s: u64,
+    /// Most compiler VMs at once, of all shims.
+    pub compilers_max: u64,
     /// Where artifacts are kept across restarts of the host.
     pub artifact_dir: PathBuf,
+    /// The most that is kept there, MiB.
+    pub artifact_dir_mib_max: u64,
+    /// The most that is kept in memory for VMs to map, MiB.
+    pub artifact_memory_mib_max: u64,
 }
 
 impl Default for Config {
@@ -50,7 +63,10 @@ impl Default for Config {
             console: false,
             boot_timeout_s: 60,
             compile_timeout_s: 300,
+            compilers_max: 2,
             artifact_dir: "/var/lib/wasmvm/artifacts".into(),
+            artifact_dir_mib_max: 8 * 1024,
+            artifact_memory_mib_max: 2 * 1024,
         }
     }
 }

@@ -21,8 +21,8 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use wasmvm_protocol::agent::containerd::api::ForwardRequest;
 use wasmvm_protocol::agent::containerd::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskPaused, TaskResumed,
-    TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use wasmvm_protocol::agent::containerd::shim::event::Envelope;
 use wasmvm_protocol::agent::containerd::shim_async::EventsClient;
@@ -56,6 +56,8 @@ pub enum Event {
     Paused(TaskPaused),
     /// It goes on.
     Resumed(TaskResumed),
+    /// A program was ended for want of memory.
+    Oom(TaskOOM),
     /// A program is over.
     Exit(TaskExit),
     /// Nothing of the task is left.
@@ -71,6 +73,7 @@ impl Event {
             Self::ExecStarted(_) => topics::TASK_EXEC_STARTED_EVENT_TOPIC,
             Self::Paused(_) => topics::TASK_PAUSED_EVENT_TOPIC,
             Self::Resumed(_) => topics::TASK_RESUMED_EVENT_TOPIC,
+            Self::Oom(_) => topics::TASK_OOM_EVENT_TOPIC,
             Self::Exit(_) => topics::TASK_EXIT_EVENT_TOPIC,
             Self::Delete(_) => topics::TASK_DELETE_EVENT_TOPIC,
         }
@@ -84,6 +87,7 @@ impl Event {
             Self::ExecStarted(event) => event,
             Self::Paused(event) => event,
             Self::Resumed(event) => event,
+            Self::Oom(event) => event,
             Self::Exit(event) => event,
             Self::Delete(event) => event,
         }

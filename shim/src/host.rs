@@ -13,6 +13,7 @@ use crate::cleanup;
 use crate::error::{Refusal, chain};
 use crate::journal::ExitRecord;
 use crate::launch::options;
+use crate::meter::Meter;
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxRequest};
 use crate::task::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
 use crate::tree::RootfsMount;
@@ -37,7 +38,7 @@ fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
         uid: process.user.uid,
         gid: process.user.gid,
         additional_gids: process.user.additional_gids.clone(),
-        memory_bytes_max: sandbox.wasm_memory_bytes_max(),
+        memory_bytes_max: sandbox.meter().wasm_memory_bytes_max(),
         preopens: preopens.map(|path| text(path)).collect(),
         guest_dev: spec.guest_dev,
         hostname: spec.hostname.clone(),
@@ -109,6 +110,10 @@ impl TaskSandbox for Sandbox {
         Self::resume(self)
             .await
             .map_err(|error| Refusal::new(error.code(), &error))
+    }
+
+    fn meter(&self) -> &Arc<Meter> {
+        Self::meter(self)
     }
 
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {

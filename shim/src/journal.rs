@@ -145,9 +145,9 @@ impl Journal {
             .mode(0o600)
             .open(directory.join("journal"))
             .map_err(failed)?;
-        // Held as long as this shim lives: the mark of a task that is somebody's.
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|errno| failed(errno.into()))?;
+        // Held as long as this shim lives: the mark of a task that is somebody's. The file is new, so it
+        // waits for nobody but an `is_held` of this moment.
+        flock(&file, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
         Ok(Self { directory, file })
     }
 
@@ -203,12 +203,13 @@ pub fn read(root: &Path, namespace: &str, id: &str) -> Result<Option<Vec<Step>>,
     }
 }
 
-/// Whether a living shim holds the task of this id.
+/// Whether a living shim holds the task of this id. It asks by a shared lock, so that two who ask do not
+/// take each other for the holder.
 #[must_use]
 pub fn is_held(root: &Path, namespace: &str, id: &str) -> bool {
     let file = File::open(directory(root, namespace, id).join("journal"));
     // What cannot be opened is held by nobody: a shim makes and locks it in one go.
-    file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+    file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
 
 /// Removes a task's state directory, if any.

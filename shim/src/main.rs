@@ -18,10 +18,12 @@ mod host;
 mod journal;
 mod launch;
 mod log;
+mod meter;
 mod patience;
 mod program;
 mod sandbox;
 mod service;
+mod stats;
 mod stdio;
 #[allow(unsafe_code, reason = "the one place for it")]
 mod sys;

@@ -15,7 +15,7 @@ use ttrpc::asynchronous::TtrpcContext;
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::Task as TaskService;
 
-use crate::bundle::{PROCESS_TYPE_URL, ProcessSpec};
+use crate::bundle::{PROCESS_TYPE_URL, ProcessSpec, Resources};
 use crate::error::{ErrorCode, Refusal};
 use crate::stdio::StdioNames;
 use crate::task::{
@@ -409,16 +409,29 @@ impl TaskService for Service {
         Ok(pb::Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: pb::UpdateTaskRequest) -> ttrpc::Result<pb::Empty> {
-        Err(absent("Update"))
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: pb::UpdateTaskRequest,
+    ) -> ttrpc::Result<pb::Empty> {
+        let task = self.tasks.get(&request.id)?;
+        let resources = Resources::of_update(&request.resources.value)
+            .map_err(|error| Refusal::new(error.code(), &error))?;
+        detached(async move { task.update(resources).await.map_err(Refusal::from) }).await?;
+        Ok(pb::Empty::new())
     }
 
     async fn stats(
         &self,
         _: &TtrpcContext,
-        _: pb::StatsRequest,
+        request: pb::StatsRequest,
     ) -> ttrpc::Result<pb::StatsResponse> {
-        Err(absent("Stats"))
+        let task = self.tasks.get(&request.id)?;
+        let stats = task.stats().await.map_err(Refusal::from)?;
+        Ok(pb::StatsResponse {
+            stats: MessageField::some(stats),
+            ..Default::default()
+        })
     }
 }
 

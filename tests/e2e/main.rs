@@ -6,6 +6,7 @@
 //! * [`streams`]: standard input and output, large and slow.
 //! * [`signals`]: ending a program from outside.
 //! * [`memory`], whose limits hold.
+//! * [`resources`]: what a task has used, limits that change, and the end for want of memory.
 //! * [`refusals`]: bad input; each a clear error and nothing left behind.
 //! * [`load`]: many tasks, in a row and at once.
 //! * [`exec`]: further programs in a running task.
@@ -26,6 +27,7 @@ mod hostile;
 mod load;
 mod memory;
 mod refusals;
+mod resources;
 mod restart;
 mod run;
 mod signals;

@@ -1,7 +1,6 @@
 //! Memory limits: the cgroup's is the OCI limit, and a program that wants more is told so.
 
-use std::fs;
-
+use wasmvm_tests::cgroup::Cgroup;
 use wasmvm_tests::task::Run;
 
 const MIB: u64 = 1 << 20;
@@ -39,10 +38,8 @@ fn the_cgroups_limit_is_the_oci_limit_exactly() {
         .flag("--null-io")
         .detached();
     let pid = task.until("RUNNING");
-    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("a process");
-    let path = cgroup.trim_end().rsplit_once("::").expect("cgroup v2").1;
-    let limit = fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).expect("a limit");
-    assert_eq!(limit.trim_end(), (64 * MIB).to_string());
+    let limit = Cgroup::of(pid, "memory").memory_limit();
+    assert_eq!(limit, (64 * MIB).to_string());
     task.kill("SIGKILL");
 }
 

@@ -3,17 +3,20 @@
 //! A test drives `ctr` as a user would, against a real containerd, and afterwards looks at the host as
 //! an operator would: [`task`] runs images and holds tasks, [`exec`] runs further programs in them,
 //! [`terminal`] types, [`ctr`] runs one `ctr` command, [`leftovers`] finds what was left behind,
-//! [`install`] where wasmvm is, [`process`] what runs; [`containerd`] starts one of a test's own.
+//! [`install`] where wasmvm is, [`process`] what runs, [`cgroup`] how it is limited; [`containerd`] starts
+//! one of a test's own; [`shim`] speaks to a task's shim where `ctr` cannot.
 //!
 //! `tests/run-e2e` builds the tests, and runs them on this host or in the testbed. They find their
 //! surroundings in the environment: `CONTAINERD_ADDRESS`, `WASMVM_IMAGES`.
 #![forbid(unsafe_code)]
 
+pub mod cgroup;
 pub mod containerd;
 pub mod ctr;
 pub mod exec;
 pub mod install;
 pub mod leftovers;
 pub mod process;
+pub mod shim;
 pub mod task;
 pub mod terminal;

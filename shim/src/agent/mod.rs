@@ -18,10 +18,10 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 use wasmvm_protocol::agent::containerd::api::{
     CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, ResizePtyRequest,
-    StartRequest, UpdateTaskRequest, WaitRequest,
+    StartRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
 };
 use wasmvm_protocol::agent::containerd::shim_async::TaskClient;
-use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, PROGRAM_TYPE_URL, Program};
+use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, PROGRAM_TYPE_URL, Program, Usage};
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 
@@ -43,6 +43,8 @@ pub const KILL_MAX: Duration = Duration::from_secs(1);
 const TELL_MAX: Duration = Duration::from_secs(1);
 /// A byte, as every exit status.
 const STATUS_MAX: u32 = 255;
+/// As many ends for want of memory as are believed.
+const OOM_KILLS_MAX: u64 = 1 << 20;
 /// Beyond every pid of Linux (`PID_MAX_LIMIT`): what is added to a guest's pid is no live host pid.
 pub const EXEC_PID_BASE: u32 = 4_194_304;
 
@@ -236,6 +238,22 @@ impl Agent {
         };
         let call = self.client.update(Context::default(), &request);
         self.answer("Update", TELL_MAX, call).await.map(drop)
+    }
+
+    /// How many programs the guest's kernel has ended for want of memory, by the agent's word.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub async fn oom_kills(&self) -> Result<u64, AgentError> {
+        let request = StatsRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        let call = self.client.stats(Context::default(), &request);
+        let response = self.answer("Stats", TELL_MAX, call).await?;
+        // What is no Usage says nothing.
+        let usage = Usage::parse_from_bytes(&response.stats.value).unwrap_or_default();
+        Ok(usage.oom_kills.min(OOM_KILLS_MAX))
     }
 
     async fn open_streams(

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use wasmvm_protocol::ports::{AGENT_PORT, ARTIFACT_PORT};
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SlotHeader, SlotKind};
 
 use super::store::content_sha256;
+use crate::cgroup::Birth;
 use crate::error::{ErrorCode, printable};
 use crate::journal::STATE_ROOT;
 use crate::program::Program;
@@ -39,7 +40,7 @@ pub struct Compile<'a> {
     /// The VMM, the kernel and the compiler's initramfs.
     pub files: VmFiles,
     /// The cgroup it is born in.
-    pub cgroup: OwnedFd,
+    pub cgroup: Birth,
     /// The module.
     pub program: &'a Program,
     /// For the guest's boot.

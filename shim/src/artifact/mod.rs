@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! program (sealed memfd) ─► key ─► Store::find ──found──► file, mapped as the task VM's slot
-//!                                     └─not─► compile (one-shot VM) ─► Store::insert ─┘
+//!                                     └─not─► turn ─► compile (one-shot VM) ─► Store::insert ─┘
 //! ```
 //!
 //! Tenant code is never compiled on the host nor in a VM that runs a tenant: [`compile`] boots a VM of
@@ -10,7 +10,9 @@
 //! depends on, so that all tasks of one image share its pages.
 
 pub mod compile;
+mod prune;
 mod store;
+mod turn;
 
 use std::fs;
 use std::io;
@@ -18,7 +20,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-pub use store::{Store, StoreError};
+pub use store::{Shelf, Store, StoreError};
+pub use turn::{TurnError, Turns};
 
 /// Names an artifact: 64 hexadecimal digits, a file name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +39,12 @@ pub enum KeyError {
         #[source]
         source: io::Error,
     },
+    /// It holds something else.
+    #[error("{path} does not begin with a SHA-256 digest; `make install` puts one there")]
+    Digest {
+        /// Beside the compiler image.
+        path: String,
+    },
     /// The host's CPU features.
     #[error("cannot read the CPU's features from /proc/cpuinfo")]
     Cpu(#[source] io::Error),
@@ -50,11 +59,18 @@ impl ArtifactKey {
     /// [`KeyError`].
     pub fn new(module_sha256: &[u8; 32], compiler: &Path) -> Result<Self, KeyError> {
         let digest_path = format!("{}.sha256", compiler.display());
-        let digest = fs::read_to_string(&digest_path).map_err(|source| KeyError::Compiler {
-            path: digest_path,
-            source,
-        })?;
+        let digest = match fs::read_to_string(&digest_path) {
+            Ok(digest) => digest,
+            Err(source) => {
+                let path = digest_path;
+                return Err(KeyError::Compiler { path, source });
+            }
+        };
         let compiler_sha256 = digest.split_ascii_whitespace().next().unwrap_or_default();
+        let is_digest = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if compiler_sha256.len() != 64 || !is_digest(compiler_sha256) {
+            return Err(KeyError::Digest { path: digest_path });
+        }
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").map_err(KeyError::Cpu)?;
         Ok(Self::of_parts(
             module_sha256,
@@ -77,6 +93,12 @@ impl ArtifactKey {
     #[cfg(test)]
     pub fn fake(name: &str) -> Self {
         Self(name.to_owned())
+    }
+
+    /// A number that is the same for the same key.
+    fn bucket(&self) -> u64 {
+        let digits = self.0.get(..8).unwrap_or_default();
+        u64::from_str_radix(digits, 16).unwrap_or(0)
     }
 
     /// The file name.
@@ -117,6 +139,22 @@ mod tests {
         assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "d", "sse"));
         assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "c", "avx"));
         assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "cs", "se"));
+    }
+
+    #[test]
+    fn a_compiler_without_a_digest_names_no_artifact() {
+        let directory = tempfile::tempdir().unwrap();
+        let compiler = directory.path().join("compiler.cpio");
+        let digest = directory.path().join("compiler.cpio.sha256");
+        let key = || ArtifactKey::new(&[1; 32], &compiler);
+        assert!(matches!(key(), Err(KeyError::Compiler { .. })));
+        let wrong = "z".repeat(64);
+        for text in ["", "\n", "abc", &wrong] {
+            fs::write(&digest, text).unwrap();
+            assert!(matches!(key(), Err(KeyError::Digest { .. })), "{text:?}");
+        }
+        fs::write(&digest, format!("{}  compiler.cpio\n", "a1".repeat(32))).unwrap();
+        key().unwrap();
     }
 
     #[test]

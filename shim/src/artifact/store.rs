@@ -3,25 +3,47 @@
 //! Two directories: `kept` on disk outlives a reboot, `shared` on a tmpfs is what VMs map. The pages of
 //! a tmpfs file are charged to who wrote them, so no tenant pays for what all share; and no disk is
 //! read when a task starts. Files are replaced by rename only and never cut short: a VM that maps one
-//! keeps it.
+//! keeps it. Each directory has a size, above which the least recently used go.
+//!
+//! What VMs map is opened through a mount of its own that is read-only: a VMM that a guest has taken over
+//! is still user 0, and could otherwise open the descriptor's file again, for writing, by its name in
+//! `/proc`.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use sha2::{Digest, Sha256};
 use wasmvm_protocol::slot::{
     SLOT_HEADER_BYTES, SLOT_HEADER_USED_BYTES, SlotHeader, SlotHeaderError, SlotKind,
 };
 
+use super::prune;
 use crate::artifact::ArtifactKey;
+use crate::sys::mounts::{MountChange, change_mount};
+
+/// Numbers what this process writes.
+static WRITES: AtomicU64 = AtomicU64::new(0);
+
+/// A directory and what it may hold.
+#[derive(Clone, Debug)]
+pub struct Shelf {
+    /// Where; made at the first insert.
+    pub path: PathBuf,
+    /// The most that stays in it, bytes; what was just written stays in any case.
+    pub bytes_max: u64,
+}
 
 /// The two directories.
 #[derive(Clone, Debug)]
 pub struct Store {
-    shared: PathBuf,
-    kept: PathBuf,
+    shared: Shelf,
+    kept: Shelf,
 }
 
 /// Why an artifact cannot be read or written.
@@ -49,9 +71,9 @@ pub enum StoreError {
 }
 
 impl Store {
-    /// `shared` is a directory on a tmpfs, `kept` one on a disk; both are made at the first insert.
+    /// `shared` is a directory on a tmpfs, `kept` one on a disk.
     #[must_use]
-    pub fn new(shared: PathBuf, kept: PathBuf) -> Self {
+    pub fn new(shared: Shelf, kept: Shelf) -> Self {
         Self { shared, kept }
     }
 
@@ -61,17 +83,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::File`].
     pub fn find(&self, key: &ArtifactKey) -> Result<Option<File>, StoreError> {
-        let shared = self.shared.join(key.as_str());
-        if let Some(file) = sound(&shared, check_length)? {
-            return Ok(Some(file));
+        if sound(&self.shared.path, key, check_length)?.is_some() {
+            return self.shared(key).map(Some);
         }
-        let kept = self.kept.join(key.as_str());
         // The disk is read once, so it is also the place to look at every byte.
-        let Some(file) = sound(&kept, check_content)? else {
+        let Some(file) = sound(&self.kept.path, key, check_content)? else {
             return Ok(None);
         };
         write(&self.shared, key, &file)?;
-        open(&shared).map_err(|source| failed("read", &shared, source))
+        self.shared(key).map(Some)
     }
 
     /// Keeps a whole artifact file (header page and content) and returns it as VMs map it.
@@ -81,38 +101,64 @@ impl Store {
     pub fn insert(&self, key: &ArtifactKey, artifact: &File) -> Result<File, StoreError> {
         write(&self.kept, key, artifact)?;
         write(&self.shared, key, artifact)?;
-        let path = self.shared.join(key.as_str());
-        File::open(&path).map_err(|source| failed("read", &path, source))
+        self.shared(key)
     }
+
+    /// As VMs map it.
+    fn shared(&self, key: &ArtifactKey) -> Result<File, StoreError> {
+        let path = self.shared.path.join(key.as_str());
+        let opened = read_only(&self.shared.path).and_then(|root| {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = File::from(openat(root, key.as_str(), flags, Mode::empty())?);
+            let metadata = file.metadata()?;
+            if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
+                return Err(io::Error::other("not a regular file of ours"));
+            }
+            Ok(file)
+        });
+        opened.map_err(|source| failed("read", &path, source))
+    }
+}
+
+/// A mount of this directory that nobody else sees, and that cannot be written through.
+fn read_only(directory: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let root = open_tree(CWD, directory, flags)?;
+    let change = MountChange {
+        read_only: true,
+        harmless: true,
+        ..MountChange::default()
+    };
+    change_mount(&root, change)?;
+    Ok(root)
 }
 
 /// Opens a file read-only and checks it; `None` when it is absent or was damaged.
 fn sound(
-    path: &Path,
+    directory: &Path,
+    key: &ArtifactKey,
     check: fn(&mut File) -> Result<(), String>,
 ) -> Result<Option<File>, StoreError> {
-    let Some(mut file) = open(path).map_err(|source| failed("read", path, source))? else {
-        return Ok(None);
+    let path = directory.join(key.as_str());
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed("read", &path, source)),
     };
     match check(&mut file) {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => {
+            prune::used(&file);
+            Ok(Some(file))
+        }
         Err(reason) => {
             let damaged = StoreError::Damaged {
-                path: path.to_owned(),
+                path: path.clone(),
                 reason,
             };
             tracing::warn!(error = %damaged, "it will be compiled again");
-            fs::remove_file(path).map_err(|source| failed("replace", path, source))?;
+            fs::remove_file(&path).map_err(|source| failed("replace", &path, source))?;
             Ok(None)
         }
-    }
-}
-
-fn open(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(err) => Err(err),
     }
 }
 
@@ -164,15 +210,17 @@ pub(super) fn content_sha256(file: &mut File) -> io::Result<[u8; 32]> {
 }
 
 /// Writes `artifact` to `directory` under its key: to a name nobody looks for, then renamed.
-fn write(directory: &Path, key: &ArtifactKey, artifact: &File) -> Result<(), StoreError> {
+fn write(shelf: &Shelf, key: &ArtifactKey, artifact: &File) -> Result<(), StoreError> {
+    let directory = shelf.path.as_path();
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)
         .map_err(|source| failed("write", directory, source))?;
     remove_abandoned(directory);
-    // Two shims may compile the same module at once: each has a name of its own, the last one wins.
-    let temporary = directory.join(format!(".{}.{}", key.as_str(), std::process::id()));
+    // Two may write the same artifact at once, also in one shim: each has a name of its own, the last wins.
+    let nth = WRITES.fetch_add(1, Ordering::Relaxed);
+    let temporary = directory.join(format!(".{}.{nth}.{}", key.as_str(), std::process::id()));
     let written = copy(artifact, &temporary)
         .map_err(|source| failed("write", &temporary, source))
         .and_then(|()| {
@@ -183,6 +231,7 @@ fn write(directory: &Path, key: &ArtifactKey, artifact: &File) -> Result<(), Sto
         // What was written is of no use; that it cannot be removed either changes nothing.
         let _ = fs::remove_file(&temporary);
     }
+    prune::prune(directory, shelf.bytes_max, key.as_str());
     written
 }
 
@@ -204,8 +253,7 @@ fn remove_abandoned(directory: &Path) {
 fn copy(mut artifact: &File, path: &Path) -> io::Result<()> {
     let mut target = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(path)?;
     artifact.seek(SeekFrom::Start(0))?;
@@ -225,6 +273,7 @@ fn failed(action: &'static str, path: &Path, source: io::Error) -> StoreError {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::fd::AsRawFd as _;
     use tempfile::{TempDir, tempdir, tempfile};
 
     const CONTENT: &[u8] = b"machine code";
@@ -242,9 +291,19 @@ mod tests {
         file
     }
 
+    fn shelf(path: PathBuf) -> Shelf {
+        Shelf {
+            path,
+            bytes_max: 1 << 20,
+        }
+    }
+
     fn store() -> (TempDir, Store, ArtifactKey) {
         let root = tempdir().unwrap();
-        let store = Store::new(root.path().join("shared"), root.path().join("kept"));
+        let store = Store::new(
+            shelf(root.path().join("shared")),
+            shelf(root.path().join("kept")),
+        );
         (root, store, ArtifactKey::of_parts(&[1; 32], "c", "sse"))
     }
 
@@ -268,17 +327,17 @@ mod tests {
     fn a_reboot_costs_a_copy_not_a_compile() {
         let (_root, store, key) = store();
         store.insert(&key, &artifact()).unwrap();
-        fs::remove_dir_all(&store.shared).unwrap();
+        fs::remove_dir_all(&store.shared.path).unwrap();
         assert_eq!(content(store.find(&key).unwrap().unwrap()), CONTENT);
-        assert!(store.shared.join(key.as_str()).exists());
+        assert!(store.shared.path.join(key.as_str()).exists());
     }
 
     #[test]
     fn a_damaged_file_counts_as_absent_and_goes() {
         let (_root, store, key) = store();
         store.insert(&key, &artifact()).unwrap();
-        fs::remove_dir_all(&store.shared).unwrap();
-        let kept = store.kept.join(key.as_str());
+        fs::remove_dir_all(&store.shared.path).unwrap();
+        let kept = store.kept.path.join(key.as_str());
         let file = OpenOptions::new().write(true).open(&kept).unwrap();
         file.write_all_at(b"M", SLOT_HEADER_BYTES as u64).unwrap();
         assert!(store.find(&key).unwrap().is_none());
@@ -286,7 +345,7 @@ mod tests {
         store.insert(&key, &artifact()).unwrap();
         let shared = OpenOptions::new()
             .write(true)
-            .open(store.shared.join(key.as_str()))
+            .open(store.shared.path.join(key.as_str()))
             .unwrap();
         shared.set_len(SLOT_HEADER_BYTES as u64 + 3).unwrap();
         assert_eq!(
@@ -301,8 +360,8 @@ mod tests {
         let (_root, store, key) = store();
         store.insert(&key, &artifact()).unwrap();
         // Above any pid (`PID_MAX_LIMIT` is 2^22), and our own.
-        let dead = store.kept.join(format!(".{}.4194305", key.as_str()));
-        let other = store.kept.join(format!(".x.{}", std::process::id()));
+        let dead = store.kept.path.join(format!(".{}.7.4194305", key.as_str()));
+        let other = store.kept.path.join(format!(".x.7.{}", std::process::id()));
         fs::write(&dead, "half").unwrap();
         fs::write(&other, "half").unwrap();
         store.insert(&key, &artifact()).unwrap();
@@ -319,6 +378,33 @@ mod tests {
     }
 
     #[test]
+    fn what_vms_map_cannot_be_opened_for_writing_again() {
+        let (_root, store, key) = store();
+        let mapped = store.insert(&key, &artifact()).unwrap();
+        let again = format!("/proc/self/fd/{}", mapped.as_raw_fd());
+        let error = OpenOptions::new().write(true).open(again).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        let found = store.find(&key).unwrap().unwrap();
+        assert_eq!(content(found), CONTENT);
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_makes_room() {
+        let (_root, mut store, first) = store();
+        store.insert(&first, &artifact()).unwrap();
+        let second = ArtifactKey::of_parts(&[2; 32], "c", "sse");
+        store.shared.bytes_max = 1;
+        store.insert(&second, &artifact()).unwrap();
+        assert!(!store.shared.path.join(first.as_str()).exists());
+        // From the disk, which has room.
+        assert_eq!(content(store.find(&first).unwrap().unwrap()), CONTENT);
+        assert!(!store.shared.path.join(second.as_str()).exists());
+        store.kept.bytes_max = 1;
+        store.insert(&first, &artifact()).unwrap();
+        assert!(store.find(&second).unwrap().is_none());
+    }
+
+    #[test]
     fn a_failed_write_leaves_nothing() {
         let (root, store, key) = store();
         fs::write(root.path().join("shared"), "in the way").unwrap();
@@ -330,7 +416,7 @@ mod tests {
             .open(root.path().join("w"))
             .unwrap();
         unreadable.write_all(b"x").unwrap();
-        assert!(write(&root.path().join("other"), &key, &unreadable).is_err());
+        assert!(write(&shelf(root.path().join("other")), &key, &unreadable).is_err());
         assert_eq!(fs::read_dir(root.path().join("other")).unwrap().count(), 0);
     }
 }

@@ -9,6 +9,8 @@ use crate::error::ErrorCode;
 pub(super) const CONFIG: &str = "config.json";
 /// An exec's, likewise.
 pub(super) const EXEC: &str = "the spec of the exec";
+/// An Update's resources, likewise.
+pub(super) const UPDATE: &str = "the update";
 
 /// Why a bundle was refused. Each sentence names the field and its value.
 #[derive(Debug, thiserror::Error)]
@@ -91,11 +93,16 @@ pub enum BundleError {
 
 impl BundleError {
     /// The same, said of an exec's spec.
-    pub(super) fn of_exec(mut self) -> Self {
+    pub(super) fn of_exec(self) -> Self {
+        self.of(EXEC)
+    }
+
+    /// The same, said of another document.
+    pub(super) fn of(mut self, name: &'static str) -> Self {
         match &mut self {
             Self::Type { document, .. }
             | Self::Refused { document, .. }
-            | Self::Missing { document, .. } => *document = EXEC,
+            | Self::Missing { document, .. } => *document = name,
             _ => {}
         }
         self

@@ -11,8 +11,7 @@ use serde_json::Value;
 
 use super::error::CONFIG;
 use super::fields::{self, refused};
-use super::resources::Resources;
-use super::{BundleError, Network, ProcessSpec, TaskSpec, hooks, mounts};
+use super::{BundleError, Network, ProcessSpec, Resources, TaskSpec, hooks, mounts};
 
 /// Largest `config.json`, bytes. Those of ctr and CRI have some ten thousand.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -59,17 +58,13 @@ impl TaskSpec {
             ));
         }
         let resources: LinuxResources = section(document, "linux.resources")?.unwrap_or_default();
-        let resources = Resources::new(&resources)?;
+        let resources = Resources::of_task(&resources)?;
         let mounts = mounts::convert(&list(document, "mounts")?, bundle)?;
         Ok(Self {
             oci_version,
             process: ProcessSpec::from_oci(&process)?,
             hostname: hostname(document)?,
-            memory_bytes_max: resources.memory_bytes_max,
-            memory_swap_bytes_max: resources.memory_swap_bytes_max,
-            cpu: resources.cpu,
-            pids_max: resources.pids_max,
-            cgroup_files: resources.cgroup_files,
+            resources,
             cgroup_path: section(document, "linux.cgroupsPath")?
                 .filter(|path: &String| !path.is_empty()),
             oom_score_adj: oom_score_adj(&process)?,

@@ -11,7 +11,7 @@ pub const MEMORY_BYTES_MIN: u64 = 24 * MIB;
 /// Smallest guest RAM, MiB.
 const RAM_MIB_MIN: u64 = 256;
 /// Largest guest RAM, MiB: below the artifact slot (`wasmvm_protocol::slot::SLOT_ADDRESS`).
-const RAM_MIB_MAX: u64 = 16 * 1024;
+pub const RAM_MIB_MAX: u32 = 16 * 1024;
 /// What VMM, guest kernel and agent take besides the module, bytes, in the smallest guest.
 const OVERHEAD_BYTES: u64 = 16 * MIB;
 /// The guest kernel keeps 64 bytes for each page of 4096 of its RAM.
@@ -25,9 +25,9 @@ pub fn ram_mib(limit_bytes: Option<u64>, default_mib: u32) -> u32 {
         limit.div_ceil(MIB).saturating_mul(2)
     });
     let class = wanted
-        .clamp(RAM_MIB_MIN, RAM_MIB_MAX)
+        .clamp(RAM_MIB_MIN, u64::from(RAM_MIB_MAX))
         .next_power_of_two()
-        .min(RAM_MIB_MAX);
+        .min(u64::from(RAM_MIB_MAX));
     u32::try_from(class).unwrap_or(u32::MAX)
 }
 

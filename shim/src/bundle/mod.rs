@@ -21,8 +21,9 @@ mod spec;
 mod tests;
 
 pub use error::BundleError;
-pub use memory::{ram_mib, wasm_memory_bytes_max};
+pub use memory::{RAM_MIB_MAX, ram_mib, wasm_memory_bytes_max};
 pub use process::PROCESS_TYPE_URL;
 pub use spec::{
-    CpuLimits, MountSource, Network, ProcessSpec, TaskSpec, TmpfsOptions, TreeMount, User,
+    CpuLimits, Limit, MountSource, Network, ProcessSpec, Resources, TaskSpec, TmpfsOptions,
+    TreeMount, User,
 };

@@ -1,81 +1,128 @@
-//! `linux.resources`: what the task may use.
+//! `linux.resources`: what the task may use, in `config.json` and in containerd's Update.
 
 use std::collections::BTreeMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use serde_json::{Value, json};
 
-use super::fields::refused;
+use super::error::UPDATE;
+use super::fields::{quoted, refused};
 use super::memory::MEMORY_BYTES_MIN;
-use super::{BundleError, CpuLimits};
+use super::{BundleError, CpuLimits, Limit, Resources, load};
+
+/// Where resources lie in `config.json`.
+const FIELD: &str = "linux.resources";
 
 /// Most files of `linux.resources.unified`.
 const UNIFIED_FILES_MAX: usize = 64;
-
-/// The honoured part.
-#[derive(Debug, Default)]
-pub(super) struct Resources {
-    pub memory_bytes_max: Option<u64>,
-    pub memory_swap_bytes_max: Option<u64>,
-    pub cpu: CpuLimits,
-    pub pids_max: Option<u64>,
-    pub cgroup_files: BTreeMap<String, String>,
-}
+/// Longest `LinuxResources` of an Update, bytes. The kubelet's have a few hundred.
+const UPDATE_BYTES_MAX: usize = 1 << 20;
 
 impl Resources {
-    pub fn new(resources: &LinuxResources) -> Result<Self, BundleError> {
-        let (memory_bytes_max, memory_swap_bytes_max) = resources
+    /// Reads the resources of an Update: a `LinuxResources` in JSON, by the same table of fields as
+    /// `config.json`. What is not given stays as it is.
+    ///
+    /// # Errors
+    /// [`BundleError`], with the field and its value.
+    pub fn of_update(json: &[u8]) -> Result<Self, BundleError> {
+        parse_update(json).map_err(|error| error.of(UPDATE))
+    }
+
+    /// Those of a new task, in which a limit that is not given is none.
+    pub(super) fn of_task(resources: &LinuxResources) -> Result<Self, BundleError> {
+        let resources = Self::new(resources)?;
+        match resources {
+            Self {
+                memory: None,
+                memory_swap: Some(Limit::At(swap)),
+                ..
+            } => Err(swap_alone(swap)),
+            resources => Ok(resources),
+        }
+    }
+
+    fn new(resources: &LinuxResources) -> Result<Self, BundleError> {
+        let (memory, memory_swap) = resources
             .memory()
             .as_ref()
             .map_or(Ok((None, None)), memory)?;
         Ok(Self {
-            memory_bytes_max,
-            memory_swap_bytes_max,
+            memory,
+            memory_swap,
             cpu: resources
                 .cpu()
                 .as_ref()
                 .map_or(Ok(CpuLimits::default()), cpu)?,
-            pids_max: resources
+            pids: resources
                 .pids()
                 .as_ref()
-                .and_then(|pids| positive(pids.limit())),
-            cgroup_files: unified(resources)?,
+                .and_then(|pids| limit(pids.limit())),
+            files: unified(resources)?,
         })
     }
 }
 
-/// In OCI zero means "not given" and a negative number "no limit"; for a new cgroup that is the same.
-fn positive(value: i64) -> Option<u64> {
-    u64::try_from(value).ok().filter(|value| *value > 0)
+fn parse_update(json: &[u8]) -> Result<Resources, BundleError> {
+    if json.len() > UPDATE_BYTES_MAX {
+        let reason = format!("at most {UPDATE_BYTES_MAX} bytes are read");
+        return Err(refused(FIELD, &format!("{} bytes", json.len()), &reason));
+    }
+    let resources: Value = serde_json::from_slice(json).map_err(|source| BundleError::Type {
+        document: UPDATE,
+        field: FIELD.to_owned(),
+        source,
+    })?;
+    if !resources.is_object() {
+        let reason = "LinuxResources of the OCI specification are an object";
+        return Err(refused(FIELD, &quoted(&resources), reason));
+    }
+    let mut document = json!({"linux": {"resources": resources}});
+    load::sift(&mut document, UPDATE)?;
+    let given: Option<LinuxResources> = load::section(&document, FIELD)?;
+    Resources::new(&given.unwrap_or_default())
 }
 
-fn memory(memory: &LinuxMemory) -> Result<(Option<u64>, Option<u64>), BundleError> {
+const SWAP: &str = "linux.resources.memory.swap";
+
+fn swap_alone(swap: u64) -> BundleError {
+    let reason = "memory and swap together are limited, but memory is not";
+    refused(SWAP, &swap.to_string(), reason)
+}
+
+/// In OCI zero means "not given" and a negative number "no limit".
+fn limit(value: i64) -> Option<Limit> {
+    match value {
+        0 => None,
+        value => Some(u64::try_from(value).map_or(Limit::Unlimited, Limit::At)),
+    }
+}
+
+fn memory(memory: &LinuxMemory) -> Result<(Option<Limit>, Option<Limit>), BundleError> {
     const LIMIT: &str = "linux.resources.memory.limit";
-    const SWAP: &str = "linux.resources.memory.swap";
-    let limit = memory.limit().and_then(positive);
-    if let Some(limit) = limit.filter(|limit| *limit < MEMORY_BYTES_MIN) {
+    let bytes = memory.limit().and_then(limit);
+    if let Some(Limit::At(bytes)) = bytes
+        && bytes < MEMORY_BYTES_MIN
+    {
         let reason = format!(
             "too small to boot a guest; the minimum is {MEMORY_BYTES_MIN} bytes ({} MiB)",
             MEMORY_BYTES_MIN >> 20
         );
-        return Err(refused(LIMIT, &limit.to_string(), &reason));
+        return Err(refused(LIMIT, &bytes.to_string(), &reason));
     }
-    let swap = memory.swap().and_then(positive);
-    match (limit, swap) {
-        (None, Some(swap)) => {
-            let reason = "memory and swap together are limited, but memory is not";
-            Err(refused(SWAP, &swap.to_string(), reason))
-        }
-        (Some(limit), Some(swap)) if swap < limit => {
-            let reason = format!("it counts memory and swap together, so it is at least {limit}");
+    let swap = memory.swap().and_then(limit);
+    match (bytes, swap) {
+        (Some(Limit::Unlimited), Some(Limit::At(swap))) => Err(swap_alone(swap)),
+        (Some(Limit::At(bytes)), Some(Limit::At(swap))) if swap < bytes => {
+            let reason = format!("it counts memory and swap together, so it is at least {bytes}");
             Err(refused(SWAP, &swap.to_string(), &reason))
         }
-        _ => Ok((limit, swap)),
+        _ => Ok((bytes, swap)),
     }
 }
 
 fn cpu(cpu: &LinuxCpu) -> Result<CpuLimits, BundleError> {
     let limits = CpuLimits {
-        quota_us: cpu.quota().and_then(positive),
+        quota_us: cpu.quota().and_then(limit),
         period_us: cpu.period().filter(|period| *period > 0),
         shares: cpu.shares().filter(|shares| *shares > 0),
         cpus: cpu.cpus().clone().filter(|list| !list.is_empty()),
@@ -125,4 +172,71 @@ fn unified(resources: &LinuxResources) -> Result<BTreeMap<String, String>, Bundl
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(resources: &Value) -> Result<Resources, BundleError> {
+        Resources::of_update(resources.to_string().as_bytes())
+    }
+
+    #[test]
+    fn an_update_tells_not_given_from_no_limit() {
+        let given = update(&json!({
+            "memory": {"limit": 64 << 20, "swap": 0},
+            "cpu": {"quota": -1, "shares": 512},
+            "pids": {"limit": -1},
+        }));
+        let expected = Resources {
+            memory: Some(Limit::At(64 << 20)),
+            cpu: CpuLimits {
+                quota_us: Some(Limit::Unlimited),
+                shares: Some(512),
+                ..CpuLimits::default()
+            },
+            pids: Some(Limit::Unlimited),
+            ..Resources::default()
+        };
+        assert_eq!(given.unwrap(), expected);
+        assert_eq!(update(&json!({})).unwrap(), Resources::default());
+        let unlimited = update(&json!({"memory": {"limit": -1}})).unwrap();
+        assert_eq!(unlimited.memory, Some(Limit::Unlimited));
+    }
+
+    #[test]
+    fn an_updates_swap_may_stand_alone() {
+        let swap = update(&json!({"memory": {"swap": 96 << 20}})).unwrap();
+        assert_eq!(swap.memory_swap, Some(Limit::At(96 << 20)));
+    }
+
+    #[test]
+    fn an_update_is_refused_by_field() {
+        for (resources, start) in [
+            (
+                json!({"memory": {"limit": 4096}}),
+                "linux.resources.memory.limit = 4096 is refused: too small",
+            ),
+            (
+                json!({"cpu": {"cpus": "all"}}),
+                "linux.resources.cpu.cpus = \"all\" is refused: not a list",
+            ),
+            (
+                json!({"unified": {"cgroup.kill": "1"}}),
+                "linux.resources.unified.cgroup.kill = \"1\" is refused",
+            ),
+            (
+                json!({"cpu": {"quota": "much"}}),
+                "linux.resources is not as the OCI specification has it",
+            ),
+            (json!([]), "the update: linux.resources = [] is refused: "),
+        ] {
+            let error = update(&resources).unwrap_err();
+            assert!(error.to_string().contains(start), "{error}");
+        }
+        let long = vec![b' '; UPDATE_BYTES_MAX + 1];
+        assert!(Resources::of_update(&long).is_err());
+        assert!(Resources::of_update(b"{").is_err());
+    }
 }

@@ -14,17 +14,8 @@ pub struct TaskSpec {
     pub process: ProcessSpec,
     /// Host name; empty when the spec has none.
     pub hostname: String,
-    /// The memory limit, bytes: exactly what `memory.max` becomes. At least
-    /// `MEMORY_BYTES_MIN` of [`super::memory`].
-    pub memory_bytes_max: Option<u64>,
-    /// Memory and swap together, bytes, as OCI counts; at least `memory_bytes_max`.
-    pub memory_swap_bytes_max: Option<u64>,
-    /// CPU time and processors.
-    pub cpu: CpuLimits,
-    /// Most processes and threads of the VMM.
-    pub pids_max: Option<u64>,
-    /// Further files of the cgroup to write (`linux.resources.unified`), by name.
-    pub cgroup_files: BTreeMap<String, String>,
+    /// What it may use.
+    pub resources: Resources,
     /// `linux.cgroupsPath` as given; none means the default.
     pub cgroup_path: Option<String>,
     /// How likely the host's OOM killer takes the VMM, -1000 to 1000.
@@ -69,11 +60,56 @@ pub struct User {
     pub additional_gids: Vec<u32>,
 }
 
+impl TaskSpec {
+    /// The memory limit, bytes: exactly what the cgroup's becomes. At least `MEMORY_BYTES_MIN` of
+    /// [`super::memory`].
+    #[must_use]
+    pub fn memory_bytes_max(&self) -> Option<u64> {
+        self.resources.memory.and_then(Limit::at)
+    }
+}
+
+/// A limit that was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// None, expressly.
+    Unlimited,
+    /// This much.
+    At(u64),
+}
+
+impl Limit {
+    /// The number, if there is one.
+    #[must_use]
+    pub const fn at(self) -> Option<u64> {
+        match self {
+            Self::Unlimited => None,
+            Self::At(value) => Some(value),
+        }
+    }
+}
+
+/// `linux.resources`, as far as it is honoured. `None` is "not given": for a new task the kernel's own
+/// value, for a running one the present value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Memory, bytes.
+    pub memory: Option<Limit>,
+    /// Memory and swap together, bytes, as OCI counts; at least `memory`.
+    pub memory_swap: Option<Limit>,
+    /// CPU time and processors.
+    pub cpu: CpuLimits,
+    /// Most processes and threads of the VMM.
+    pub pids: Option<Limit>,
+    /// Further files of the cgroup (`linux.resources.unified`), by name.
+    pub files: BTreeMap<String, String>,
+}
+
 /// `linux.resources.cpu`, as far as it is honoured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuLimits {
-    /// CPU time in one period, microseconds; none means no limit.
-    pub quota_us: Option<u64>,
+    /// CPU time in one period, microseconds.
+    pub quota_us: Option<Limit>,
     /// The period, microseconds.
     pub period_us: Option<u64>,
     /// Weight in cgroup v1's scale, 2 to 262144.

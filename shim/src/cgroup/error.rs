@@ -9,12 +9,8 @@ use crate::error::ErrorCode;
 /// Why a cgroup could not be made, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// The host has cgroup v1, or none.
-    #[error(
-        "{} is not cgroup v2; wasmvm needs the unified hierarchy: boot the host with \
-         systemd.unified_cgroup_hierarchy=1",
-        path.display()
-    )]
+    /// Not a cgroup, or a host that has none.
+    #[error("{} is part of no cgroup hierarchy; wasmvm needs cgroup v2 or v1, mounted", path.display())]
     Version {
         /// What was looked at.
         path: PathBuf,
@@ -52,7 +48,39 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
-    /// The kernel refused a value.
+    /// The kernel refused a value of the spec.
+    #[error("{field} = {value} is refused by the kernel ({})", file.display())]
+    Refused {
+        /// The field of the spec.
+        field: String,
+        /// As written.
+        value: String,
+        /// The file it was written to.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Less memory than the VM has touched, and cannot give back.
+    #[error(
+        "linux.resources.memory.limit = {limit_bytes} is refused: the VM holds {used_bytes} bytes that \
+         the kernel cannot reclaim; a lower limit would end it"
+    )]
+    MemoryHeld {
+        /// What was wanted, bytes.
+        limit_bytes: u64,
+        /// What is used, bytes.
+        used_bytes: u64,
+    },
+    /// Memory and swap together that do not fit the present memory limit.
+    #[error("linux.resources.memory.swap = {both} is refused: {reason}")]
+    Swap {
+        /// As given, bytes.
+        both: u64,
+        /// One sentence.
+        reason: &'static str,
+    },
+    /// A file of ours cannot be written.
     #[error("cannot write {value:?} to {}", file.display())]
     Write {
         /// The file.
@@ -70,7 +98,7 @@ pub enum CgroupError {
     )]
     Controller {
         /// The field of the spec.
-        field: &'static str,
+        field: String,
         /// Its value.
         value: String,
         /// The controller.
@@ -93,15 +121,20 @@ impl CgroupError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Version { .. } | Self::InUse { .. } | Self::Controller { .. } => {
-                ErrorCode::FailedPrecondition
-            }
-            Self::Path { .. } => ErrorCode::InvalidArgument,
-            Self::Write { source, .. } => match source.kind() {
-                io::ErrorKind::InvalidInput => ErrorCode::InvalidArgument,
+            Self::Version { .. }
+            | Self::InUse { .. }
+            | Self::Controller { .. }
+            | Self::MemoryHeld { .. } => ErrorCode::FailedPrecondition,
+            Self::Path { .. } | Self::Swap { .. } => ErrorCode::InvalidArgument,
+            Self::Refused { source, .. } => match source.raw_os_error() {
+                // Not a value of the file, or none that its parent allows.
+                Some(
+                    libc::EINVAL | libc::ERANGE | libc::EACCES | libc::EOVERFLOW | libc::E2BIG,
+                ) => ErrorCode::InvalidArgument,
+                Some(libc::EBUSY | libc::ENOSPC) => ErrorCode::FailedPrecondition,
                 _ => ErrorCode::Internal,
             },
-            Self::Busy { .. } | Self::File { .. } => ErrorCode::Internal,
+            Self::Busy { .. } | Self::File { .. } | Self::Write { .. } => ErrorCode::Internal,
         }
     }
 }

@@ -1,109 +1,214 @@
-//! From the spec's resources to the files of a cgroup (cgroup-v2.rst, "Controllers").
+//! From the spec's resources to the files of a cgroup (cgroup-v2.rst, "Controllers";
+//! cgroup-v1/memory.rst, cpusets.rst; scheduler/sched-bwc.rst).
 
-use std::collections::BTreeMap;
-use std::io;
-use std::path::Path;
-
-use super::{CgroupError, read, write};
-use crate::bundle::{CpuLimits, TaskSpec};
+use super::{Cgroup, CgroupError, Version};
+use crate::bundle::{CpuLimits, Limit, Resources};
 
 /// The period of a CPU quota that names none, microseconds; the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 /// Fewest processes that are allowed: the VMM's own threads live here, the guest's do not.
 const PIDS_MIN: u64 = 32;
+/// Most processes where the spec says nothing. A VMM has about ten threads; what breaks out of a guest
+/// is not to have many more.
+const PIDS_DEFAULT: u64 = 64;
 /// Shares of cgroup v1.
 const SHARES: std::ops::RangeInclusive<u64> = 2..=262_144;
 
-/// What a cgroup is made with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CgroupLimits {
-    /// `memory.max`, bytes.
-    pub memory_bytes_max: Option<u64>,
-    /// Memory and swap together, bytes.
-    pub memory_swap_bytes_max: Option<u64>,
-    /// CPU time and processors.
-    pub cpu: CpuLimits,
-    /// Most processes and threads.
-    pub pids_max: Option<u64>,
-    /// Further files, by name.
-    pub files: BTreeMap<String, String>,
+const MEMORY: &str = "linux.resources.memory.limit";
+const SWAP: &str = "linux.resources.memory.swap";
+const QUOTA: &str = "linux.resources.cpu.quota";
+const PERIOD: &str = "linux.resources.cpu.period";
+const PIDS: &str = "linux.resources.pids.limit";
+
+/// One file to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    pub controller: String,
+    pub file: String,
+    pub value: String,
+    /// The field of the spec that wants it.
+    pub field: String,
+    /// The kernel's configuration may leave the file out; then the limit has no effect.
+    pub optional: bool,
 }
 
-impl From<&TaskSpec> for CgroupLimits {
-    fn from(spec: &TaskSpec) -> Self {
-        Self {
-            memory_bytes_max: spec.memory_bytes_max,
-            memory_swap_bytes_max: spec.memory_swap_bytes_max,
-            cpu: spec.cpu.clone(),
-            pids_max: spec.pids_max,
-            files: spec.cgroup_files.clone(),
+fn line(file: &str, value: String, field: &str) -> Line {
+    Line {
+        controller: file.split('.').next().unwrap_or_default().to_owned(),
+        file: file.to_owned(),
+        value,
+        field: field.to_owned(),
+        optional: false,
+    }
+}
+
+/// What is to be written, in the order in which the kernel accepts it whether values rise or fall.
+pub(super) fn lines(resources: &Resources, cgroup: &Cgroup) -> Result<Vec<Line>, CgroupError> {
+    let version = |controller| {
+        let found = cgroup.of(controller);
+        found.map_or(Version::V2, |(_, version)| version)
+    };
+    let cpu = &resources.cpu;
+    let mut lines = match version("memory") {
+        Version::V1 => memory_v1(resources, cgroup),
+        Version::V2 => memory_v2(resources, cgroup)?,
+    };
+    match version("cpu") {
+        Version::V1 => lines.extend(cpu_v1(cpu, cgroup)),
+        Version::V2 => lines.extend(cpu_v2(cpu, cgroup)),
+    }
+    let lists = [
+        ("cpuset.cpus", &cpu.cpus, "linux.resources.cpu.cpus"),
+        ("cpuset.mems", &cpu.mems, "linux.resources.cpu.mems"),
+    ];
+    for (file, list, field) in lists {
+        lines.extend(list.iter().map(|list| line(file, list.clone(), field)));
+    }
+    lines.extend(resources.pids.map(|pids| {
+        let value = match pids {
+            Limit::Unlimited => "max".to_owned(),
+            Limit::At(max) => max.max(PIDS_MIN).to_string(),
+        };
+        line("pids.max", value, PIDS)
+    }));
+    lines.extend(resources.files.iter().map(|(name, value)| {
+        let field = format!("linux.resources.unified.{name}");
+        line(name, value.clone(), &field)
+    }));
+    Ok(lines)
+}
+
+/// The same for a new cgroup.
+pub(super) fn first_lines(
+    resources: &Resources,
+    cgroup: &Cgroup,
+) -> Result<Vec<Line>, CgroupError> {
+    let mut lines = lines(resources, cgroup)?;
+    if resources.pids.is_none() && !resources.files.contains_key("pids.max") {
+        lines.push(Line {
+            optional: true,
+            ..line("pids.max", PIDS_DEFAULT.to_string(), PIDS)
+        });
+    }
+    Ok(lines)
+}
+
+/// OCI counts memory and swap together, cgroup v2 swap alone.
+fn memory_v2(resources: &Resources, cgroup: &Cgroup) -> Result<Vec<Line>, CgroupError> {
+    let max = |limit: Limit| limit.at().map_or("max".to_owned(), |at| at.to_string());
+    let memory = resources
+        .memory
+        .map(|limit| line("memory.max", max(limit), MEMORY));
+    let swap = match resources.memory_swap {
+        None if resources.memory == Some(Limit::Unlimited) => Some("max".to_owned()),
+        None => None,
+        Some(Limit::Unlimited) => Some("max".to_owned()),
+        Some(Limit::At(both)) => {
+            let given = resources.memory.and_then(Limit::at);
+            let limit = given.or_else(|| number(cgroup, "memory", "memory.max"));
+            let refused = |reason| CgroupError::Swap { both, reason };
+            let limit = limit.ok_or_else(|| refused("the memory it counts is not limited"))?;
+            let alone = both.checked_sub(limit);
+            Some(
+                alone
+                    .ok_or_else(|| refused("it is less than the memory limit, which it counts"))?
+                    .to_string(),
+            )
         }
+    };
+    let swap = swap.map(|swap| Line {
+        optional: true,
+        ..line("memory.swap.max", swap, SWAP)
+    });
+    Ok(memory.into_iter().chain(swap).collect())
+}
+
+/// `memory.memsw.limit_in_bytes` is never below `memory.limit_in_bytes`, also in between.
+fn memory_v1(resources: &Resources, cgroup: &Cgroup) -> Vec<Line> {
+    let bytes = |limit: Limit| limit.at().map_or("-1".to_owned(), |at| at.to_string());
+    let both = match resources.memory_swap {
+        // Else the present one would stand in the way.
+        None if resources.memory == Some(Limit::Unlimited) => Some(Limit::Unlimited),
+        given => given,
+    };
+    let memory = resources
+        .memory
+        .map(|limit| line("memory.limit_in_bytes", bytes(limit), MEMORY));
+    let swap = both.map(|limit| Line {
+        optional: true,
+        ..line("memory.memsw.limit_in_bytes", bytes(limit), SWAP)
+    });
+    let present = number(cgroup, "memory", "memory.memsw.limit_in_bytes").unwrap_or(u64::MAX);
+    let rises = resources
+        .memory
+        .is_some_and(|limit| limit.at().unwrap_or(u64::MAX) > present);
+    if rises {
+        swap.into_iter().chain(memory).collect()
+    } else {
+        memory.into_iter().chain(swap).collect()
     }
 }
 
-/// One file, and which field of the spec wants it.
-type Line = (&'static str, String, &'static str);
-
-impl CgroupLimits {
-    pub(super) fn write(&self, path: &Path) -> Result<(), CgroupError> {
-        for (name, value, field) in self.lines() {
-            write_one(path, name, &value, field)?;
-        }
-        self.files
-            .iter()
-            .try_for_each(|(name, value)| write_one(path, name, value, "linux.resources.unified"))
+/// `cpu.max` holds both; what is not given stays.
+fn cpu_v2(cpu: &CpuLimits, cgroup: &Cgroup) -> Vec<Line> {
+    let mut lines = Vec::new();
+    if cpu.quota_us.is_some() || cpu.period_us.is_some() {
+        let present = cgroup.read("cpu", "cpu.max").unwrap_or_default();
+        let mut words = present.split_whitespace();
+        let quota = words.next().unwrap_or("max").to_owned();
+        let period = words.next().and_then(|period| period.parse().ok());
+        let quota = cpu.quota_us.map_or(quota, |quota| {
+            quota.at().map_or("max".to_owned(), |us| us.to_string())
+        });
+        let period = cpu.period_us.or(period).unwrap_or(CPU_PERIOD_US);
+        let field = if cpu.quota_us.is_some() {
+            QUOTA
+        } else {
+            PERIOD
+        };
+        lines.push(line("cpu.max", format!("{quota} {period}"), field));
     }
-
-    fn lines(&self) -> Vec<Line> {
-        let cpu = &self.cpu;
-        let lines = [
-            self.memory_bytes_max.map(|bytes| {
-                (
-                    "memory.max",
-                    bytes.to_string(),
-                    "linux.resources.memory.limit",
-                )
-            }),
-            self.swap_max()
-                .map(|max| ("memory.swap.max", max, "linux.resources.memory.swap")),
-            cpu_max(cpu).map(|max| ("cpu.max", max, "linux.resources.cpu.quota")),
-            cpu.shares
-                .map(|shares| ("cpu.weight", weight(shares), "linux.resources.cpu.shares")),
-            cpu.cpus
-                .clone()
-                .map(|list| ("cpuset.cpus", list, "linux.resources.cpu.cpus")),
-            cpu.mems
-                .clone()
-                .map(|list| ("cpuset.mems", list, "linux.resources.cpu.mems")),
-            self.pids_max.map(|max| {
-                (
-                    "pids.max",
-                    max.max(PIDS_MIN).to_string(),
-                    "linux.resources.pids.limit",
-                )
-            }),
-        ];
-        lines.into_iter().flatten().collect()
-    }
-
-    /// OCI counts memory and swap together, cgroup v2 swap alone.
-    fn swap_max(&self) -> Option<String> {
-        let swap = self.memory_swap_bytes_max?;
-        Some(swap.saturating_sub(self.memory_bytes_max?).to_string())
-    }
+    lines.extend(
+        cpu.shares
+            .map(|shares| line("cpu.weight", weight(shares), "linux.resources.cpu.shares")),
+    );
+    lines
 }
 
-fn cpu_max(cpu: &CpuLimits) -> Option<String> {
-    if cpu.quota_us.is_none() && cpu.period_us.is_none() {
-        return None;
-    }
-    let quota = cpu
-        .quota_us
-        .map_or("max".to_owned(), |quota| quota.to_string());
-    Some(format!(
-        "{quota} {}",
-        cpu.period_us.unwrap_or(CPU_PERIOD_US)
-    ))
+/// A parent's share of the CPU is never exceeded in between: the period first, unless both fall.
+fn cpu_v1(cpu: &CpuLimits, cgroup: &Cgroup) -> Vec<Line> {
+    const QUOTA_FILE: &str = "cpu.cfs_quota_us";
+    const PERIOD_FILE: &str = "cpu.cfs_period_us";
+    let below = |given: Option<u64>, file| {
+        given.is_some_and(|us| number(cgroup, "cpu", file).is_none_or(|present| us < present))
+    };
+    let quota = cpu.quota_us.map(|quota| {
+        let value = quota.at().map_or("-1".to_owned(), |us| us.to_string());
+        line(QUOTA_FILE, value, QUOTA)
+    });
+    let period = cpu
+        .period_us
+        .map(|us| line(PERIOD_FILE, us.to_string(), PERIOD));
+    let quota_first =
+        below(cpu.period_us, PERIOD_FILE) && below(cpu.quota_us.and_then(Limit::at), QUOTA_FILE);
+    let shares = cpu.shares.map(|shares| {
+        line(
+            "cpu.shares",
+            shares.to_string(),
+            "linux.resources.cpu.shares",
+        )
+    });
+    let (first, second) = if quota_first {
+        (quota, period)
+    } else {
+        (period, quota)
+    };
+    [first, second, shares].into_iter().flatten().collect()
+}
+
+/// A file's number; `None` for `max`, -1 or no file.
+fn number(cgroup: &Cgroup, controller: &str, file: &str) -> Option<u64> {
+    cgroup.read(controller, file)?.trim().parse().ok()
 }
 
 /// From shares, 2 to 262144, to a weight, 1 to 10000, linearly: the OCI runtimes' common conversion.
@@ -113,71 +218,170 @@ fn weight(shares: u64) -> String {
     weight.to_string()
 }
 
-fn write_one(path: &Path, name: &str, value: &str, field: &'static str) -> Result<(), CgroupError> {
-    let written = write(path, name, value);
-    let absent = matches!(&written, Err(CgroupError::Write { source, .. })
-        if source.kind() == io::ErrorKind::NotFound);
-    let controller = name.split('.').next().unwrap_or_default();
-    if absent && !has(path, controller) {
-        return Err(CgroupError::Controller {
-            field,
-            value: value.to_owned(),
-            controller: controller.to_owned(),
-            path: path.to_owned(),
-        });
-    }
-    if absent && name == "memory.swap.max" {
-        tracing::debug!(value, "the host accounts no swap; its limit has no effect");
-        return Ok(());
-    }
-    written
-}
-
-fn has(path: &Path, controller: &str) -> bool {
-    read(path, "cgroup.controllers")
-        .is_ok_and(|list| list.split_whitespace().any(|name| name == controller))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tempfile::{TempDir, tempdir};
 
-    #[test]
-    fn limits_are_exact() {
-        let limits = CgroupLimits {
-            memory_bytes_max: Some(64 << 20),
-            memory_swap_bytes_max: Some(96 << 20),
+    /// A directory with these files, and the cgroup on it.
+    fn fake(names: &[&str], files: &[(&str, &str)]) -> (TempDir, Cgroup) {
+        let directory = tempdir().unwrap();
+        for (name, value) in files {
+            std::fs::write(directory.path().join(name), value).unwrap();
+        }
+        let cgroup = Cgroup::fake(&[(directory.path(), names)]);
+        (directory, cgroup)
+    }
+
+    fn written(resources: &Resources, cgroup: &Cgroup) -> Vec<(String, String)> {
+        let lines = lines(resources, cgroup).unwrap();
+        lines
+            .into_iter()
+            .map(|line| (line.file, line.value))
+            .collect()
+    }
+
+    fn all() -> Resources {
+        Resources {
+            memory: Some(Limit::At(64 << 20)),
+            memory_swap: Some(Limit::At(96 << 20)),
             cpu: CpuLimits {
-                quota_us: Some(50_000),
+                quota_us: Some(Limit::At(50_000)),
                 shares: Some(1024),
                 cpus: Some("0-1".to_owned()),
                 ..CpuLimits::default()
             },
-            pids_max: Some(100),
-            files: BTreeMap::new(),
-        };
-        let lines: Vec<_> = limits
-            .lines()
-            .into_iter()
-            .map(|(name, value, _)| (name, value))
-            .collect();
-        let expected = [
+            pids: Some(Limit::At(100)),
+            files: [("memory.high".to_owned(), "1".to_owned())].into(),
+        }
+    }
+
+    fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+        let pairs = expected.iter();
+        pairs
+            .map(|(file, value)| ((*file).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn limits_are_exact_in_version_2() {
+        let (_directory, cgroup) = fake(&[], &[("cpu.max", "max 100000\n")]);
+        let expected = pairs(&[
             ("memory.max", "67108864"),
             ("memory.swap.max", "33554432"),
             ("cpu.max", "50000 100000"),
             ("cpu.weight", "39"),
             ("cpuset.cpus", "0-1"),
             ("pids.max", "100"),
-        ];
-        assert_eq!(
-            lines,
-            expected.map(|(name, value)| (name, value.to_owned()))
-        );
+            ("memory.high", "1"),
+        ]);
+        assert_eq!(written(&all(), &cgroup), expected);
+    }
+
+    #[test]
+    fn limits_are_exact_in_version_1() {
+        let names = ["cpu", "cpuset", "memory", "pids"];
+        let (_directory, cgroup) = fake(&names, &[]);
+        let expected = pairs(&[
+            ("memory.limit_in_bytes", "67108864"),
+            ("memory.memsw.limit_in_bytes", "100663296"),
+            ("cpu.cfs_quota_us", "50000"),
+            ("cpu.shares", "1024"),
+            ("cpuset.cpus", "0-1"),
+            ("pids.max", "100"),
+            ("memory.high", "1"),
+        ]);
+        assert_eq!(written(&all(), &cgroup), expected);
     }
 
     #[test]
     fn no_limits_write_nothing() {
-        assert!(CgroupLimits::default().lines().is_empty());
+        for names in [&[][..], &["memory", "cpu"]] {
+            let (_directory, cgroup) = fake(names, &[]);
+            assert_eq!(written(&Resources::default(), &cgroup), []);
+        }
+    }
+
+    #[test]
+    fn half_of_a_cpu_limit_keeps_the_other_half() {
+        let (_directory, cgroup) = fake(&[], &[("cpu.max", "20000 50000\n")]);
+        let change = |quota_us, period_us| {
+            let cpu = CpuLimits {
+                quota_us,
+                period_us,
+                ..CpuLimits::default()
+            };
+            let resources = Resources {
+                cpu,
+                ..Resources::default()
+            };
+            written(&resources, &cgroup)[0].1.clone()
+        };
+        assert_eq!(change(Some(Limit::At(30_000)), None), "30000 50000");
+        assert_eq!(change(None, Some(100_000)), "20000 100000");
+        assert_eq!(change(Some(Limit::Unlimited), None), "max 50000");
+    }
+
+    #[test]
+    fn version_1_takes_values_that_rise_and_that_fall() {
+        let files = [
+            ("memory.memsw.limit_in_bytes", "67108864"),
+            ("cpu.cfs_quota_us", "50000"),
+            ("cpu.cfs_period_us", "100000"),
+        ];
+        let (_directory, cgroup) = fake(&["cpu", "memory"], &files);
+        let order = |memory, quota, period| {
+            let resources = Resources {
+                memory: Some(Limit::At(memory)),
+                memory_swap: Some(Limit::At(memory)),
+                cpu: CpuLimits {
+                    quota_us: Some(Limit::At(quota)),
+                    period_us: Some(period),
+                    ..CpuLimits::default()
+                },
+                ..Resources::default()
+            };
+            let files = written(&resources, &cgroup).into_iter();
+            let short = |(file, _): (String, String)| file.split('.').nth(1).unwrap().to_owned();
+            files.map(short).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            order(128 << 20, 60_000, 200_000),
+            "memsw limit_in_bytes cfs_period_us cfs_quota_us"
+        );
+        assert_eq!(
+            order(32 << 20, 10_000, 20_000),
+            "limit_in_bytes memsw cfs_quota_us cfs_period_us"
+        );
+        let unlimited = Resources {
+            memory: Some(Limit::Unlimited),
+            ..Resources::default()
+        };
+        let expected = pairs(&[
+            ("memory.memsw.limit_in_bytes", "-1"),
+            ("memory.limit_in_bytes", "-1"),
+        ]);
+        assert_eq!(written(&unlimited, &cgroup), expected);
+    }
+
+    #[test]
+    fn swap_alone_counts_the_present_memory() {
+        let resources = Resources {
+            memory_swap: Some(Limit::At(96 << 20)),
+            ..Resources::default()
+        };
+        let (_directory, cgroup) = fake(&[], &[("memory.max", "67108864\n")]);
+        let expected = pairs(&[("memory.swap.max", "33554432")]);
+        assert_eq!(written(&resources, &cgroup), expected);
+        for present in ["max\n", "268435456\n"] {
+            let (_directory, cgroup) = fake(&[], &[("memory.max", present)]);
+            let error = lines(&resources, &cgroup).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .starts_with("linux.resources.memory.swap = 100663296")
+            );
+        }
     }
 
     #[test]
@@ -190,10 +394,13 @@ mod tests {
 
     #[test]
     fn the_vmms_threads_fit() {
-        let limits = CgroupLimits {
-            pids_max: Some(1),
-            ..CgroupLimits::default()
-        };
-        assert_eq!(limits.lines()[0].1, "32");
+        let (_directory, cgroup) = fake(&[], &[]);
+        for (pids, value) in [(Limit::At(1), "32"), (Limit::Unlimited, "max")] {
+            let resources = Resources {
+                pids: Some(pids),
+                ..Resources::default()
+            };
+            assert_eq!(written(&resources, &cgroup)[0].1, value);
+        }
     }
 }

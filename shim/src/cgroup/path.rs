@@ -1,57 +1,21 @@
 //! Where a task's cgroup lies.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 
 use super::CgroupError;
 
-/// Where the hierarchy is mounted.
-const CGROUP_ROOT: &str = "/sys/fs/cgroup";
-/// `CGROUP2_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
-const CGROUP2_MAGIC: u64 = 0x6367_7270;
 /// The slice of units that name none.
 const SLICE_DEFAULT: &str = "system.slice";
 /// What is wrong with a path.
 const NOT_A_PATH: &str = "'..' and zero bytes are not allowed";
 
-/// The root of the unified hierarchy.
-///
-/// # Errors
-/// [`CgroupError::Version`] on a host with cgroup v1.
-pub fn mounted_root() -> Result<PathBuf, CgroupError> {
-    let path = PathBuf::from(CGROUP_ROOT);
-    if is_cgroup2(&path) {
-        Ok(path)
-    } else {
-        Err(CgroupError::Version { path })
-    }
-}
-
-fn is_cgroup2(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(CGROUP2_MAGIC))
-}
-
-/// The topmost directory on the path that is cgroup v2.
-pub(super) fn root_of(path: &Path) -> Result<PathBuf, CgroupError> {
-    path.ancestors()
-        .filter(|ancestor| is_cgroup2(ancestor))
-        .last()
-        .map(Path::to_owned)
-        .ok_or_else(|| CgroupError::Version {
-            path: path.to_owned(),
-        })
-}
-
-/// The directory for a task: `given` (`linux.cgroupsPath`) below `root`, or `/<namespace>/<id>`. A
-/// path in systemd's notation, `slice:prefix:name`, becomes the directory that systemd would give it.
+/// Where a task lies below the root of every hierarchy: `given` (`linux.cgroupsPath`), or
+/// `<namespace>/<id>`. A path in systemd's notation, `slice:prefix:name`, becomes the directory that
+/// systemd would give it.
 ///
 /// # Errors
 /// [`CgroupError::Path`].
-pub fn cgroup_path(
-    root: &Path,
-    given: Option<&str>,
-    namespace: &str,
-    id: &str,
-) -> Result<PathBuf, CgroupError> {
+pub fn cgroup_path(given: Option<&str>, namespace: &str, id: &str) -> Result<PathBuf, CgroupError> {
     let refuse = |reason| CgroupError::Path {
         given: given.unwrap_or_default().to_owned(),
         reason,
@@ -65,7 +29,7 @@ pub fn cgroup_path(
             _ => PathBuf::from(given),
         },
     };
-    let mut path = root.to_owned();
+    let mut path = PathBuf::new();
     for component in inner.components() {
         match component {
             Component::Normal(name) if !name.as_encoded_bytes().contains(&0) => path.push(name),
@@ -73,7 +37,7 @@ pub fn cgroup_path(
             _ => return Err(refuse(NOT_A_PATH)),
         }
     }
-    if path == root {
+    if path.as_os_str().is_empty() {
         return Err(refuse("it is the root of the hierarchy"));
     }
     Ok(path)
@@ -123,33 +87,30 @@ mod tests {
     use super::*;
 
     fn path(given: Option<&str>) -> Result<String, CgroupError> {
-        let path = cgroup_path(Path::new("/c"), given, "default", "hello")?;
+        let path = cgroup_path(given, "default", "hello")?;
         Ok(path.to_str().unwrap().to_owned())
     }
 
     #[test]
     fn a_plain_path_lies_below_the_root() {
-        assert_eq!(path(None).unwrap(), "/c/default/hello");
-        assert_eq!(path(Some("/default/x")).unwrap(), "/c/default/x");
-        assert_eq!(
-            path(Some("kubepods/./pod1/x")).unwrap(),
-            "/c/kubepods/pod1/x"
-        );
-        assert_eq!(path(Some("/odd/a:b:c")).unwrap(), "/c/odd/a:b:c");
+        assert_eq!(path(None).unwrap(), "default/hello");
+        assert_eq!(path(Some("/default/x")).unwrap(), "default/x");
+        assert_eq!(path(Some("kubepods/./pod1/x")).unwrap(), "kubepods/pod1/x");
+        assert_eq!(path(Some("/odd/a:b:c")).unwrap(), "odd/a:b:c");
     }
 
     #[test]
     fn systemds_notation_becomes_its_directories() {
         assert_eq!(
             path(Some("kubepods-burstable-pod1.slice:cri-containerd:abc")).unwrap(),
-            "/c/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/\
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/\
              cri-containerd-abc.scope"
         );
         assert_eq!(
             path(Some(":nerdctl:abc")).unwrap(),
-            "/c/system.slice/nerdctl-abc.scope"
+            "system.slice/nerdctl-abc.scope"
         );
-        assert_eq!(path(Some("-.slice::abc")).unwrap(), "/c/abc.scope");
+        assert_eq!(path(Some("-.slice::abc")).unwrap(), "abc.scope");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Config, ConfigError, MEMORY_MIB_MAX, TIMEOUT_S_MAX};
+use super::{ARTIFACTS_MIB_MAX, COMPILERS_MAX, Config, ConfigError, MEMORY_MIB_MAX, TIMEOUT_S_MAX};
 
 /// What one text may say. The keys with capitals come from containerd's CRI plugin, which passes its
 /// whole `options` table on when there is no `ConfigPath` in it.
@@ -16,7 +16,10 @@ struct Layer {
     console: Option<bool>,
     boot_timeout_s: Option<Spanned<u64>>,
     compile_timeout_s: Option<Spanned<u64>>,
+    compilers_max: Option<Spanned<u64>>,
     artifact_dir: Option<Spanned<PathBuf>>,
+    artifact_dir_mib_max: Option<Spanned<u64>>,
+    artifact_memory_mib_max: Option<Spanned<u64>>,
     /// Accepted: the form of `linux.cgroupsPath` says how it is meant.
     #[serde(rename = "SystemdCgroup")]
     _systemd_cgroup: Option<bool>,
@@ -50,20 +53,40 @@ pub(super) fn lay(config: Config, text: &str, path: &Path) -> Result<Config, Con
         config.default_memory_mib = mib.into_inner();
     }
     config.console = layer.console.unwrap_or(config.console);
-    for (key, value, target) in [
+    for (key, value, max, target) in [
         (
             "boot_timeout_s",
             layer.boot_timeout_s,
+            TIMEOUT_S_MAX,
             &mut config.boot_timeout_s,
         ),
         (
             "compile_timeout_s",
             layer.compile_timeout_s,
+            TIMEOUT_S_MAX,
             &mut config.compile_timeout_s,
+        ),
+        (
+            "compilers_max",
+            layer.compilers_max,
+            COMPILERS_MAX,
+            &mut config.compilers_max,
+        ),
+        (
+            "artifact_dir_mib_max",
+            layer.artifact_dir_mib_max,
+            ARTIFACTS_MIB_MAX,
+            &mut config.artifact_dir_mib_max,
+        ),
+        (
+            "artifact_memory_mib_max",
+            layer.artifact_memory_mib_max,
+            ARTIFACTS_MIB_MAX,
+            &mut config.artifact_memory_mib_max,
         ),
     ] {
         if let Some(value) = value {
-            text.check(key, &value, *value.get_ref(), (1, TIMEOUT_S_MAX))?;
+            text.check(key, &value, *value.get_ref(), (1, max))?;
             *target = value.into_inner();
         }
     }

@@ -21,14 +21,18 @@ fn nothing_means_the_defaults() {
 fn every_key_is_taken() {
     let config = parse(
         "default_memory_mib = 512\nconsole = true\nboot_timeout_s = 5\n\
-         compile_timeout_s = 6\nartifact_dir = \"/srv/a\"\n",
+         compile_timeout_s = 6\ncompilers_max = 3\nartifact_dir = \"/srv/a\"\n\
+         artifact_dir_mib_max = 7\nartifact_memory_mib_max = 8\n",
     );
     let expected = Config {
         default_memory_mib: 512,
         console: true,
         boot_timeout_s: 5,
         compile_timeout_s: 6,
+        compilers_max: 3,
         artifact_dir: PathBuf::from("/srv/a"),
+        artifact_dir_mib_max: 7,
+        artifact_memory_mib_max: 8,
     };
     assert_eq!(config.unwrap(), expected);
 }
@@ -48,6 +52,10 @@ fn a_mistake_is_named_with_its_line() {
         (
             "boot_timeout_s = 0",
             ":1: boot_timeout_s = 0 is refused: it lies between 1 and 86400",
+        ),
+        (
+            "compilers_max = 0",
+            ":1: compilers_max = 0 is refused: it lies between 1 and 256",
         ),
         (
             "default_memory_mib = 99999",

@@ -1,6 +1,6 @@
 //! From the first step on the host to a guest that listens and a mapped slot.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::resolve::{Resolver, make_cgroup, vm_files};
 use super::slots::{SlotLease, Slots};
 use super::{SandboxError, SandboxRequest};
 use crate::bundle::{Network as SpecNetwork, TaskSpec};
-use crate::cgroup::{CgroupLimits, cgroup_path, mounted_root};
+use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
 use crate::journal::{Journal, Step};
 use crate::program::Program;
 use crate::tree;
@@ -25,6 +25,7 @@ const HUGE_PAGES_LIMIT_BYTES_MIN: u64 = 512 << 20;
 
 /// A VM whose agent listens and whose first slot holds init's artifact.
 pub(super) struct Booted {
+    pub cgroup: Cgroup,
     pub vm: Vm,
     pub slots: Slots,
     /// Init's, for as long as the VM lives.
@@ -48,6 +49,7 @@ pub(super) async fn boot(
     } = request;
     let task_spec = Arc::clone(&spec);
     let config = &resolver.config;
+    let cgroup = make_task_cgroup(&namespace, &id, &spec, journal)?;
     let launch_request = LaunchRequest {
         name: id.clone(),
         files: vm_files(&resolver.guest, Role::Task),
@@ -55,11 +57,11 @@ pub(super) async fn boot(
             role: Role::Task,
             ram_mib,
             huge_pages: spec
-                .memory_bytes_max
+                .memory_bytes_max()
                 .is_none_or(|limit| limit >= HUGE_PAGES_LIMIT_BYTES_MIN),
             console: config.console,
         },
-        cgroup: make_task_cgroup(&namespace, &id, &spec, journal)?,
+        cgroup: cgroup.birth()?,
         network: match &spec.network {
             SpecNetwork::Host | SpecNetwork::New => Network::Empty,
             SpecNetwork::Path(path) => Network::Path(path.clone()),
@@ -96,6 +98,7 @@ pub(super) async fn boot(
     let slot = slots.lease(&vm, artifact).await?;
     debug_assert_eq!(slot.index(), 0, "init's program comes first");
     Ok(Booted {
+        cgroup,
         vm,
         slots,
         slot,
@@ -108,7 +111,8 @@ fn make_task_cgroup(
     id: &str,
     spec: &TaskSpec,
     journal: &Journal,
-) -> Result<OwnedFd, SandboxError> {
-    let path = cgroup_path(&mounted_root()?, spec.cgroup_path.as_deref(), namespace, id)?;
-    make_cgroup(&path, &CgroupLimits::from(spec), journal)
+) -> Result<Cgroup, SandboxError> {
+    let inner = cgroup_path(spec.cgroup_path.as_deref(), namespace, id)?;
+    let place = Hierarchies::find()?.place(&inner);
+    make_cgroup(&place, &spec.resources, journal)
 }

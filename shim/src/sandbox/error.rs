@@ -4,7 +4,7 @@ use std::io;
 
 use super::slots::SlotsError;
 use crate::artifact::compile::CompileError;
-use crate::artifact::{KeyError, StoreError};
+use crate::artifact::{KeyError, StoreError, TurnError};
 use crate::bundle::BundleError;
 use crate::cgroup::CgroupError;
 use crate::cleanup::CleanupError;
@@ -41,6 +41,8 @@ pub enum SandboxError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Turn(#[from] TurnError),
+    #[error(transparent)]
     Compile(#[from] CompileError),
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -75,6 +77,7 @@ impl SandboxError {
             Self::Slots(err) => err.code(),
             Self::Launch(err) => err.code(),
             Self::Vm(err) => err.code(),
+            Self::Turn(err) => err.code(),
             Self::Compile(err) => err.code(),
             Self::Hook(err) => err.code(),
             Self::Cleanup(err) => err.code(),

@@ -27,11 +27,12 @@ use self::hooked::{hook_state, run_poststart};
 use self::resolve::Resolver;
 pub use self::slots::SlotLease;
 use self::slots::Slots;
-use crate::bundle::{self, ProcessSpec, TaskSpec, ram_mib};
+use crate::bundle::{ProcessSpec, TaskSpec, ram_mib};
 use crate::cleanup::{self, CleanupError, Outcome};
 use crate::config::{Config, GuestFiles};
 use crate::hooks::HookError;
 use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step};
+use crate::meter::Meter;
 use crate::program::Program;
 use crate::tree::RootfsMount;
 use crate::vm::{Vm, VmEnd, VmError};
@@ -57,7 +58,7 @@ pub struct Sandbox {
     bundle: PathBuf,
     spec: Arc<TaskSpec>,
     mounted_directories: Vec<PathBuf>,
-    ram_mib: u32,
+    meter: Arc<Meter>,
     journal: Journal,
     resolver: Resolver,
     vm: Vm,
@@ -77,10 +78,11 @@ impl Sandbox {
         let journal = Self::begin(&request).await?;
         let (namespace, id) = (request.namespace.clone(), request.id.clone());
         let bundle = request.bundle.clone();
-        let ram_mib = ram_mib(spec.memory_bytes_max, config.default_memory_mib);
+        let ram_mib = ram_mib(spec.memory_bytes_max(), config.default_memory_mib);
         let resolver = Resolver::new(&namespace, &id, config, guest);
         match boot(request, Arc::clone(&spec), ram_mib, &journal, &resolver).await {
             Ok(Booted {
+                cgroup,
                 vm,
                 slots,
                 slot,
@@ -89,9 +91,9 @@ impl Sandbox {
                 namespace,
                 id,
                 bundle,
+                meter: Arc::new(Meter::new(cgroup, ram_mib, spec.memory_bytes_max())),
                 spec,
                 mounted_directories,
-                ram_mib,
                 journal,
                 resolver,
                 vm,
@@ -143,10 +145,10 @@ impl Sandbox {
         &self.mounted_directories
     }
 
-    /// The most that the instance's linear memories may take, bytes.
+    /// What it may use and has used.
     #[must_use]
-    pub fn wasm_memory_bytes_max(&self) -> u64 {
-        bundle::wasm_memory_bytes_max(self.spec.memory_bytes_max, self.ram_mib)
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
     }
 
     /// Finds the program of an exec in the task's files, as they are now, and maps its artifact.
@@ -239,6 +241,7 @@ impl Sandbox {
     async fn end(&self, cleanup: Cleanup) -> Result<(), SandboxError> {
         self.vm.kill();
         self.vm.ended().await;
+        self.meter.close();
         undo(cleanup, self.namespace.clone(), self.id.clone()).await
     }
 }

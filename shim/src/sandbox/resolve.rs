@@ -1,7 +1,6 @@
 //! From a program to its artifact: out of the store, or compiled now.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -9,8 +8,9 @@ use wasmvm_protocol::control::Role;
 
 use super::{SandboxError, off_thread};
 use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, compile};
-use crate::artifact::{ArtifactKey, Store};
-use crate::cgroup::{self, Cgroup, CgroupLimits, mounted_root};
+use crate::artifact::{ArtifactKey, Shelf, Store, Turns};
+use crate::bundle::{Limit, Resources};
+use crate::cgroup::{Cgroup, Hierarchies, Place};
 use crate::cleanup;
 use crate::config::{Config, GuestFiles};
 use crate::journal::{Journal, STATE_ROOT, Step};
@@ -57,10 +57,7 @@ impl Resolver {
         program: &Program,
         journal: &Journal,
     ) -> Result<Artifact, SandboxError> {
-        let store = Store::new(
-            Path::new(STATE_ROOT).join("artifacts"),
-            self.config.artifact_dir.clone(),
-        );
+        let store = self.store();
         let files = vm_files(&self.guest, Role::Compiler);
         let (looked, sha256, compiler) = (store.clone(), program.sha256, files.initramfs.clone());
         let (key, found) = off_thread(move || {
@@ -76,6 +73,18 @@ impl Resolver {
         Ok(Artifact { key, file })
     }
 
+    fn store(&self) -> Store {
+        let shelf = |path, mib: u64| Shelf {
+            path,
+            bytes_max: mib << 20,
+        };
+        let (config, shared) = (&self.config, Path::new(STATE_ROOT).join("artifacts"));
+        Store::new(
+            shelf(shared, config.artifact_memory_mib_max),
+            shelf(config.artifact_dir.clone(), config.artifact_dir_mib_max),
+        )
+    }
+
     async fn compile(
         &self,
         program: &Program,
@@ -85,26 +94,37 @@ impl Resolver {
         key: &ArtifactKey,
     ) -> Result<File, SandboxError> {
         let Self { namespace, id, .. } = self;
+        let limit = self.config.compile_timeout();
+        let turns = Turns::new(
+            Path::new(STATE_ROOT).join("compile"),
+            self.config.compilers_max,
+        );
+        let _key_turn = turns.of_key(key, limit).await?;
+        let (looked, wanted) = (store.clone(), key.clone());
+        if let Some(file) = off_thread(move || looked.find(&wanted)).await? {
+            return Ok(file);
+        }
+        let _compiler_turn = turns.of_compiler(limit).await?;
         let name = match self.compilers.fetch_add(1, Ordering::Relaxed) {
             0 => format!("{namespace}-{id}"),
             n => format!("{namespace}-{id}.{n}"),
         };
-        let path = mounted_root()?.join("wasmvm-compile").join(name);
-        let limits = CgroupLimits {
-            memory_bytes_max: Some(u64::from(COMPILER_MEMORY_MIB) << 20),
-            ..CgroupLimits::default()
+        let place = Hierarchies::find()?.place(&Path::new("wasmvm-compile").join(name));
+        let limits = Resources {
+            memory: Some(Limit::At(u64::from(COMPILER_MEMORY_MIB) << 20)),
+            ..Resources::default()
         };
         let compiled = compile(Compile {
             name: format!("{id} (compiler)"),
             files,
-            cgroup: make_cgroup(&path, &limits, journal)?,
+            cgroup: make_cgroup(&place, &limits, journal)?.birth()?,
             program,
             boot_limit: self.config.boot_timeout(),
-            compile_limit: self.config.compile_timeout(),
+            compile_limit: limit,
             console: self.config.console,
         })
         .await;
-        let removed = off_thread(move || cgroup::remove(&path, cleanup::KILL_MAX)).await;
+        let removed = off_thread(move || place.remove(cleanup::KILL_MAX)).await;
         let compiled = compiled?;
         let (store, key) = (store.clone(), key.clone());
         let file = off_thread(move || store.insert(&key, &compiled)).await?;
@@ -113,24 +133,19 @@ impl Resolver {
     }
 }
 
-/// Makes a cgroup, written down before; returns its directory.
+/// Makes a cgroup, written down before.
 pub(super) fn make_cgroup(
-    path: &Path,
-    limits: &CgroupLimits,
+    place: &Place,
+    limits: &Resources,
     journal: &Journal,
-) -> Result<OwnedFd, SandboxError> {
-    cgroup::claim(path)?;
-    journal.record(&Step::Cgroup {
-        path: path.to_owned(),
-    })?;
-    let cgroup = Cgroup::create(path, limits)?;
-    cgroup
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|source| SandboxError::Step {
-            action: "copy the cgroup's descriptor",
-            source,
-        })
+) -> Result<Cgroup, SandboxError> {
+    place.claim()?;
+    for path in place.paths() {
+        journal.record(&Step::Cgroup {
+            path: path.to_owned(),
+        })?;
+    }
+    Ok(Cgroup::create(place, limits)?)
 }
 
 pub(super) fn vm_files(guest: &GuestFiles, role: Role) -> VmFiles {

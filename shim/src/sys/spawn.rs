@@ -35,8 +35,10 @@ pub struct SpawnRequest<'a> {
     pub control: BorrowedFd<'a>,
     /// Becomes standard output and standard error.
     pub log: BorrowedFd<'a>,
-    /// Directory of the cgroup to be born in.
-    pub cgroup: BorrowedFd<'a>,
+    /// Directory of the cgroup to be born in, in the unified hierarchy.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// `cgroup.procs` of the cgroups to enter before all else, in hierarchies of version 1.
+    pub cgroup_procs: &'a [OwnedFd],
     /// Gives the child a network namespace of its own, with nothing in it.
     pub new_network: bool,
 }
@@ -59,6 +61,9 @@ pub enum SpawnError {
     /// `clone3(2)`.
     #[error("cannot clone a process into the VMM's namespaces and cgroup")]
     Clone(#[source] io::Error),
+    /// The child could not enter its cgroup (version 1).
+    #[error("cannot move the VMM into its cgroup")]
+    Cgroup(#[source] io::Error),
     /// The child's system calls up to exec.
     #[error("cannot execute the VMM")]
     Exec(#[source] io::Error),
@@ -70,8 +75,16 @@ struct Child {
     stdin: OwnedFd,
     log: OwnedFd,
     control: OwnedFd,
+    cgroup_procs: Vec<OwnedFd>,
     failure: OwnedFd,
 }
+
+/// Why the child did not execute: the step, and its errno.
+type Failure = [i32; 2];
+/// Entering the cgroup; every other step is part of executing.
+const ENTER: i32 = 1;
+/// The rest.
+const EXECUTE: i32 = 2;
 
 /// Spawns the VMM and waits until it has executed.
 ///
@@ -92,19 +105,29 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
         stdin: above(null.as_fd())?,
         log: above(request.log)?,
         control: above(request.control)?,
+        cgroup_procs: request
+            .cgroup_procs
+            .iter()
+            .map(|procs| above(procs.as_fd()))
+            .collect::<Result<_, _>>()?,
         failure: above(failure.as_fd())?,
     };
     drop(failure);
     let spawned = clone_child(request, &child)?;
     drop(child);
-    let mut errno = [0; 4];
-    match File::from(failure_reader).read_exact(&mut errno) {
+    let mut failure_reader = File::from(failure_reader);
+    let (mut step, mut errno) = ([0; 4], [0; 4]);
+    let failed = failure_reader.read_exact(&mut step);
+    match failed.and_then(|()| failure_reader.read_exact(&mut errno)) {
         // The pipe closed on exec.
         Err(_) => Ok(spawned),
         Ok(()) => {
             let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
             wait_for(&spawned.pidfd);
-            Err(SpawnError::Exec(error))
+            match i32::from_ne_bytes(step) {
+                ENTER => Err(SpawnError::Cgroup(error)),
+                _ => Err(SpawnError::Exec(error)),
+            }
         }
     }
 }
@@ -128,8 +151,9 @@ fn clone_child(request: &SpawnRequest<'_>, child: &Child) -> Result<Spawned, Spa
     } else {
         0
     };
+    let into_cgroup = request.cgroup.map_or(0, |_| CLONE_INTO_CGROUP);
     let flags = u64::from((namespaces | network | libc::CLONE_PIDFD).unsigned_abs())
-        | CLONE_INTO_CGROUP
+        | into_cgroup
         | CLONE_CLEAR_SIGHAND;
     let mut pidfd: RawFd = -1;
     let mut args = libc::clone_args {
@@ -143,7 +167,9 @@ fn clone_child(request: &SpawnRequest<'_>, child: &Child) -> Result<Spawned, Spa
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: u64::from(request.cgroup.as_raw_fd().unsigned_abs()),
+        cgroup: request
+            .cgroup
+            .map_or(0, |cgroup| u64::from(cgroup.as_raw_fd().unsigned_abs())),
     };
     // SAFETY: `args` is a valid clone_args that outlives the call, `pidfd` receives the descriptor.
     // Without CLONE_VM the child runs on its own copy of this stack.
@@ -170,17 +196,32 @@ fn clone_child(request: &SpawnRequest<'_>, child: &Child) -> Result<Spawned, Spa
 
 /// The child between `clone3` and exec: system calls only, no allocation, no return.
 fn run_child(child: &Child) -> ! {
-    let error = exec_child(child);
-    // SAFETY: writes four bytes of a local to our own pipe.
+    let failure: Failure = match enter_cgroups(child) {
+        0 => [EXECUTE, exec_child(child)],
+        errno => [ENTER, errno],
+    };
+    // SAFETY: writes the bytes of a local to our own pipe.
     unsafe {
         libc::write(
             child.failure.as_raw_fd(),
-            (&raw const error).cast(),
-            size_of::<i32>(),
+            (&raw const failure).cast(),
+            size_of::<Failure>(),
         )
     };
     // SAFETY: ends the child without running the parent's exit handlers.
     unsafe { libc::_exit(127) }
+}
+
+/// Moves this process, before it holds anything, into the cgroups of version 1, where 0 means the writer
+/// (cgroup-v1/cgroups.rst); returns 0 or the errno of what failed.
+fn enter_cgroups(child: &Child) -> i32 {
+    for procs in &child.cgroup_procs {
+        // SAFETY: writes one byte of a constant to an open descriptor.
+        if unsafe { libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
+            return errno();
+        }
+    }
+    0
 }
 
 /// Sets up the descriptors and the signal mask, executes; returns the errno of what failed.

@@ -3,6 +3,7 @@
 use super::{IllegalMove, signals};
 use crate::agent::AgentError;
 use crate::error::{ErrorCode, Refusal};
+use crate::meter::ChangeError;
 use crate::stdio::StdioError;
 
 /// Why a request about a task failed. Processes are named as in "task a" or "exec b of task a".
@@ -95,6 +96,15 @@ pub enum TaskError {
         /// What the VMM says.
         source: Refusal,
     },
+    /// Limits that cannot be held.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// What the task has used cannot be encoded.
+    #[error("cannot encode what the task has used")]
+    Encode(#[source] protobuf::Error),
+    /// A step on a thread of its own.
+    #[error("cannot finish a step on a thread of its own")]
+    Thread(#[source] tokio::task::JoinError),
     /// The VM ended first.
     #[error("the VM ended: {0}")]
     VmEnded(String),
@@ -126,6 +136,8 @@ impl TaskError {
             Self::ExecId { .. } | Self::Signal(_) | Self::Size { .. } => ErrorCode::InvalidArgument,
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
+            Self::Change(error) => error.code(),
+            Self::Encode(_) | Self::Thread(_) => ErrorCode::Internal,
             Self::VmEnded(_) => ErrorCode::Unavailable,
             Self::Program(source)
             | Self::Hook(source)

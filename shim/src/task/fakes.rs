@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use protobuf::Message as _;
+use protobuf::well_known_types::any::Any;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -15,15 +16,17 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::{Task as TaskService, create_task};
-use wasmvm_protocol::agent::{Change, Program};
+use wasmvm_protocol::agent::{Change, Program, Usage};
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
 use super::signals;
 use super::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
 use crate::bundle::ProcessSpec;
+use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
+use crate::meter::Meter;
 use crate::sandbox::SlotLease;
 
 pub const PID: u32 = 4711;
@@ -54,6 +57,7 @@ impl Recorder {
             Event::Exit(exit) if exit.id != exit.container_id => {
                 format!("exit {} of {}", exit.exit_status, exit.id)
             }
+            Event::Oom(_) => "oom".to_owned(),
             Event::Exit(exit) => format!("exit {}", exit.exit_status),
             Event::Delete(delete) => format!("delete {}", delete.exit_status),
         };
@@ -96,6 +100,8 @@ pub struct Guest {
     pub refuses_create: Mutex<Option<(ttrpc::Code, &'static str)>>,
     pub created: Mutex<Option<pb::CreateTaskRequest>>,
     pub changes: Mutex<Vec<Change>>,
+    pub refuses_update: AtomicBool,
+    pub usage: Mutex<Usage>,
     pub streams: Mutex<HashMap<u64, (StreamHeader, UnixStream)>>,
     /// A paused guest answers nothing.
     pub runs: watch::Sender<bool>,
@@ -110,6 +116,8 @@ impl Default for Guest {
             refuses_create: Mutex::default(),
             created: Mutex::default(),
             changes: Mutex::default(),
+            refuses_update: AtomicBool::new(false),
+            usage: Mutex::default(),
             streams: Mutex::default(),
             runs: watch::Sender::new(true),
         }
@@ -274,9 +282,29 @@ impl TaskService for Agent {
         request: pb::UpdateTaskRequest,
     ) -> ttrpc::Result<pb::Empty> {
         self.0.awake().await;
+        if self.0.refuses_update.load(Ordering::Relaxed) {
+            let status = ttrpc::get_status(ttrpc::Code::INTERNAL, "no");
+            return Err(ttrpc::Error::RpcStatus(status));
+        }
         let change = Change::parse_from_bytes(&request.resources.value).unwrap();
         self.0.changes.lock().unwrap().push(change);
         Ok(pb::Empty::new())
+    }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        _: pb::StatsRequest,
+    ) -> ttrpc::Result<pb::StatsResponse> {
+        let usage = self.0.usage.lock().unwrap().write_to_bytes().unwrap();
+        Ok(pb::StatsResponse {
+            stats: Some(Any {
+                value: usage,
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        })
     }
 
     async fn wait(
@@ -298,7 +326,8 @@ impl TaskService for Agent {
 pub struct FakeSandbox {
     guest: Arc<Guest>,
     agent: PathBuf,
-    _dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
+    pub meter: Arc<Meter>,
     _server: Mutex<Server>,
     end: watch::Sender<Option<VmEnding>>,
     pub recorded: AtomicU32,
@@ -323,10 +352,15 @@ impl FakeSandbox {
             .add_listener(Listener::from(listener))
             .register_service(create_task(Arc::new(Agent(guest.clone()))));
         server.start().await.unwrap();
+        for (file, value) in [("memory.max", "67108864"), ("memory.current", "1")] {
+            std::fs::write(dir.path().join(file), value).unwrap();
+        }
+        let meter = Meter::new(Cgroup::fake(&[(dir.path(), &[])]), 256, Some(64 << 20));
         Self {
             guest,
             agent,
-            _dir: dir,
+            meter: Arc::new(meter),
+            dir,
             _server: Mutex::new(server),
             end: watch::Sender::new(None),
             recorded: AtomicU32::new(u32::MAX),
@@ -364,6 +398,10 @@ impl TaskSandbox for FakeSandbox {
             args: vec!["/app.wasm".to_owned()],
             ..Default::default()
         }
+    }
+
+    fn meter(&self) -> &Arc<Meter> {
+        &self.meter
     }
 
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
@@ -441,6 +479,7 @@ impl TaskSandbox for FakeSandbox {
 
     async fn release(&self) -> Result<(), Refusal> {
         self.dies("released");
+        self.meter.close();
         self.released.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

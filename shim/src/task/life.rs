@@ -40,6 +40,9 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
         async move { task.unpause().await }
     });
     task.end_execs(vm).await;
+    if status == STATUS_KILLED {
+        task.notice_oom(vm).await;
+    }
     task.exited(vm, status);
     finish_output(&task.init, &mut pumps).await;
     for exec in task.execs_where(|_| true) {
@@ -66,6 +69,9 @@ pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
         () = exec.abandoned() => STATUS_KILLED,
         () = outlives_init(&task) => STATUS_KILLED,
     };
+    if status == STATUS_KILLED {
+        task.notice_oom(vm).await;
+    }
     let exit = now(status);
     let told = exec.process.make_telling(Move::Exit(exit), |_| {
         let event = exit_event(&task, exec.id(), exec.pid(), exit);

@@ -14,6 +14,7 @@ mod machine;
 mod pause;
 mod process;
 mod registry;
+mod resources;
 mod seam;
 mod signals;
 mod terminal;
@@ -86,6 +87,8 @@ pub struct Task {
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     flow: FlowControl,
     vm: OnceLock<Vm>,
+    /// Held during an Update: what one takes back the other must not have built on.
+    updating: tokio::sync::Mutex<()>,
     /// `Delete` came during `Create`.
     abort: watch::Sender<bool>,
     /// Init is over, and what else runs has to end.
@@ -118,6 +121,7 @@ impl Task {
             execs: Mutex::default(),
             flow: FlowControl::default(),
             vm: OnceLock::new(),
+            updating: tokio::sync::Mutex::new(()),
             abort: watch::Sender::new(false),
             ending: watch::Sender::new(false),
         }

@@ -110,7 +110,6 @@ impl FlowControl {
         })
     }
 
-    #[allow(dead_code, reason = "for Update, which comes next")]
     fn keep_change(&self, change: &Change) -> bool {
         self.keep(|kept| {
             let memory = change.memory_bytes_max;
@@ -214,7 +213,6 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]
-    #[allow(dead_code, reason = "for Update, which comes next")]
     pub async fn tell(&self, change: Change) -> Result<(), TaskError> {
         let vm = self.vm()?;
         if self.flow.keep_change(&change) {

@@ -12,6 +12,7 @@ use wasmvm_protocol::agent::containerd::api::Mount;
 
 use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
+use crate::meter::Meter;
 use crate::sandbox::SlotLease;
 
 /// What containerd asks for in `Create`, without the streams.
@@ -71,6 +72,8 @@ pub trait TaskSandbox: Send + Sync + 'static {
     async fn pause(&self) -> Result<(), Refusal>;
     /// Lets it go on. Not an error when it runs.
     async fn resume(&self) -> Result<(), Refusal>;
+    /// What it may use and has used.
+    fn meter(&self) -> &Arc<Meter>;
     /// A byte stream to a port of the guest.
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal>;
     /// Waits for the end of the VM. Any number may wait.

@@ -59,7 +59,7 @@ fn mount_all(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<Vec<PathBuf>, Tree
                 bind::mount(root, path, *recursive, destination, mount.read_only)?
             }
             MountSource::Tmpfs(options) => {
-                let size_bytes = spec.memory_bytes_max;
+                let size_bytes = spec.memory_bytes_max();
                 tmpfs::mount(root, options, destination, mount.read_only, size_bytes)?;
                 true
             }

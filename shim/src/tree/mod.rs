@@ -16,7 +16,7 @@
 mod assemble;
 mod bind;
 mod error;
-mod mountinfo;
+pub(crate) mod mountinfo;
 mod options;
 mod point;
 mod rootfs;

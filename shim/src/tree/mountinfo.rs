@@ -71,7 +71,7 @@ fn number(field: &[u8]) -> Option<u64> {
 }
 
 /// Space, tab, newline and backslash stand as three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {

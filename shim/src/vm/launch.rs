@@ -21,6 +21,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use wasmvm_protocol::control::{self, BootConfig, ControlError, FromVmm, ToVmm};
 
+use crate::cgroup::Birth;
 use crate::error::ErrorCode;
 use crate::sys::spawn::{self, SpawnError, SpawnRequest};
 use crate::vm::process::{Process, readable_within};
@@ -60,8 +61,8 @@ pub struct LaunchRequest {
     pub files: VmFiles,
     /// How it is built.
     pub boot: BootConfig,
-    /// Directory of the cgroup it is born in.
-    pub cgroup: OwnedFd,
+    /// The cgroup it is born in.
+    pub cgroup: Birth,
     /// Where it lives.
     pub network: Network,
     /// `/proc/PID/oom_score_adj`: the shim's own must not be inherited.
@@ -221,7 +222,8 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
         executable: vmm.as_fd(),
         control: theirs.as_fd(),
         log: log_writer.as_fd(),
-        cgroup: request.cgroup.as_fd(),
+        cgroup: request.cgroup.unified.as_ref().map(AsFd::as_fd),
+        cgroup_procs: &request.cgroup.procs,
         new_network: request.network == Network::Empty,
     })?;
     drop((theirs, log_writer));

@@ -64,7 +64,7 @@ proptest! {
             Ok(spec) => {
                 prop_assert!(!spec.process.args[0].is_empty());
                 prop_assert!(spec.process.cwd.is_absolute() && spec.rootfs.is_absolute());
-                prop_assert!(spec.memory_bytes_max.is_none_or(|limit| limit >= MEMORY_BYTES_MIN));
+                prop_assert!(spec.memory_bytes_max().is_none_or(|limit| limit >= MEMORY_BYTES_MIN));
                 for mount in &spec.mounts {
                     prop_assert!(mount.destination.is_absolute());
                     prop_assert!(!mount.destination.to_string_lossy().contains(".."));

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::fields::{self, Unused};
 use super::{
-    BundleError, CpuLimits, MountSource, Network, ProcessSpec, TaskSpec, TmpfsOptions, User,
+    BundleError, CpuLimits, Limit, MountSource, Network, ProcessSpec, Resources, TaskSpec,
+    TmpfsOptions, User,
 };
 use crate::hooks::Hooks;
 
@@ -86,14 +87,13 @@ fn what_ctr_run_writes_is_understood() {
             },
         },
         hostname: String::new(),
-        memory_bytes_max: None,
-        memory_swap_bytes_max: None,
-        cpu: CpuLimits {
-            shares: Some(1024),
-            ..CpuLimits::default()
+        resources: Resources {
+            cpu: CpuLimits {
+                shares: Some(1024),
+                ..CpuLimits::default()
+            },
+            ..Resources::default()
         },
-        pids_max: None,
-        cgroup_files: BTreeMap::new(),
         cgroup_path: Some("/default/hello".to_owned()),
         oom_score_adj: None,
         network: Network::New,
@@ -116,10 +116,10 @@ fn options_of_ctr_run_are_honoured() {
     assert_eq!(spec.process.args, ["/hello", "a", "b"]);
     assert!(spec.process.env.contains(&"A=b".to_owned()));
     assert_eq!(spec.process.cwd, PathBuf::from("/x"));
-    assert_eq!(spec.memory_bytes_max, Some(64 << 20));
+    assert_eq!(spec.memory_bytes_max(), Some(64 << 20));
     assert_eq!(
-        (spec.cpu.quota_us, spec.cpu.period_us),
-        (Some(50_000), Some(100_000))
+        (spec.resources.cpu.quota_us, spec.resources.cpu.period_us),
+        (Some(Limit::At(50_000)), Some(100_000))
     );
     assert_eq!(spec.network, Network::Host);
     assert!(spec.rootfs_readonly);
@@ -168,11 +168,9 @@ fn swap_counts_memory_too() {
             json!({"limit": limit, "swap": swap}),
         )
     };
-    assert_eq!(
-        memory(64 << 20, 96 << 20).unwrap().memory_swap_bytes_max,
-        Some(96 << 20)
-    );
-    assert_eq!(memory(64 << 20, -1).unwrap().memory_swap_bytes_max, None);
+    let swap = |limit, swap| memory(limit, swap).unwrap().resources.memory_swap;
+    assert_eq!(swap(64 << 20, 96 << 20), Some(Limit::At(96 << 20)));
+    assert_eq!(swap(64 << 20, -1), Some(Limit::Unlimited));
     assert!(
         memory(64 << 20, 32 << 20)
             .unwrap_err()
@@ -258,9 +256,9 @@ fn what_kubernetes_asks_for_is_understood() {
     };
     assert_eq!(spec.process.user, user);
     assert_eq!(spec.oom_score_adj, Some(968));
-    assert_eq!(spec.memory_bytes_max, Some(128 << 20));
-    assert_eq!(spec.memory_swap_bytes_max, Some(128 << 20));
-    assert_eq!(spec.cgroup_files["memory.oom.group"], "1");
+    assert_eq!(spec.memory_bytes_max(), Some(128 << 20));
+    assert_eq!(spec.resources.memory_swap, Some(Limit::At(128 << 20)));
+    assert_eq!(spec.resources.files["memory.oom.group"], "1");
     assert_eq!(spec.network, Network::Path("/proc/1234/ns/net".into()));
     assert!(spec.rootfs_readonly && spec.guest_dev);
     assert_eq!(

@@ -160,7 +160,7 @@ fn a_memory_limit_too_small_to_boot_names_the_minimum() {
     let limit = |value: i64| {
         with("/linux/resources/memory", json!({"limit": value}))
             .unwrap()
-            .memory_bytes_max
+            .memory_bytes_max()
     };
     assert_eq!(
         limit(i64::try_from(MEMORY_BYTES_MIN).unwrap()),

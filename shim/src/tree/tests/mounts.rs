@@ -228,7 +228,7 @@ fn a_tmpfs_is_as_large_as_asked_or_as_the_task() {
         {"destination": "/bad", "type": "tmpfs", "source": "tmpfs", "options": ["size=much"]},
     ]);
     let mut spec = bundle.spec(&mounts, false);
-    spec.memory_bytes_max = Some(32 << 20);
+    spec.resources.memory = Some(crate::bundle::Limit::At(32 << 20));
     in_namespace(|| {
         let (code, text) = refused(assemble(&spec, &[]));
         assert_eq!(code, ErrorCode::InvalidArgument);

@@ -1,0 +1,266 @@
+//! What the task may use and what it has used, from its creation until `Delete`.
+//!
+//! The cgroup goes when the VM has ended; what was counted last stays.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::bundle::{Limit, RAM_MIB_MAX, Resources, wasm_memory_bytes_max};
+use crate::cgroup::{Cgroup, CgroupError, Undo};
+use crate::error::ErrorCode;
+use crate::stats::Metrics;
+
+/// Why limits do not change.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The guest's RAM was fixed when its VM was made.
+    #[error(
+        "linux.resources.memory.limit = {bytes} cannot be held: the VM was made with the class of {ram_mib} MiB \
+         of RAM, which cannot grow; create the task with a limit above {} MiB",
+        ram_mib / 2
+    )]
+    Class {
+        /// What was wanted, bytes.
+        bytes: u64,
+        /// What the VM has.
+        ram_mib: u32,
+    },
+    /// The VM has ended.
+    #[error("the VM has ended; its limits are gone")]
+    Ended,
+    /// The kernel, or what the VM holds, stands against it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+impl ChangeError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Class { .. } | Self::Ended => ErrorCode::FailedPrecondition,
+            Self::Cgroup(err) => err.code(),
+        }
+    }
+}
+
+/// How a change is taken back.
+#[derive(Debug, Default)]
+#[must_use = "a change that is not needed is taken back with it"]
+pub struct Change {
+    limits: Undo,
+    memory_bytes_max: Option<u64>,
+}
+
+/// One task's cgroup and what was counted in it.
+#[derive(Debug)]
+pub struct Meter {
+    cgroup: Cgroup,
+    ram_mib: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    memory_bytes_max: Option<u64>,
+    guest_oom_kills: u64,
+    /// How many were told to containerd.
+    told_oom_kills: u64,
+    /// Set when the cgroup is about to go.
+    last: Option<Metrics>,
+}
+
+impl Meter {
+    /// `memory_bytes_max` is the limit it was made with.
+    #[must_use]
+    pub fn new(cgroup: Cgroup, ram_mib: u32, memory_bytes_max: Option<u64>) -> Self {
+        let state = Mutex::new(State {
+            memory_bytes_max,
+            guest_oom_kills: 0,
+            told_oom_kills: 0,
+            last: None,
+        });
+        Self {
+            cgroup,
+            ram_mib,
+            state,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing is changed in two steps, so a panic leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As Stats reports it. Reads files.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        let state = self.state();
+        let last = state.last.clone();
+        let mut metrics = last.unwrap_or_else(|| Metrics::read(&self.cgroup));
+        metrics.add_oom_kills(state.guest_oom_kills);
+        metrics
+    }
+
+    /// Keeps what is counted now: nothing more will be. To be called with the VM ended.
+    pub fn close(&self) {
+        let mut state = self.state();
+        if state.last.is_none() {
+            state.last = Some(Metrics::read(&self.cgroup));
+        }
+    }
+
+    /// Whether the host's or the guest's kernel has ended a program for want of memory since this was
+    /// asked last.
+    pub fn is_news_of_oom(&self) -> bool {
+        let mut state = self.state();
+        let host = match &state.last {
+            Some(last) => last.oom_kills(),
+            None => self.cgroup.oom_kills(),
+        };
+        let kills = host.saturating_add(state.guest_oom_kills);
+        std::mem::replace(&mut state.told_oom_kills, kills) < kills
+    }
+
+    /// How many the guest says its kernel has ended.
+    pub fn set_guest_oom_kills(&self, kills: u64) {
+        self.state().guest_oom_kills = kills;
+    }
+
+    /// The most that an instance's linear memories may take now, bytes.
+    #[must_use]
+    pub fn wasm_memory_bytes_max(&self) -> u64 {
+        wasm_memory_bytes_max(self.state().memory_bytes_max, self.ram_mib)
+    }
+
+    /// What that would become.
+    ///
+    /// # Errors
+    /// [`ChangeError::Class`].
+    pub fn would_be(&self, resources: &Resources) -> Result<u64, ChangeError> {
+        let present = self.state().memory_bytes_max;
+        let wanted = after(present, resources);
+        let ram_bytes = u64::from(self.ram_mib) << 20;
+        match wanted {
+            // The largest class holds larger limits from the start.
+            Some(bytes) if bytes > ram_bytes && wanted != present && self.ram_mib < RAM_MIB_MAX => {
+                let ram_mib = self.ram_mib;
+                Err(ChangeError::Class { bytes, ram_mib })
+            }
+            _ => Ok(wasm_memory_bytes_max(wanted, self.ram_mib)),
+        }
+    }
+
+    /// Changes the limits: all of them or none. Writes files, and may wait for the kernel to reclaim.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn change(&self, resources: &Resources) -> Result<Change, ChangeError> {
+        self.would_be(resources)?;
+        let mut state = self.state();
+        if state.last.is_some() {
+            return Err(ChangeError::Ended);
+        }
+        let limits = self.cgroup.change(resources)?;
+        let before = state.memory_bytes_max;
+        state.memory_bytes_max = after(before, resources);
+        Ok(Change {
+            limits,
+            memory_bytes_max: before,
+        })
+    }
+
+    /// Takes a change back.
+    pub fn undo(&self, change: &Change) {
+        let mut state = self.state();
+        state.memory_bytes_max = change.memory_bytes_max;
+        if state.last.is_none() {
+            self.cgroup.undo(&change.limits);
+        }
+    }
+}
+
+fn after(present: Option<u64>, resources: &Resources) -> Option<u64> {
+    resources.memory.map_or(present, Limit::at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use tempfile::{TempDir, tempdir};
+
+    const MIB: u64 = 1 << 20;
+
+    fn meter(ram_mib: u32, memory: u64) -> (TempDir, Meter) {
+        let directory = tempdir().unwrap();
+        let put = |file, value: String| fs::write(directory.path().join(file), value).unwrap();
+        put("memory.max", memory.to_string());
+        put("memory.current", "1".to_owned());
+        put("memory.events", "oom_kill 1\n".to_owned());
+        let cgroup = Cgroup::fake(&[(directory.path(), &[])]);
+        let meter = Meter::new(cgroup, ram_mib, Some(memory));
+        (directory, meter)
+    }
+
+    fn memory(limit: Limit) -> Resources {
+        Resources {
+            memory: Some(limit),
+            ..Resources::default()
+        }
+    }
+
+    #[test]
+    fn a_limit_moves_the_program_s_own() {
+        let (directory, meter) = meter(256, 64 * MIB);
+        let before = meter.wasm_memory_bytes_max();
+        let change = memory(Limit::At(128 * MIB));
+        assert!(meter.would_be(&change).unwrap() > before);
+        let undo = meter.change(&change).unwrap();
+        assert_eq!(meter.wasm_memory_bytes_max(), before + 64 * MIB);
+        let max = || fs::read_to_string(directory.path().join("memory.max")).unwrap();
+        assert_eq!(max(), (128 * MIB).to_string());
+        meter.undo(&undo);
+        assert_eq!(
+            (meter.wasm_memory_bytes_max(), max()),
+            (before, (64 * MIB).to_string())
+        );
+        let _undo = meter.change(&Resources::default()).unwrap();
+        assert_eq!(meter.wasm_memory_bytes_max(), before);
+    }
+
+    #[test]
+    fn more_than_the_class_is_refused_by_name() {
+        let (_directory, meter) = meter(256, 64 * MIB);
+        let error = meter.change(&memory(Limit::At(257 * MIB))).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::FailedPrecondition);
+        let expected = "linux.resources.memory.limit = 269484032 cannot be held: the VM was made with \
+                        the class of 256 MiB of RAM, which cannot grow; create the task with a limit \
+                        above 128 MiB";
+        assert_eq!(error.to_string(), expected);
+        let _all = meter.change(&memory(Limit::At(256 * MIB))).unwrap();
+        let _none = meter.change(&memory(Limit::Unlimited)).unwrap();
+    }
+
+    #[test]
+    fn a_limit_above_the_largest_class_may_stay() {
+        let (_directory, meter) = meter(RAM_MIB_MAX, 1 << 40);
+        let _same = meter.change(&memory(Limit::At(1 << 40))).unwrap();
+        let _more = meter.change(&memory(Limit::At(1 << 41))).unwrap();
+    }
+
+    #[test]
+    fn what_was_counted_last_stays() {
+        let (directory, meter) = meter(256, 64 * MIB);
+        assert!(meter.is_news_of_oom() && !meter.is_news_of_oom());
+        meter.set_guest_oom_kills(2);
+        meter.close();
+        assert!(meter.is_news_of_oom() && !meter.is_news_of_oom());
+        let counted = meter.metrics();
+        drop(directory);
+        meter.close();
+        assert_eq!(meter.metrics(), counted);
+        assert_eq!(counted.oom_kills(), 3);
+        let error = meter.change(&Resources::default()).unwrap_err();
+        assert!(matches!(error, ChangeError::Ended), "{error}");
+    }
+}

@@ -1,0 +1,97 @@
+//! What a task has used, as containerd, the kubelet and `ctr task metrics` read it.
+//!
+//! The type follows the host: `io.containerd.cgroups.v2.Metrics` where cgroup v2 is all there is, and
+//! `io.containerd.cgroups.v1.Metrics` beside v1 hierarchies. Everything comes from the task's cgroup, so
+//! the guest is not asked and a paused VM has its numbers. A file that the host's kernel lacks counts as
+//! zeros; no section is ever left out, since readers follow them unchecked.
+
+mod text;
+mod v1;
+mod v2;
+
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message as _, MessageField};
+use wasmvm_protocol::agent::containerd::{cgroups, cgroups_v2};
+
+use crate::cgroup::{Cgroup, Version};
+
+/// containerd's type names, without `type.googleapis.com/`: it knows them by these.
+const V1_TYPE_URL: &str = "io.containerd.cgroups.v1.Metrics";
+const V2_TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
+
+/// The numbers of one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Metrics {
+    /// For a host with v1 hierarchies.
+    V1(Box<cgroups::metrics::Metrics>),
+    /// For a host with cgroup v2 alone.
+    V2(Box<cgroups_v2::metrics::Metrics>),
+}
+
+impl Metrics {
+    /// Reads a task's cgroup.
+    #[must_use]
+    pub fn read(cgroup: &Cgroup) -> Self {
+        match cgroup.version() {
+            Version::V1 => Self::V1(Box::new(v1::read(cgroup))),
+            Version::V2 => Self::V2(Box::new(v2::read(cgroup))),
+        }
+    }
+
+    /// Adds what the guest's own kernel has ended for want of memory.
+    pub fn add_oom_kills(&mut self, kills: u64) {
+        let count = match self {
+            Self::V1(metrics) => &mut filled(&mut metrics.memory_oom_control).oom_kill,
+            Self::V2(metrics) => &mut filled(&mut metrics.memory_events).oom_kill,
+        };
+        *count = count.saturating_add(kills);
+    }
+
+    /// What was ended for want of memory.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        match self {
+            Self::V1(metrics) => metrics.memory_oom_control.oom_kill,
+            Self::V2(metrics) => metrics.memory_events.oom_kill,
+        }
+    }
+
+    /// For the reply.
+    ///
+    /// # Errors
+    /// protobuf's, when the message is too long.
+    pub fn to_any(&self) -> Result<Any, protobuf::Error> {
+        let (type_url, value) = match self {
+            Self::V1(metrics) => (V1_TYPE_URL, metrics.write_to_bytes()?),
+            Self::V2(metrics) => (V2_TYPE_URL, metrics.write_to_bytes()?),
+        };
+        Ok(Any {
+            type_url: type_url.to_owned(),
+            value,
+            ..Default::default()
+        })
+    }
+}
+
+fn filled<T: protobuf::Message>(field: &mut MessageField<T>) -> &mut T {
+    field.mut_or_insert_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::tempdir;
+
+    #[test]
+    fn the_type_follows_the_host() {
+        let directory = tempdir().unwrap();
+        for (names, type_url) in [(&[][..], V2_TYPE_URL), (&["memory"], V1_TYPE_URL)] {
+            let mut metrics = Metrics::read(&Cgroup::fake(&[(directory.path(), names)]));
+            metrics.add_oom_kills(2);
+            metrics.add_oom_kills(u64::MAX);
+            let any = metrics.to_any().unwrap();
+            assert_eq!(any.type_url, type_url);
+            assert_eq!(metrics.oom_kills(), u64::MAX);
+        }
+    }
+}

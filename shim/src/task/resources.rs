@@ -1,0 +1,257 @@
+//! What a task may use and has used: Stats, Update, and the end for want of memory.
+//!
+//! An Update that lowers memory asks the guest first, so that programs stop growing before the host
+//! tightens; one that raises it asks last. Whatever fails, the old values hold.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protobuf::well_known_types::any::Any;
+use wasmvm_protocol::agent::Change as GuestChange;
+use wasmvm_protocol::agent::containerd::events::task::TaskOOM;
+
+use super::{Task, TaskError, Vm};
+use crate::bundle::Resources;
+use crate::error::chain;
+use crate::events::Event;
+use crate::meter::{Change, Meter};
+
+/// To say what was ended for want of memory; the news of a program's end waits for it.
+const USAGE_MAX: Duration = Duration::from_millis(500);
+
+impl Task {
+    /// What the task has used. Never asks the guest.
+    ///
+    /// # Errors
+    /// [`TaskError::Unborn`] during `Create`.
+    pub async fn stats(&self) -> Result<Any, TaskError> {
+        let meter = Arc::clone(self.vm()?.sandbox.meter());
+        // A host with many cgroups takes a moment to sum up.
+        let metrics = tokio::task::spawn_blocking(move || meter.metrics()).await;
+        metrics
+            .map_err(TaskError::Thread)?
+            .to_any()
+            .map_err(TaskError::Encode)
+    }
+
+    /// Changes the limits of the running task: all of them, or none. A paused guest hears of it when it
+    /// runs again.
+    ///
+    /// # Errors
+    /// [`TaskError`]
+    pub async fn update(&self, resources: Resources) -> Result<(), TaskError> {
+        let vm = self.vm()?;
+        let _one_at_a_time = self.updating.lock().await;
+        let meter = vm.sandbox.meter();
+        let before = meter.wasm_memory_bytes_max();
+        let after = meter.would_be(&resources)?;
+        if after < before {
+            self.tell(memory(after)).await?;
+        }
+        let change = match change(meter, resources).await {
+            Ok(change) => change,
+            Err(error) => {
+                if after < before
+                    && let Err(error) = self.tell(memory(before)).await
+                {
+                    let name = self.init.name();
+                    tracing::warn!(
+                        name,
+                        error = chain(&error),
+                        "the guest keeps the lower limit"
+                    );
+                }
+                return Err(error);
+            }
+        };
+        if after > before
+            && let Err(error) = self.tell(memory(after)).await
+        {
+            let meter = Arc::clone(meter);
+            let undone = tokio::task::spawn_blocking(move || meter.undo(&change)).await;
+            undone.map_err(TaskError::Thread)?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// To be called when a program ended by SIGKILL, before that is told: publishes TaskOOM when a kernel
+    /// has ended it for want of memory, the host's or the guest's.
+    pub(super) async fn notice_oom(&self, vm: &Vm) {
+        // A guest that is gone, paused or silent has nothing to say.
+        let asked = tokio::time::timeout(USAGE_MAX, vm.agent.oom_kills()).await;
+        if let Ok(Ok(kills)) = asked {
+            vm.sandbox.meter().set_guest_oom_kills(kills);
+        }
+        if vm.sandbox.meter().is_news_of_oom() {
+            self.events.publish(Event::Oom(TaskOOM {
+                container_id: self.order.id.clone(),
+                ..Default::default()
+            }));
+        }
+    }
+}
+
+/// Moves the cgroup's limits.
+async fn change(meter: &Arc<Meter>, resources: Resources) -> Result<Change, TaskError> {
+    let meter = Arc::clone(meter);
+    let changed = tokio::task::spawn_blocking(move || meter.change(&resources)).await;
+    Ok(changed.map_err(TaskError::Thread)??)
+}
+
+/// The guest's part of a change.
+fn memory(memory_bytes_max: u64) -> GuestChange {
+    GuestChange {
+        memory_bytes_max: Some(memory_bytes_max),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use wasmvm_protocol::agent::Usage;
+
+    use super::super::fakes::{FakeMaker, Recorder, soon};
+    use super::super::{SandboxOrder, TaskOrder, Tasks};
+    use super::*;
+    use crate::bundle::Limit;
+    use crate::error::ErrorCode;
+    use crate::stdio::StdioNames;
+
+    struct Fixture {
+        maker: Arc<FakeMaker>,
+        events: Arc<Recorder>,
+        task: Arc<Task>,
+    }
+
+    async fn running() -> Fixture {
+        let (maker, events) = (
+            Arc::new(FakeMaker::default()),
+            Arc::new(Recorder::default()),
+        );
+        let tasks = Tasks::new(maker.clone(), events.clone());
+        let order = TaskOrder {
+            sandbox: SandboxOrder {
+                namespace: "ns".into(),
+                id: "t".into(),
+                bundle: "/bundle".into(),
+                rootfs: Vec::new(),
+                options: None,
+            },
+            stdio: StdioNames::default(),
+            terminal: false,
+        };
+        soon(tasks.create(order)).await.unwrap();
+        let task = tasks.get("t").unwrap();
+        soon(task.start()).await.unwrap();
+        Fixture {
+            maker,
+            events,
+            task,
+        }
+    }
+
+    impl Fixture {
+        fn file(&self, name: &str) -> String {
+            let path = self.maker.sandbox().dir.path().join(name);
+            std::fs::read_to_string(path).unwrap()
+        }
+
+        fn put(&self, name: &str, value: &str) {
+            std::fs::write(self.maker.sandbox().dir.path().join(name), value).unwrap();
+        }
+
+        async fn update(&self, mib: u64) -> Result<(), TaskError> {
+            let resources = Resources {
+                memory: Some(Limit::At(mib << 20)),
+                ..Resources::default()
+            };
+            soon(self.task.update(resources)).await
+        }
+
+        /// What the guest was told, MiB less than the limit's own overhead.
+        fn told(&self) -> Vec<u64> {
+            let changes = self.maker.guest.changes.lock().unwrap();
+            changes
+                .iter()
+                .map(|change| change.memory_bytes_max.unwrap_or(0) >> 20)
+                .collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_update_moves_the_cgroup_and_the_guest() {
+        let f = running().await;
+        f.update(128).await.unwrap();
+        assert_eq!(f.file("memory.max"), (128 << 20).to_string());
+        f.update(32).await.unwrap();
+        assert_eq!(f.file("memory.max"), (32 << 20).to_string());
+        assert_eq!(f.told(), [108, 12]);
+    }
+
+    #[tokio::test]
+    async fn what_fails_half_way_leaves_the_old_limits() {
+        let f = running().await;
+        let max = (64u64 << 20).to_string();
+        let error = f.update(512).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::FailedPrecondition);
+        assert!(
+            error.to_string().contains("the class of 256 MiB"),
+            "{error}"
+        );
+        // The host refuses after the guest has agreed to less.
+        f.put("memory.current", "60000000");
+        let error = f.update(32).await.unwrap_err();
+        assert!(
+            error.to_string().contains("the VM holds 60000000 bytes"),
+            "{error}"
+        );
+        assert_eq!(
+            (f.file("memory.max"), f.told()),
+            (max.clone(), vec![12, 44])
+        );
+        // The guest refuses after the host has agreed to more.
+        f.maker.guest.refuses_update.store(true, Ordering::Relaxed);
+        f.update(128).await.unwrap_err();
+        assert_eq!(f.file("memory.max"), max);
+        let limit = f.maker.sandbox().meter.wasm_memory_bytes_max();
+        assert_eq!(limit >> 20, 44);
+    }
+
+    #[tokio::test]
+    async fn the_end_for_want_of_memory_is_told_before_the_exit() {
+        let f = running().await;
+        *f.maker.guest.usage.lock().unwrap() = Usage {
+            oom_kills: 1,
+            ..Default::default()
+        };
+        f.maker.guest.exits(137);
+        soon(f.task.wait()).await.unwrap();
+        let words = soon(async {
+            loop {
+                let words = f.events.words();
+                if words.len() == 4 {
+                    return words;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(words.await[2..], ["oom", "exit 137"]);
+        assert_eq!(
+            f.task.stats().await.unwrap().type_url,
+            "io.containerd.cgroups.v2.Metrics"
+        );
+        let metrics = f.maker.sandbox().meter.metrics();
+        assert_eq!(metrics.oom_kills(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_ordinary_kill_is_no_want_of_memory() {
+        let f = running().await;
+        f.maker.guest.exits(137);
+        soon(f.task.wait()).await.unwrap();
+        assert!(!f.events.words().contains(&"oom".to_owned()));
+    }
+}
