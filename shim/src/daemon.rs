@@ -60,7 +60,7 @@ pub fn serve(args: &Args) -> Result<(), DaemonError> {
     let _ = rustix::process::setsid();
     let bundle = std::env::current_dir()
         .map_err(|error| DaemonError::SetUp("find the working directory", error))?;
-    crate::log::init(&bundle, args.debug);
+    crate::log::init(&bundle, &args.id, args.debug);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

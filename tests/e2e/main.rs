@@ -14,6 +14,9 @@
 //! * [`faults`]: `kill -9` of our own processes while a program runs.
 //! * [`walk`]: the same at every step of a task's journal, and of containerd too.
 //! * [`restart`]: tasks outlive containerd.
+//! * [`hooks`]: programs of the operator's, each in its place and once.
+//! * [`logs`]: output into files and loggers.
+//! * [`settings`]: the runtime's options.
 //! * [`hostile`]: guests that have been taken over.
 //! * [`versions`]: the main things on other containerds.
 //! * [`check`]: the host is fit.
@@ -23,13 +26,16 @@ mod check;
 mod examples;
 mod exec;
 mod faults;
+mod hooks;
 mod hostile;
 mod load;
+mod logs;
 mod memory;
 mod refusals;
 mod resources;
 mod restart;
 mod run;
+mod settings;
 mod signals;
 mod streams;
 mod terminal;

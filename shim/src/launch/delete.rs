@@ -36,7 +36,7 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
         None => std::env::current_dir().map_err(DeleteError::Bundle)?,
     };
     // Standard error would become part of the reply.
-    crate::log::init(&bundle, args.debug);
+    crate::log::init(&bundle, &args.id, args.debug);
     let root = Path::new(STATE_ROOT);
     let outcome = cleanup::undo_of_bundle(root, &args.namespace, &args.id, &bundle);
     // Noted before the daemon ran; without a note `start` itself was killed, and the name is known.
