@@ -43,6 +43,18 @@ fn a_loop_that_logs_is_heard_while_it_runs_and_ended_by_sigterm() {
 }
 
 #[test]
+fn devices_lie_among_what_the_spec_mounts_below_dev() {
+    let script = "echo kept > /dev/shm/a && cat /dev/shm/a; echo lost > /dev/null; cat /dev/null; \
+                  head -c 5 /dev/zero | wc -c; head -c 5 /dev/urandom | wc -c; echo x > /dev/full";
+    let outcome = Run::image("busybox")
+        .args(["sh", "-c", script])
+        .to_end()
+        .expect_status(1);
+    assert_eq!(outcome.text(), "kept\n5\n5\n");
+    assert!(outcome.error().contains("No space left"), "{outcome}");
+}
+
+#[test]
 fn top_and_a_long_sleep_stay_until_they_are_ended() {
     for arguments in [["sh", "-c", "top"], ["sh", "-c", "sleep 4321"]] {
         let task = Run::image("busybox")
