@@ -17,6 +17,8 @@ use crate::ctr::wait;
 const SHOW_MAX: Duration = Duration::from_secs(120);
 /// How long `ctr` may take to end once its program has.
 const END_MAX: Duration = Duration::from_secs(60);
+/// Of what was shown instead, bytes that a failed test tells.
+const TAIL_BYTES: usize = 2000;
 
 /// The side of the terminal that shows and types.
 #[derive(Debug)]
@@ -86,17 +88,18 @@ impl Terminal {
     #[track_caller]
     pub fn expect(&mut self, text: &str) {
         let start = Instant::now();
+        let mut searched = 0;
         loop {
-            let text = text.as_bytes();
-            let found = self.shown.windows(text.len()).position(|at| at == text);
-            if let Some(at) = found {
-                self.shown.drain(..at + text.len());
+            let mut places = self.shown[searched..].windows(text.len());
+            if let Some(at) = places.position(|bytes| bytes == text.as_bytes()) {
+                self.shown.drain(..searched + at + text.len());
                 return;
             }
+            searched = (self.shown.len() + 1).saturating_sub(text.len());
             let more = self.read_more(SHOW_MAX.saturating_sub(start.elapsed()));
-            let shown = String::from_utf8_lossy(&self.shown);
-            let text = String::from_utf8_lossy(text);
-            assert!(more, "{text:?} is not in {shown:?}");
+            let from = self.shown.len().saturating_sub(TAIL_BYTES);
+            let shown = String::from_utf8_lossy(&self.shown[from..]);
+            assert!(more, "{text:?} does not follow; shown last: {shown:?}");
         }
     }
 
