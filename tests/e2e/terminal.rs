@@ -73,13 +73,15 @@ fn an_exec_has_a_terminal_of_its_own() {
 
 #[test]
 fn much_output_on_a_terminal_arrives_whole() {
+    // It waits to be dismissed: ctr of containerd 1.6.20 closes its FIFOs when a task ends, read or not.
     let (_task, mut terminal) = Run::image("busybox")
-        .args(["sh", "-c", "seq 1 20000; echo end; exit 3"])
+        .args(["sh", "-c", "seq 1 20000; echo end; read; exit 3"])
         .on_terminal();
     for number in [1, 9_999, 19_999, 20_000] {
         terminal.expect(&format!("{number}\n"));
     }
     terminal.expect("end\n");
+    terminal.type_in("\r");
     let (status, shown) = terminal.end();
     assert_eq!(status, Some(3), "{shown:?}");
 }
