@@ -73,7 +73,7 @@ fn an_exec_has_a_terminal_of_its_own() {
 
 #[test]
 fn much_output_on_a_terminal_arrives_whole() {
-    // It waits to be dismissed: ctr before 1.6.24 closes its FIFOs when a task ends, read or not.
+    // It waits to be dismissed: ctr before 1.6.22 closes its FIFOs when a task ends, read or not.
     let (_task, mut terminal) = Run::image("busybox")
         .args(["sh", "-c", "seq 1 20000; echo end; read; exit 3"])
         .on_terminal();
