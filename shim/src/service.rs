@@ -4,6 +4,8 @@
 //! caller's deadline: containerd repeats a Delete that it gave up, and finds it further on or done.
 //! The methods that are not here are `Unimplemented`, with a sentence.
 
+mod request;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -15,13 +17,10 @@ use ttrpc::asynchronous::TtrpcContext;
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::Task as TaskService;
 
-use crate::bundle::{PROCESS_TYPE_URL, ProcessSpec, Resources};
+use self::request::{exec_order, order};
+use crate::bundle::Resources;
 use crate::error::{ErrorCode, Refusal};
-use crate::stdio::StdioNames;
-use crate::task::{
-    Exec, ExecOrder, Exit, Flow, Report, SandboxOrder, Size, State, Task, TaskError, TaskOrder,
-    Tasks,
-};
+use crate::task::{Exec, Exit, Flow, Report, Size, State, Task, TaskError, Tasks};
 
 /// Serves `containerd.task.v2.Task` and `containerd.task.v3.Task`, which are one on the wire.
 #[derive(Clone, Debug)]
@@ -103,79 +102,6 @@ async fn detached<T: Send + 'static>(
     tokio::spawn(work)
         .await
         .unwrap_or_else(|error| Err(Refusal::new(ErrorCode::Internal, &error)))
-}
-
-fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrder, Refusal> {
-    let refused = |sentence: String| Err(Refusal::say(ErrorCode::InvalidArgument, sentence));
-    if !request.checkpoint.is_empty() {
-        let checkpoint = request.checkpoint;
-        return refused(format!(
-            "checkpoint is {checkpoint:?}; restoring is not supported yet"
-        ));
-    }
-    let stdio = stdio(
-        request.terminal,
-        request.stdin,
-        request.stdout,
-        request.stderr,
-    )?;
-    Ok(TaskOrder {
-        sandbox: SandboxOrder {
-            namespace: namespace.to_owned(),
-            id: request.id,
-            bundle: request.bundle.into(),
-            rootfs: request.rootfs,
-            options: request.options.into_option(),
-        },
-        stdio,
-        terminal: request.terminal,
-    })
-}
-
-/// A terminal has one output.
-fn stdio(
-    terminal: bool,
-    stdin: String,
-    stdout: String,
-    stderr: String,
-) -> Result<StdioNames, Refusal> {
-    if terminal && !stderr.is_empty() {
-        let sentence = format!("stderr is {stderr:?}; with a terminal all output is on stdout");
-        return Err(Refusal::say(ErrorCode::InvalidArgument, sentence));
-    }
-    Ok(StdioNames {
-        stdin,
-        stdout,
-        stderr,
-    })
-}
-
-fn exec_order(request: pb::ExecProcessRequest) -> Result<ExecOrder, Refusal> {
-    let refused = |sentence: String| Refusal::say(ErrorCode::InvalidArgument, sentence);
-    let spec = request
-        .spec
-        .into_option()
-        .ok_or_else(|| refused("the exec has no spec".into()))?;
-    if spec.type_url != PROCESS_TYPE_URL {
-        let sentence = format!(
-            "the spec of the exec is of type {:?}, not {PROCESS_TYPE_URL}",
-            spec.type_url
-        );
-        return Err(refused(sentence));
-    }
-    let stdio = stdio(
-        request.terminal,
-        request.stdin,
-        request.stdout,
-        request.stderr,
-    )?;
-    Ok(ExecOrder {
-        id: request.exec_id,
-        spec: ProcessSpec::parse(&spec.value)
-            .map_err(|error| Refusal::new(error.code(), &error))?,
-        stdio,
-        terminal: request.terminal,
-    })
 }
 
 /// What runs in a VM that does not is paused.

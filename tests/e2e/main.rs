@@ -4,6 +4,7 @@
 //! * [`examples`]: the example images' cases, third-party programs among them.
 //! * [`busybox`]: a shell, as a user's first container.
 //! * [`streams`]: standard input and output, large and slow.
+//! * [`pause`]: a task that stands still.
 //! * [`signals`]: ending a program from outside.
 //! * [`memory`], whose limits hold.
 //! * [`resources`]: what a task has used, limits that change, and the end for want of memory.
@@ -31,6 +32,7 @@ mod hostile;
 mod load;
 mod logs;
 mod memory;
+mod pause;
 mod refusals;
 mod resources;
 mod restart;

@@ -201,6 +201,16 @@ impl Task {
         ctr(["task", "kill", "--signal", signal, &self.id]).expect_status(0);
     }
 
+    /// The pids of the task's programs as `ctr task ps` shows them, init's first.
+    #[must_use]
+    #[track_caller]
+    pub fn pids(&self) -> Vec<u32> {
+        let listing = ctr(["task", "ps", &self.id]).expect_status(0).text();
+        let pids = listing.lines().skip(1);
+        pids.filter_map(|line| line.split_ascii_whitespace().next()?.parse().ok())
+            .collect()
+    }
+
     /// The pid and the state as `ctr task ls` shows them; `None` when there is no such task.
     #[must_use]
     #[track_caller]

@@ -125,7 +125,8 @@ async fn exec_status(exec: &Exec, vm: &Vm) -> u32 {
         _ = vm.sandbox.vm_ended() => return STATUS_KILLED,
     };
     ended.unwrap_or_else(|error| {
-        tracing::warn!(exec = exec.process.name(), %error, "the guest has lost it");
+        // With the VM, as a rule.
+        tracing::debug!(exec = exec.process.name(), %error, "the guest has lost it");
         STATUS_KILLED
     })
 }

@@ -266,7 +266,8 @@ impl Task {
 }
 
 fn log_left(name: &str, resumed: Result<(), Refusal>) {
+    // A VM that has ended is the usual reason.
     if let Err(error) = resumed {
-        tracing::warn!(name, %error, "the VM may not run");
+        tracing::debug!(name, %error, "the VM may not run");
     }
 }

@@ -242,3 +242,58 @@ fn process_end(status: Option<&WaitIdStatus>) -> String {
         None => "the VMM ended".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::vm::Vm;
+    use crate::vm::process::start_time;
+
+    /// A VMM that neither reads nor answers, and its end of the control socket.
+    fn deaf() -> (Child, Vm, OwnedFd) {
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let start = start_time(child.id()).unwrap();
+        let process = Process::find(child.id(), start).unwrap().unwrap();
+        let (ours, theirs) = control::pair().unwrap();
+        (child, Vm::new(process, ours).unwrap(), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_vm_that_nobody_holds_is_killed_and_reaped() {
+        let (mut child, vm, _theirs) = deaf();
+        drop(vm);
+        let reaped = async {
+            while start_time(child.id()).is_ok() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), reaped).await.unwrap();
+        assert!(child.wait().is_err(), "reaped before");
+    }
+
+    #[tokio::test]
+    async fn a_killed_vm_has_ended() {
+        let (_child, vm, _theirs) = deaf();
+        vm.kill();
+        let end = timeout(Duration::from_secs(20), vm.ended()).await.unwrap();
+        assert_eq!(end.reason, "the VMM was killed by signal 9");
+        let late = vm.pause().await.unwrap_err();
+        assert!(matches!(late, VmError::Ended(_)), "{late}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vmm_that_does_not_read_blocks_nobody() {
+        let (_child, vm, _theirs) = deaf();
+        let refused = loop {
+            match vm.pause().await.unwrap_err() {
+                VmError::Timeout { .. } => {}
+                other => break other,
+            }
+        };
+        assert_eq!(refused.to_string(), "the VMM does not take orders");
+        vm.kill();
+        vm.ended().await;
+    }
+}
