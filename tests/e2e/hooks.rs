@@ -44,7 +44,7 @@ fn each_hook_runs_in_its_place_and_is_told_the_state() {
     let file = folder.path().join("ran");
     // nerdctl's network set-up needs the namespaces of that process.
     let look = format!(
-        "pid=${{state#*\"pid\":}}; pid=${{pid%%[!0-9]*}}; {{ cat /proc/$pid/comm; readlink /proc/$pid/ns/net; }} >{}",
+        "pid=${{state#*\\\"pid\\\":}}; pid=${{pid%%[!0-9]*}}; {{ cat /proc/$pid/comm; readlink /proc/$pid/ns/net; }} >{}",
         folder.path().join("vmm").display()
     );
     let run = Run::image("tiny").option("--label", "k=v");
