@@ -31,9 +31,10 @@ fn metrics(task: &Task) -> Value {
 /// A number of the metrics, in whatever version they are.
 #[track_caller]
 fn number(metrics: &Value, v2: &str, v1: &str) -> u64 {
-    let found = metrics.pointer(v2).or_else(|| metrics.pointer(v1));
+    // What is an object in the other version is no number.
+    let at = |pointer| metrics.pointer(pointer).and_then(Value::as_u64);
     // Zeros are left out.
-    found.map_or(0, |value| value.as_u64().expect("a number"))
+    at(v2).or_else(|| at(v1)).unwrap_or(0)
 }
 
 fn oom_kills(metrics: &Value) -> u64 {
