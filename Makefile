@@ -12,9 +12,10 @@ PROFILE  ?= release
 OUT      := build
 STAGE    := $(OUT)/stage-$(PROFILE)
 CARGO    := cargo
+SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
 
-.PHONY: help packages build stage images testbed demo test unit lint deny docs-check e2e it bench shell check install uninstall clean
+.PHONY: help packages build stage images testbed demo test unit lint deny docs-check e2e it soak bench shell check install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -66,6 +67,10 @@ e2e: build ## end-to-end tests, on the host's KVM or in the testbed
 
 it: build ## one end-to-end test: make it TEST=name
 	@tests/run-e2e --stage $(STAGE) --images $(OUT)/images $(TEST)
+
+soak: build ## 500 tasks with random lives (SOAK_TASKS=n, SOAK_SEED=n repeats one)
+	@WASMVM_SOAK_TASKS=$(SOAK_TASKS) WASMVM_SOAK_SEED=$(SOAK_SEED) WASMVM_E2E_OPTIONS=--nocapture \
+	    tests/run-e2e --stage $(STAGE) --images $(OUT)/images --timeout 10800 soak::
 
 bench: build ## the figures, by the testbed's instruction clock
 	@tests/bench --stage $(STAGE) --images $(OUT)/images

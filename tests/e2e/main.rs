@@ -18,6 +18,7 @@
 //! * [`hooks`]: programs of the operator's, each in its place and once.
 //! * [`logs`]: output into files and loggers.
 //! * [`settings`]: the runtime's options.
+//! * [`soak`]: many tasks with random lives.
 //! * [`hostile`]: guests that have been taken over.
 //! * [`versions`]: the main things on other containerds.
 //! * [`check`]: the host is fit.
@@ -39,6 +40,7 @@ mod restart;
 mod run;
 mod settings;
 mod signals;
+mod soak;
 mod streams;
 mod terminal;
 mod versions;

@@ -90,6 +90,15 @@ pub fn address() -> OsString {
     )
 }
 
+/// Where the containerd in use keeps what lasts until the host's next boot, bundles among it.
+#[must_use]
+pub fn state() -> PathBuf {
+    current().map_or_else(
+        || "/run/containerd".into(),
+        |current| current.address.with_file_name("state"),
+    )
+}
+
 /// A running containerd, or one to start again. Its root, state and socket are its own.
 #[derive(Debug)]
 pub struct Containerd {

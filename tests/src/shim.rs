@@ -10,10 +10,11 @@ use ttrpc::asynchronous::transport::Socket;
 use wasmvm_protocol::agent::containerd::api::UpdateTaskRequest;
 use wasmvm_protocol::agent::containerd::shim_async::TaskClient;
 
+use crate::containerd;
 use crate::ctr::COMMAND_MAX;
 
-/// Where containerd keeps the bundles of the namespace `default`.
-const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/default";
+/// Where containerd keeps the bundles of the namespace `default`, below its state.
+const BUNDLES: &str = "io.containerd.runtime.v2.task/default";
 /// containerd's name for the type.
 const RESOURCES_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
@@ -25,7 +26,8 @@ const RESOURCES_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spe
 /// # Panics
 /// When the shim cannot be reached.
 pub fn update(id: &str, resources: &serde_json::Value) -> Result<(), String> {
-    let address = fs::read_to_string(format!("{BUNDLES}/{id}/address")).expect("a shim's address");
+    let bundle = containerd::state().join(BUNDLES).join(id);
+    let address = fs::read_to_string(bundle.join("address")).expect("a shim's address");
     let path = address
         .trim()
         .strip_prefix("unix://")

@@ -266,6 +266,17 @@ impl Task {
         ctr(["task", "rm", "--force", &self.id]);
     }
 
+    /// Removes the container of a task that is deleted: containerd refuses while there is one.
+    ///
+    /// # Panics
+    /// When it refuses.
+    #[track_caller]
+    pub fn forget(self) {
+        ctr(["container", "rm", &self.id]).expect_status(0);
+        // Nothing is left for its drop.
+        std::mem::forget(self);
+    }
+
     /// Removes task and container as an operator does: `ctr task rm -f`, `ctr container rm`. What is
     /// gone already is no error.
     pub fn remove(&self) {
