@@ -3,9 +3,14 @@
 
 use std::io::Read;
 
+use serde_json::json;
 use wasmvm_tests::containerd::{Containerd, Version};
-use wasmvm_tests::leftovers;
-use wasmvm_tests::task::Run;
+use wasmvm_tests::ctr::ctr;
+use wasmvm_tests::exec::Exec;
+use wasmvm_tests::task::{Run, Task};
+use wasmvm_tests::{leftovers, shim};
+
+const MIB: u64 = 1 << 20;
 
 #[test]
 fn containerd_1_7() {
@@ -30,11 +35,12 @@ fn main_things(version: Version) {
 
 type Scenario = fn(&mut Containerd);
 
-const SCENARIOS: [(&str, Scenario); 5] = [
+const SCENARIOS: [(&str, Scenario); 6] = [
     ("output, status and stdin", output_status_and_stdin),
     ("a refusal reaches the user", refusal),
     ("kill", kill),
     ("a detached task is removed", detached),
+    ("exec, pause, live limits and metrics", requests),
     ("a restart of containerd", restart),
 ];
 
@@ -76,6 +82,33 @@ fn detached(_: &mut Containerd) {
     task.until("RUNNING");
     task.remove();
     assert_eq!(task.state(), None);
+}
+
+fn requests(_: &mut Containerd) {
+    let task = Run::image("busybox")
+        .option("--memory-limit", &(128 * MIB).to_string())
+        .flag("--null-io")
+        .args(["sh", "-c", "sleep 4321"])
+        .detached();
+    exec(&task);
+    ctr(["task", "pause", task.id()]).expect_status(0);
+    task.until("PAUSED");
+    ctr(["task", "resume", task.id()]).expect_status(0);
+    task.until("RUNNING");
+    let limit = json!({ "memory": { "limit": 160 * MIB } });
+    shim::update(task.id(), &limit).expect("the limit changes");
+    let metrics = ctr(["task", "metrics", task.id()]).expect_status(0).text();
+    assert!(metrics.contains("memory.usage"), "{metrics}");
+}
+
+fn exec(task: &Task) {
+    let outcome = Exec::of(task, ["sh", "-c", "echo in there; exit 3"])
+        .to_end()
+        .expect_status(3);
+    assert_eq!(outcome.text(), "in there\n");
+    let _ = Exec::of(task, ["/absent"])
+        .to_end()
+        .expect_refusal(&["/absent"]);
 }
 
 fn restart(containerd: &mut Containerd) {
