@@ -12,6 +12,8 @@ PROFILE  ?= release
 OUT      := build
 STAGE    := $(OUT)/stage-$(PROFILE)
 CARGO    := cargo
+# Lines for backtraces, no variables: debug builds write far less.
+export CARGO_PROFILE_DEV_DEBUG ?= line-tables-only
 SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
 
@@ -62,8 +64,9 @@ unit: ## unit tests, no VM
 	@$(CARGO) test -p wasmvm-guest-agent --features compiler
 	@$(CARGO) test -p wasmvm-tests --lib
 
+# The soak always has the same lives here; `make soak` chooses new ones.
 e2e: build ## end-to-end tests, on the host's KVM or in the testbed
-	@tests/run-e2e --stage $(STAGE) --images $(OUT)/images
+	@WASMVM_SOAK_SEED=$(or $(SOAK_SEED),1) tests/run-e2e --stage $(STAGE) --images $(OUT)/images
 
 it: build ## one end-to-end test: make it TEST=name
 	@tests/run-e2e --stage $(STAGE) --images $(OUT)/images $(TEST)

@@ -13,10 +13,12 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Programs of ours, as `/proc/PID/comm` shows them (15 bytes).
 const PROGRAMS: [&str; 2] = ["wasmvm-vmm", "containerd-shim"];
-/// Where directories, sockets and FIFOs of tasks live. The artifacts below `/run/wasmvm` stay.
+/// Where directories, sockets and FIFOs of tasks live.
 const FOLDERS: [&str; 3] = ["/run/wasmvm", "/run/containerd/s", FIFOS];
 /// Made and removed by the client, `ctr`.
 const FIFOS: &str = "/run/containerd/fifo";
+/// The host's, not a task's: compiled programs, and the locks of those who compile.
+const OF_THE_HOST: [&str; 2] = ["/run/wasmvm/artifacts", "/run/wasmvm/compile"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// What is on the host now that a task of ours could have put there.
@@ -29,7 +31,7 @@ pub fn found() -> Vec<String> {
     for folder in FOLDERS {
         found.extend(
             entries(Path::new(folder))
-                .filter(|path| path != Path::new("/run/wasmvm/artifacts"))
+                .filter(|path| OF_THE_HOST.iter().all(|stays| path != Path::new(stays)))
                 .map(|path| path.display().to_string()),
         );
     }
