@@ -20,7 +20,7 @@ pub(super) enum OutputPhase {
     Flowing,
     /// It is over: what it has written is on its way.
     Ended,
-    /// `Delete` waits: a reader that is there is given [`super::DRAIN_MAX`], one that is not, no time.
+    /// `Delete` waits: a reader that is there is given [`super::pump::DRAIN_MAX`], one that is not, no time.
     Leaving,
 }
 
