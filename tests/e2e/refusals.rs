@@ -92,14 +92,6 @@ fn a_memory_limit_too_small_to_boot() {
     leftovers::expect_none_since(&before);
 }
 
-#[test]
-fn a_terminal() {
-    spec_refused(
-        |spec| spec["process"]["terminal"] = true.into(),
-        &["process.terminal"],
-    );
-}
-
 /// The spec of `tiny` with `change` made to it is refused with all of `parts`.
 fn spec_refused(change: impl FnOnce(&mut serde_json::Value), parts: &[&str]) {
     let mut spec = spec_of(&Run::image("tiny"));
