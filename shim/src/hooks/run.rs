@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{Hook, HookState, Stage};
 use crate::error::{ErrorCode, printable};
+use crate::vm::process::pin;
 
 /// For a hook that sets no limit: the kubelet gives up a Create after two minutes.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(110);
@@ -273,18 +274,8 @@ fn spawn(hook: &Hook, state: &HookState) -> io::Result<(Child, OwnedFd, OwnedFd)
         .stderr(Stdio::from(writer))
         .process_group(0);
     let mut child = command.spawn()?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pidfd = pid
-        .ok_or(rustix::io::Errno::SRCH)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    match pidfd {
-        Ok(pidfd) => Ok((child, pidfd, output)),
-        Err(errno) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(errno.into())
-        }
-    }
+    let pidfd = pin(&mut child)?;
+    Ok((child, pidfd, output))
 }
 
 fn describe(status: ExitStatus) -> String {

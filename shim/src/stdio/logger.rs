@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::Signal;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
@@ -26,7 +26,7 @@ use super::fifo::OutputFifo;
 use super::uri::LoggerCommand;
 use super::{StdioError, StdioOwner};
 use crate::sys::inherit::pass_descriptors;
-use crate::vm::process::Process;
+use crate::vm::process::{Process, pin};
 
 /// From its start to its word that it reads.
 const READY_MAX: Duration = Duration::from_secs(10);
@@ -138,18 +138,8 @@ fn execute(
     // With the command our copies of the ends go, so that an end of file can be seen.
     let _held = pass_descriptors(&mut command, ends)?;
     let mut child = command.spawn()?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pidfd = pid
-        .ok_or(rustix::io::Errno::SRCH)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    match pidfd {
-        Ok(pidfd) => Ok(Process::new(child.id(), pidfd)),
-        Err(errno) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(errno.into())
-        }
-    }
+    let pidfd = pin(&mut child)?;
+    Ok(Process::new(child.id(), pidfd))
 }
 
 async fn wait_ready(mut ready: pipe::Receiver, says_ready: bool) -> io::Result<()> {

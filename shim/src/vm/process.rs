@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,22 @@ use crate::sys::watch::watch_readable;
 pub struct Process {
     pid: u32,
     pidfd: Arc<OwnedFd>,
+}
+
+/// The descriptor of a child that was just spawned; without one it is ended at once.
+///
+/// # Errors
+/// `pidfd_open(2)`'s.
+pub fn pin(child: &mut Child) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pidfd = pid
+        .ok_or(Errno::SRCH)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    pidfd.map_err(|errno| {
+        let _ = child.kill();
+        let _ = child.wait();
+        errno.into()
+    })
 }
 
 impl Process {
