@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -207,7 +208,8 @@ impl OutputCopy {
 
 /// Input ends with `CloseIO`, not with a client that goes away: another may come. But `ctr` can only
 /// ask for `CloseIO` once `Create` has been answered, and its input may have ended before. So nothing is
-/// read until `Start`, and a FIFO that has no writer then (reading it says so) has had its last one.
+/// read until `Start`, and a FIFO that has lost its writers by then has had its last one. One that never
+/// had a writer waits for the first.
 async fn copy_input(
     mut fifo: InputFifo,
     mut guest: UnixStream,
@@ -266,13 +268,18 @@ async fn wait_for_input(fifo: &mut InputFifo, phase: &mut watch::Receiver<StdinP
 }
 
 /// Without our writing end the FIFO itself is asked, whether there is a writer and what lies in it: the
-/// runtime may not have noticed yet.
+/// runtime may not have noticed yet. Nothing to read from no writer is the end only if there was one,
+/// which poll(2) knows: it reports `POLLHUP` for a writer that has gone since we opened the FIFO.
 fn read(fifo: &InputFifo, buffer: &mut [u8]) -> io::Result<usize> {
     if fifo.writer.is_some() {
-        fifo.reader.try_read(buffer)
-    } else {
-        Ok(rustix::io::read(&fifo.reader, buffer)?)
+        return fifo.reader.try_read(buffer);
     }
+    let mut poll = [PollFd::new(&fifo.reader, PollFlags::IN)];
+    rustix::event::poll(&mut poll, Some(&Timespec::default()))?;
+    if poll[0].revents().is_empty() {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    Ok(rustix::io::read(&fifo.reader, buffer)?)
 }
 
 #[cfg(test)]

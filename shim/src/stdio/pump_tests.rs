@@ -248,6 +248,27 @@ async fn close_io_comes_through_when_the_program_does_not_read() {
 }
 
 #[tokio::test]
+async fn a_client_that_comes_after_the_start_is_heard() {
+    let mut fixture = fixture().await;
+    fixture.switch.open_stdin();
+    let mut stdin = fixture.guest.stdin.take().unwrap();
+    // The copy has this thread, and sees that nobody is there.
+    tokio::task::yield_now().await;
+    // Refused if the shim has closed its end.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut client = File::options()
+        .write(true)
+        .custom_flags(nonblocking)
+        .open(fixture.path("stdin"))
+        .unwrap();
+    client.write_all(b"late").unwrap();
+    fixture.switch.close_stdin();
+    let mut all = String::new();
+    stdin.read_to_string(&mut all).await.unwrap();
+    assert_eq!(all, "late");
+}
+
+#[tokio::test]
 async fn input_that_ended_before_the_start_ends() {
     for text in ["", "all of it"] {
         let mut fixture = fixture().await;
