@@ -17,7 +17,7 @@ export CARGO_PROFILE_DEV_DEBUG ?= line-tables-only
 SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
 
-.PHONY: help packages build stage images testbed demo test unit lint deny docs-check e2e it soak bench shell check install uninstall clean
+.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it soak bench shell check install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -25,6 +25,7 @@ help: ## this list
 packages: ## install the Debian packages that building and testing need
 	@tests/packages
 	@tests/prune-cache
+	@tests/crates take
 
 stage: packages ## build all that is installed, into build/stage-PROFILE
 	@tests/step "shim and VMM" $(CARGO) build --profile $(PROFILE) -p containerd-shim-wasmvm-v1
@@ -46,7 +47,14 @@ check: stage ## say whether this host's KVM can run a guest
 demo: build ## the main job: containerd runs Wasm programs, each in a microVM
 	@tests/where --stage $(STAGE) --images $(OUT)/images --add tests/demo:demo -- sh -c 'exec "$$WASMVM_FILES/demo"'
 
-test: packages lint deny docs-check unit e2e ## everything that must hold
+# What is checked without a VM and what is linked for one keep a processor busy each.
+test: packages ## everything that must hold
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line checks build
+	@tests/crates keep
+	@$(MAKE) --no-print-directory e2e
+
+checks:
+	@for check in lint deny docs-check unit; do $(MAKE) --no-print-directory $$check; done
 
 lint:
 	@tests/step "format" $(CARGO) fmt --check
