@@ -4,6 +4,7 @@
 //! default_memory_mib = 1024     # guest RAM of a task without a memory limit
 //! console = false               # forward the guests' consoles to the shims' logs
 //! boot_timeout_s = 60           # from the VM's start to an agent that listens
+//! load_timeout_s = 60           # from a compiled program to one that can start
 //! compile_timeout_s = 300       # for one program
 //! compilers_max = 2             # programs that are compiled at once on this host; each takes up to 2 GiB
 //! artifact_dir = "/var/lib/wasmvm/artifacts"
@@ -44,6 +45,8 @@ pub struct Config {
     pub console: bool,
     /// From the VM's start to an agent that listens, seconds.
     pub boot_timeout_s: u64,
+    /// Seconds from a compiled program to one that can start.
+    pub load_timeout_s: u64,
     /// For compiling one program, seconds.
     pub compile_timeout_s: u64,
     /// Most compiler VMs at once, of all shims.
@@ -62,6 +65,7 @@ impl Default for Config {
             default_memory_mib: 1024,
             console: false,
             boot_timeout_s: 60,
+            load_timeout_s: 60,
             compile_timeout_s: 300,
             compilers_max: 2,
             artifact_dir: "/var/lib/wasmvm/artifacts".into(),
@@ -181,6 +185,12 @@ impl Config {
         Duration::from_secs(self.boot_timeout_s)
     }
 
+    /// For the guest to load a program. Nothing is compiled meanwhile, but its files may be cold.
+    #[must_use]
+    pub fn load_timeout(&self) -> Duration {
+        Duration::from_secs(self.load_timeout_s)
+    }
+
     /// For compiling one program.
     #[must_use]
     pub fn compile_timeout(&self) -> Duration {
@@ -201,15 +211,25 @@ pub struct GuestFiles {
     pub compiler: PathBuf,
 }
 
+/// Where installations are, for a shim that lies in none.
+const PREFIXES: [&str; 2] = ["/usr/local", "/usr"];
+
 impl GuestFiles {
-    /// In `../lib/wasmvm`, seen from this program.
+    /// In `../lib/wasmvm`, seen from this program; where there is no such directory, in that of
+    /// [`PREFIXES`]: containerd can be told to run a copy of the shim from anywhere.
     ///
     /// # Errors
     /// [`ConfigError::Missing`] for the first that is not there.
     pub fn find() -> Result<Self, ConfigError> {
         let program = std::fs::read_link("/proc/self/exe").map_err(ConfigError::Executable)?;
-        let prefix = program.ancestors().nth(2).unwrap_or(Path::new("/"));
-        Self::find_in(&prefix.join("lib/wasmvm"))
+        let own = program.ancestors().nth(2).unwrap_or(Path::new("/"));
+        let directory = |prefix: &Path| prefix.join("lib/wasmvm");
+        let installed = PREFIXES.map(|prefix| directory(Path::new(prefix)));
+        let found = installed.iter().find(|directory| directory.is_dir());
+        match found {
+            Some(found) if !directory(own).is_dir() => Self::find_in(found),
+            _ => Self::find_in(&directory(own)),
+        }
     }
 
     /// In this directory.

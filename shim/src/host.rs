@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
@@ -90,6 +90,10 @@ impl TaskSandbox for Sandbox {
 
     fn program(&self) -> Program {
         program(self, &self.spec().process, 0)
+    }
+
+    fn load_limit(&self) -> Duration {
+        Self::load_limit(self)
     }
 
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {

@@ -2,6 +2,7 @@
 //! memory and words, other tasks run, and nothing is left.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -13,8 +14,10 @@ use wasmvm_tests::leftovers;
 use wasmvm_tests::process::{named, parent_of, peak_kib};
 use wasmvm_tests::task::{Run, Task};
 
-/// The shim gives Create a minute; around it a VM boots and ends, under emulation.
-const CREATE_FAILS_MAX: Duration = Duration::from_secs(150);
+/// What a guest is given to answer Create or Exec, seconds.
+const LOAD_S_MAX: u64 = 15;
+/// Around that a VM boots and ends, under emulation.
+const CREATE_FAILS_MAX: Duration = Duration::from_secs(LOAD_S_MAX + 50);
 /// From SIGKILL to the end of `ctr run`. The shim's own bounds add up to less than 15 s.
 const KILL_MAX: Duration = Duration::from_secs(60);
 /// Most memory a shim may ever have had, KiB. A frame of ttrpc's largest size, 4 MiB, is in it.
@@ -35,6 +38,19 @@ fn hostile(agent: &OtherAgent, mode: &str) -> Run {
     Run::image("tiny")
         .option("--runtime", &agent.runtime())
         .option("--env", &format!("HOSTILE={mode}"))
+}
+
+/// Settings with [`LOAD_S_MAX`], for the runtime's options.
+fn impatient() -> tempfile::NamedTempFile {
+    let mut settings = tempfile::NamedTempFile::new().expect("a file");
+    writeln!(settings, "load_timeout_s = {LOAD_S_MAX}").expect("written");
+    settings
+}
+
+/// The same, with these settings.
+fn hostile_with(settings: &tempfile::NamedTempFile, agent: &OtherAgent, mode: &str) -> Run {
+    let path = settings.path().to_str().expect("a path of ours is text");
+    hostile(agent, mode).option("--runtime-config-path", path)
 }
 
 fn installed() -> OtherAgent {
@@ -81,8 +97,9 @@ fn a_guest_that_never_answers_fails_the_create_in_bounded_time() {
     let before = leftovers::found();
     let agent = installed();
     let log = logged();
+    let settings = impatient();
     let guests: Vec<_> = ["silent", "endless-frame", "flood-answers"]
-        .map(|mode| hostile(&agent, mode).in_background())
+        .map(|mode| hostile_with(&settings, &agent, mode).in_background())
         .into();
     an_ordinary_task_runs();
     for shim in named("containerd-shim") {
@@ -233,7 +250,8 @@ fn sigkill_ends_a_guest_that_does_not_obey() {
 fn an_exec_that_the_guest_does_not_answer_fails_in_bounded_time() {
     let before = leftovers::found();
     let agent = installed();
-    let task = hostile(&agent, "deaf").detached();
+    let settings = impatient();
+    let task = hostile_with(&settings, &agent, "deaf").detached();
     task.until("RUNNING");
     let outcome = Exec::of(&task, ["/tiny"]).to_end();
     assert_ne!(outcome.status, 0, "{outcome}");

@@ -47,8 +47,6 @@ fn a_paused_task_uses_no_processor_and_goes_on_where_it_was() {
     assert_eq!(next(), 1);
     let pid = task.until("RUNNING");
     pause(&task);
-    // What was on its way is used up; then nothing moves.
-    thread::sleep(Duration::from_secs(1));
     let before = ticks(pid);
     thread::sleep(Duration::from_secs(3));
     assert_eq!(ticks(pid), before, "a paused VM runs");

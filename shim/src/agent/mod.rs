@@ -33,8 +33,6 @@ use crate::task::{Size, TaskSandbox};
 
 /// To open one connection to the guest.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// To load a program. Nothing is compiled meanwhile, but its files may be cold.
-const LOAD_MAX: Duration = Duration::from_secs(60);
 /// To let it run.
 const START_MAX: Duration = Duration::from_secs(10);
 /// To deliver a signal. Beyond it the VM is ended from outside.
@@ -114,7 +112,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.create(Context::default(), &request);
-        self.answer("Create", LOAD_MAX, call).await?;
+        self.answer("Create", sandbox.load_limit(), call).await?;
         Ok(streams)
     }
 
@@ -143,7 +141,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.exec(Context::default(), &request);
-        self.answer("Exec", LOAD_MAX, call).await?;
+        self.answer("Exec", sandbox.load_limit(), call).await?;
         Ok(streams)
     }
 

@@ -15,6 +15,7 @@ struct Layer {
     default_memory_mib: Option<Spanned<u32>>,
     console: Option<bool>,
     boot_timeout_s: Option<Spanned<u64>>,
+    load_timeout_s: Option<Spanned<u64>>,
     compile_timeout_s: Option<Spanned<u64>>,
     compilers_max: Option<Spanned<u64>>,
     artifact_dir: Option<Spanned<PathBuf>>,
@@ -59,6 +60,12 @@ pub(super) fn lay(config: Config, text: &str, path: &Path) -> Result<Config, Con
             layer.boot_timeout_s,
             TIMEOUT_S_MAX,
             &mut config.boot_timeout_s,
+        ),
+        (
+            "load_timeout_s",
+            layer.load_timeout_s,
+            TIMEOUT_S_MAX,
+            &mut config.load_timeout_s,
         ),
         (
             "compile_timeout_s",

@@ -21,13 +21,14 @@ fn nothing_means_the_defaults() {
 fn every_key_is_taken() {
     let config = parse(
         "default_memory_mib = 512\nconsole = true\nboot_timeout_s = 5\n\
-         compile_timeout_s = 6\ncompilers_max = 3\nartifact_dir = \"/srv/a\"\n\
+         load_timeout_s = 9\ncompile_timeout_s = 6\ncompilers_max = 3\nartifact_dir = \"/srv/a\"\n\
          artifact_dir_mib_max = 7\nartifact_memory_mib_max = 8\n",
     );
     let expected = Config {
         default_memory_mib: 512,
         console: true,
         boot_timeout_s: 5,
+        load_timeout_s: 9,
         compile_timeout_s: 6,
         compilers_max: 3,
         artifact_dir: PathBuf::from("/srv/a"),

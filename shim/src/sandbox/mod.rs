@@ -16,6 +16,7 @@ mod slots;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
@@ -61,6 +62,7 @@ pub struct Sandbox {
     meter: Arc<Meter>,
     journal: Journal,
     resolver: Resolver,
+    load_limit: Duration,
     vm: Vm,
     slots: Mutex<Slots>,
     /// Init's, for as long as the VM lives.
@@ -96,6 +98,7 @@ impl Sandbox {
                 mounted_directories,
                 journal,
                 resolver,
+                load_limit: config.load_timeout(),
                 vm,
                 slots: Mutex::new(slots),
                 _slot: slot,
@@ -125,6 +128,12 @@ impl Sandbox {
             path: request.bundle.clone(),
         })?;
         Ok(journal)
+    }
+
+    /// How long the guest may take to load a program.
+    #[must_use]
+    pub fn load_limit(&self) -> Duration {
+        self.load_limit
     }
 
     /// The VMM's pid on the host: the task's.

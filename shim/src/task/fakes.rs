@@ -400,6 +400,10 @@ impl TaskSandbox for FakeSandbox {
         }
     }
 
+    fn load_limit(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
     fn meter(&self) -> &Arc<Meter> {
         &self.meter
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use protobuf::well_known_types::any::Any;
@@ -66,6 +66,8 @@ pub trait TaskSandbox: Send + Sync + 'static {
     fn pid(&self) -> u32;
     /// What to run, from the bundle.
     fn program(&self) -> Program;
+    /// How long the guest may take to load a program.
+    fn load_limit(&self) -> Duration;
     /// Finds the program of an exec and has it mapped.
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal>;
     /// Stops the guest: afterwards nothing of it runs.
