@@ -345,16 +345,27 @@ async fn a_refused_program_is_a_sentence_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_not_supported_yet_is_refused_by_name() {
+async fn what_a_client_says_of_a_terminals_stderr_is_ignored() {
     let f = fixture();
     let terminal = pb::CreateTaskRequest {
         terminal: true,
-        stderr: "/err".into(),
+        stderr: "/nonexistent/fifo".into(),
         ..Default::default()
     };
-    let (refused, sentence) = code(&f.create(terminal).await.unwrap_err());
-    assert_eq!(refused, ErrorCode::InvalidArgument);
-    assert!(sentence.starts_with("stderr is \"/err\""), "{sentence}");
+    f.create(terminal).await.unwrap();
+    f.start().await.unwrap();
+    let terminal = pb::ExecProcessRequest {
+        terminal: true,
+        stderr: "/nonexistent/fifo".into(),
+        ..exec::program("tty")
+    };
+    f.exec("e", terminal).await.unwrap();
+    f.start_exec("e").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_not_supported_yet_is_refused_by_name() {
+    let f = fixture();
     let missing = pb::CreateTaskRequest {
         stdout: "/nonexistent/fifo".into(),
         ..Default::default()

@@ -117,15 +117,6 @@ async fn what_cannot_be_an_exec_is_refused() {
             "the exec has no spec",
         ),
         ("f", foreign, "the spec of the exec is of type \"x\""),
-        (
-            "f",
-            pb::ExecProcessRequest {
-                terminal: true,
-                stderr: "/err".into(),
-                ..program("echo")
-            },
-            "stderr is \"/err\"",
-        ),
     ];
     for (id, request, sentence) in wrong {
         let (refused, said) = code(&f.exec(id, request).await.unwrap_err());
