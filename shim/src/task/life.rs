@@ -8,7 +8,8 @@
 //! ```
 //!
 //! `TaskExit` does not wait for the output, and the output does not wait for `Delete`: `ctr` asks for
-//! `Delete` only after it has read the FIFOs to their end.
+//! `Delete` only after it has read the FIFOs to their end. Of a task that was killed, clients expect that
+//! the pid is gone when they hear of its exit: there the output and the VM get [`GONE_MAX`] first.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,6 +27,8 @@ use crate::stdio::Pumps;
 
 /// How long execs may outlive init. Then they count as killed, as the VM's end will do.
 const EXEC_ENDS_MAX: Duration = Duration::from_secs(1);
+/// How long the exit of a killed task waits until its pid is gone.
+const GONE_MAX: Duration = Duration::from_millis(500);
 
 /// Runs once per task, in a task of the runtime.
 pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
@@ -42,12 +45,16 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     task.end_execs(vm).await;
     if status == STATUS_KILLED {
         task.notice_oom(vm).await;
+        let gone = async {
+            finish_all_output(&task, &mut pumps).await;
+            vm.sandbox.kill_vm();
+            vm.sandbox.vm_ended().await
+        };
+        // A reader that takes longer holds up nothing.
+        let _ = tokio::time::timeout(GONE_MAX, gone).await;
     }
     task.exited(vm, status);
-    finish_output(&task.init, &mut pumps).await;
-    for exec in task.execs_where(|_| true) {
-        exec.process.drained().await;
-    }
+    finish_all_output(&task, &mut pumps).await;
     task.init.set_drained();
     if let Err(left) = vm.release().await {
         tracing::error!(name, %left, "cannot end the VM; Delete will try again");
@@ -87,6 +94,14 @@ pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
         .reaches(|state| matches!(state, State::Deleted(_)))
         .await;
     drop(pumps);
+}
+
+/// Of init and of all execs.
+async fn finish_all_output(task: &Task, pumps: &mut Pumps) {
+    finish_output(&task.init, pumps).await;
+    for exec in task.execs_where(|_| true) {
+        exec.process.drained().await;
+    }
 }
 
 async fn finish_output(process: &Process, pumps: &mut Pumps) {
