@@ -19,6 +19,8 @@ pub const TASK_TAG: &str = "root";
 
 /// Where the task's device nodes are made: virtio-fs mounts hold none that work.
 const TASK_NODES: &str = "/dev/task";
+/// Where the task's proc is mounted before it is given.
+const TASK_PROC: &str = "/dev/task-proc";
 /// Name, major and minor of the task's devices (kernel `Documentation/admin-guide/devices.txt`).
 const TASK_DEVICES: [Device; 5] = [
     ("null", 1, 3),
@@ -70,6 +72,9 @@ pub fn prepare(program: &Program, mounted: &AtomicBool) -> Result<(), GuestError
     if program.guest_dev {
         give_devices()?;
     }
+    if program.guest_proc {
+        give_proc()?;
+    }
     Ok(())
 }
 
@@ -93,35 +98,45 @@ fn give_devices() -> Result<(), GuestError> {
     let made = make_devices(TASK_NODES, &TASK_DEVICES, 0o666);
     rustix::process::umask(umask);
     made?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(TASK_ROOT, flags, Mode::empty())
-        .map_err(doing(format!("open {TASK_ROOT}")))?;
     for (name, ..) in TASK_DEVICES {
-        if let Err(error) = give_device(root.as_fd(), name) {
-            log::line(Level::Warning, &log::chain(&error));
-        }
+        give(&format!("{TASK_NODES}/{name}"), &format!("dev/{name}"))?;
     }
     Ok(())
 }
 
-fn give_device(root: BorrowedFd<'_>, name: &str) -> Result<(), GuestError> {
-    let step = || doing(format!("put a device onto the tree's /dev/{name}"));
+/// Puts the guest's proc onto the tree's `/proc`: read-only, and of the processes a program sees itself alone.
+/// So it can learn what WASI does not tell: its user, the host name, the machine.
+fn give_proc() -> Result<(), GuestError> {
+    rustix::fs::mkdir(TASK_PROC, Mode::from_bits_truncate(0o755))
+        .map_err(doing(format!("make {TASK_PROC}")))?;
+    let safe = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", TASK_PROC, "proc", safe, Some(c"hidepid=ptraceable"))?;
+    give(TASK_PROC, "proc")
+}
+
+/// Mounts what lies at `path` in the guest onto `point` of the task's tree. A tree without that point can
+/// be run all the same.
+fn give(path: &str, point: &str) -> Result<(), GuestError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(TASK_ROOT, flags, Mode::empty())
+        .map_err(doing(format!("open {TASK_ROOT}")))?;
+    if let Err(error) = give_below(root.as_fd(), path, point) {
+        log::line(Level::Warning, &log::chain(&error));
+    }
+    Ok(())
+}
+
+fn give_below(root: BorrowedFd<'_>, path: &str, point: &str) -> Result<(), GuestError> {
+    let step = || doing(format!("mount the guest's own onto the tree's /{point}"));
     // The tree is the image's: its symbolic links lead nowhere but into itself.
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let point = rustix::fs::openat2(
-        root,
-        format!("dev/{name}"),
-        flags,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    )
-    .map_err(step())?;
+    let point = rustix::fs::openat2(root, point, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+        .map_err(step())?;
     let cloned = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let node =
-        rustix::mount::open_tree(CWD, format!("{TASK_NODES}/{name}"), cloned).map_err(step())?;
+    let own = rustix::mount::open_tree(CWD, path, cloned).map_err(step())?;
     let both_empty =
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&node, c"", &point, c"", both_empty).map_err(step())
+    rustix::mount::move_mount(&own, c"", &point, c"", both_empty).map_err(step())
 }
 
 /// Makes character devices.

@@ -41,6 +41,7 @@ fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
         memory_bytes_max: sandbox.meter().wasm_memory_bytes_max(),
         preopens: preopens.map(|path| text(path)).collect(),
         guest_dev: spec.guest_dev,
+        guest_proc: spec.guest_proc,
         hostname: spec.hostname.clone(),
         slot,
         ..Default::default()

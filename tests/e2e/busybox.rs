@@ -76,3 +76,20 @@ fn relative_paths_start_at_the_working_directory() {
         .expect_status(0);
     assert_eq!(outcome.text(), "/etc\nlocalhost\n/\n");
 }
+
+#[test]
+fn a_program_learns_from_proc_who_and_where_it_is() {
+    let script = "id -u; id -g; hostname; head -n 1 /proc/self/status
+        echo other > /proc/sys/kernel/hostname || echo refused; test -e /proc/1 || echo alone";
+    let outcome = Run::image("busybox")
+        .args(["sh", "-c", script])
+        .with_spec(|spec| {
+            spec["process"]["user"] = serde_json::json!({ "uid": 33, "gid": 7 });
+            spec["hostname"] = "far-away".into();
+        });
+    let text = outcome.expect_status(0).text();
+    let (said, rest) = text.split_once("Name:").expect("a status");
+    assert_eq!(said, "33\n7\nfar-away\n");
+    let rest: Vec<_> = rest.lines().skip(1).collect();
+    assert_eq!(rest, ["refused", "alone"]);
+}

@@ -61,18 +61,29 @@ static char *start_of(const char *path)
 	return got < 0 ? NULL : text;
 }
 
-/* WASI has no gethostname: what the container's files say, or its environment. */
+/* The first line of a file, in the arena; NULL when there is none. */
+static const char *first_line(const char *path)
+{
+	char *text = start_of(path);
+	if (text != NULL)
+		text[strcspn(text, "\n")] = '\0';
+	return text == NULL || *text == '\0' ? NULL : text;
+}
+
+/* WASI has no gethostname: what the kernel says, where it was told, the container's files, or its environment. */
 int hostname_main(int argc, char **argv)
 {
 	(void)argv;
 	if (argc > 1)
 		return complain("WASI cannot set the host name", NULL);
-	char *name = start_of("/etc/hostname");
-	if (name != NULL)
-		name[strcspn(name, "\n")] = '\0';
-	const char *found = name != NULL && *name != '\0' ? name : variable("HOSTNAME");
+	const char *found = first_line("/proc/sys/kernel/hostname");
+	/* Linux's word for none. */
+	if (found == NULL || strcmp(found, "(none)") == 0)
+		found = first_line("/etc/hostname");
 	if (found == NULL)
-		return complain("neither /etc/hostname nor $HOSTNAME tells it", NULL);
+		found = variable("HOSTNAME");
+	if (found == NULL)
+		return complain("neither the kernel nor /etc/hostname nor $HOSTNAME tells it", NULL);
 	say(found);
 	say("\n");
 	return 0;
@@ -106,15 +117,29 @@ static void say_id(const char *label, const char *path, const char *id)
 	}
 }
 
+/* The effective id of `label` ("Uid:", "Gid:") in /proc/self/status, in the arena; NULL when it tells none. */
+static const char *id_of(const char *label)
+{
+	char *text = start_of("/proc/self/status"), *at = text == NULL ? NULL : strstr(text, label);
+	if (at == NULL)
+		return NULL;
+	/* Label, real id, effective id. */
+	at += strcspn(at, "\t") + 1;
+	at += strcspn(at, "\t") + 1;
+	return arena_copy(at, strcspn(at, "\t\n"));
+}
+
 /*
- * WASI tells a program neither its user nor the owner of any file. What the environment says is all
- * that can be known; without it there is no answer.
+ * WASI tells a program neither its user nor the owner of any file. The kernel does, where there is a /proc;
+ * else the environment's word is all that can be known.
  */
 int id_main(int argc, char **argv)
 {
 	struct options given;
-	const char *uid = variable("UID"), *gid = variable("GID");
+	const char *uid = id_of("Uid:"), *gid = id_of("Gid:");
 	(void)argc;
+	uid = uid == NULL ? variable("UID") : uid;
+	gid = gid == NULL ? variable("GID") : gid;
 	if (options(argv, "ugGn", &given) < 0)
 		return misused("id [-u|-g|-G] [-n]");
 	int group = given.value['g'] || given.value['G'];

@@ -71,6 +71,7 @@ impl TaskSpec {
             network: network(&list(document, "linux.namespaces")?)?,
             mounts: mounts.tree,
             guest_dev: mounts.guest_dev,
+            guest_proc: mounts.guest_proc,
             rootfs: bundle.join(root.path()),
             rootfs_readonly: root.readonly().unwrap_or(false),
             hooks: hooks::parse(document)?,

@@ -20,9 +20,11 @@ const GUEST_OWN_TYPES: [&str; 7] = [
 pub(super) struct Mounts {
     pub tree: Vec<TreeMount>,
     pub guest_dev: bool,
+    pub guest_proc: bool,
 }
 
-/// Sorts the mounts out. A tmpfs at `/dev` is the guest's own, with its device files.
+/// Sorts the mounts out. A tmpfs at `/dev` is the guest's own, with its device files, and so is a proc at
+/// `/proc`.
 pub(super) fn convert(mounts: &[Mount], bundle: &Path) -> Result<Mounts, BundleError> {
     if mounts.len() > MOUNTS_MAX {
         let reason = format!("at most {MOUNTS_MAX} mounts are supported");
@@ -37,7 +39,9 @@ pub(super) fn convert(mounts: &[Mount], bundle: &Path) -> Result<Mounts, BundleE
         let destination = destination(mount, i)?;
         let options = mount.options().as_deref().unwrap_or_default();
         let kind = mount.typ().as_deref().unwrap_or_default();
-        if GUEST_OWN_TYPES.contains(&kind) {
+        if kind == "proc" && destination == Path::new("/proc") {
+            sorted.guest_proc = true;
+        } else if GUEST_OWN_TYPES.contains(&kind) {
             tracing::debug!(?destination, kind, "the guest has its own; mount ignored");
         } else if is_bind(kind, options) {
             sorted.tree.push(TreeMount {

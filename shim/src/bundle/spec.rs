@@ -26,6 +26,8 @@ pub struct TaskSpec {
     pub mounts: Vec<TreeMount>,
     /// The guest mounts its own device files over the tree's `/dev`.
     pub guest_dev: bool,
+    /// The guest mounts its own proc over the tree's `/proc`.
+    pub guest_proc: bool,
     /// The root directory on the host; absolute.
     pub rootfs: PathBuf,
     /// The tree's root is read-only; mounts decide for themselves.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use super::point::{self, PointKind};
 use super::rootfs::RootfsMount;
 use super::{TreeError, bind, rootfs, tmpfs};
 use crate::bundle::{MountSource, TaskSpec};
@@ -31,6 +32,15 @@ pub fn assemble(
     let root = rootfs::mount(rootfs_mounts, &spec.rootfs)?;
     if spec.guest_dev {
         tmpfs::mount_dev(root.as_fd())?;
+    }
+    if spec.guest_proc {
+        // The guest needs a directory to mount it on; without one the program runs all the same.
+        if let Err(error) = point::ensure(root.as_fd(), Path::new("/proc"), PointKind::Directory) {
+            tracing::warn!(
+                error = crate::error::chain(&error),
+                "the task will see no /proc"
+            );
+        }
     }
     let mounted_directories = mount_all(root.as_fd(), spec)?;
     if spec.rootfs_readonly {

@@ -102,6 +102,7 @@ fn what_ctr_run_writes_is_understood() {
             tmpfs("/run", &[("mode", "755"), ("size", "65536k")], false),
         ],
         guest_dev: true,
+        guest_proc: true,
         rootfs: "/bundle/rootfs".into(),
         rootfs_readonly: false,
         hooks: Hooks::default(),
@@ -260,7 +261,7 @@ fn what_kubernetes_asks_for_is_understood() {
     assert_eq!(spec.resources.memory_swap, Some(Limit::At(128 << 20)));
     assert_eq!(spec.resources.files["memory.oom.group"], "1");
     assert_eq!(spec.network, Network::Path("/proc/1234/ns/net".into()));
-    assert!(spec.rootfs_readonly && spec.guest_dev);
+    assert!(spec.rootfs_readonly && spec.guest_dev && spec.guest_proc);
     assert_eq!(
         spec.annotations["io.kubernetes.cri.container-type"],
         "container"
