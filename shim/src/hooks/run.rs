@@ -26,6 +26,8 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_secs(110);
 const KILL_MAX: Duration = Duration::from_secs(3);
 /// The last of a hook's output that is quoted, bytes.
 const QUOTED_BYTES_MAX: usize = 1024;
+/// What a pipe holds (pipe(7)).
+const PIPE_BYTES: usize = 64 << 10;
 
 /// Why a hook failed.
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +160,12 @@ impl<'a> Running<'a> {
         // The descriptor has said that it has ended, so this does not block.
         let status = self.child.wait().map_err(HookError::Wait)?;
         self.ended = true;
-        while self.read_output() {}
+        // As much as it can have left in the pipe: what it started may live on and go on printing.
+        for _ in 0..PIPE_BYTES / QUOTED_BYTES_MAX {
+            if !self.read_output() {
+                break;
+            }
+        }
         if status.success() {
             return Ok(());
         }
