@@ -142,6 +142,15 @@ pub fn printable(text: &str) -> String {
     line
 }
 
+/// What a sentence about the end of a VM adds of the guest's console.
+#[must_use]
+pub fn console(tail: &str) -> String {
+    match tail.trim() {
+        "" => String::new(),
+        tail => format!("; its console ends with: {}", printable(tail)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

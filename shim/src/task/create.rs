@@ -10,7 +10,7 @@ use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
 
 use super::{Move, SandboxMaker, Task, TaskSandbox, Vm, life};
 use crate::agent::{Agent, AgentError};
-use crate::error::{ErrorCode, Refusal};
+use crate::error::{self, ErrorCode, Refusal};
 use crate::events::Event;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioOwner};
 
@@ -30,7 +30,7 @@ pub enum CreateError {
     #[error(transparent)]
     Agent(#[from] AgentError),
     /// The guest died meanwhile.
-    #[error("the VM ended before the program was loaded: {reason}{}", console(.console_tail))]
+    #[error("the VM ended before the program was loaded: {reason}{}", error::console(.console_tail))]
     VmEnded {
         /// What the VMM says.
         reason: String,
@@ -40,13 +40,6 @@ pub enum CreateError {
     /// `Delete` came first.
     #[error("task {0} was deleted while it was being created")]
     Aborted(String),
-}
-
-fn console(tail: &str) -> String {
-    match tail.trim() {
-        "" => String::new(),
-        tail => format!("; its console ends with: {tail}"),
-    }
 }
 
 impl CreateError {

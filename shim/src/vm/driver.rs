@@ -283,6 +283,25 @@ mod tests {
         assert!(matches!(late, VmError::Ended(_)), "{late}");
     }
 
+    #[test]
+    fn the_end_of_a_vm_is_told_with_its_console() {
+        let end = |console_tail: &str| {
+            VmError::Ended(VmEnd {
+                reason: "the guest has reset itself".into(),
+                console_tail: console_tail.into(),
+            })
+        };
+        assert_eq!(
+            end("\n").to_string(),
+            "the microVM ended: the guest has reset itself"
+        );
+        let told = end("Kernel panic - not syncing\n").to_string();
+        assert!(
+            told.ends_with("; its console ends with: Kernel panic - not syncing"),
+            "{told}"
+        );
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_vmm_that_does_not_read_blocks_nobody() {
         let (_child, vm, _theirs) = deaf();

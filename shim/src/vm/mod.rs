@@ -64,7 +64,7 @@ pub struct VmEnd {
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
     /// The VMM is gone, or going.
-    #[error("the microVM ended: {}", .0.reason)]
+    #[error("the microVM ended: {}{}", .0.reason, crate::error::console(&.0.console_tail))]
     Ended(VmEnd),
     /// No answer in time.
     #[error("the microVM did not {what} within {limit:?}")]
