@@ -105,7 +105,7 @@ fn give_devices() -> Result<(), GuestError> {
 }
 
 /// Puts the guest's proc onto the tree's `/proc`: read-only, and of the processes a program sees itself alone.
-/// So it can learn what WASI does not tell: its user, the host name, the machine.
+/// So it can learn what WASI does not tell, its user above all.
 fn give_proc() -> Result<(), GuestError> {
     rustix::fs::mkdir(TASK_PROC, Mode::from_bits_truncate(0o755))
         .map_err(doing(format!("make {TASK_PROC}")))?;

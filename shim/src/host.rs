@@ -26,6 +26,15 @@ fn refuse(error: &SandboxError) -> Refusal {
     Refusal::new(error.code(), error)
 }
 
+/// What the spec says, and the host name, which WASI has no other way to tell.
+fn environment(given: &[String], hostname: &str) -> Vec<String> {
+    let mut env = given.to_vec();
+    if !hostname.is_empty() && !env.iter().any(|variable| variable.starts_with("HOSTNAME=")) {
+        env.push(format!("HOSTNAME={hostname}"));
+    }
+    env
+}
+
 /// What the agent is told of a program whose artifact lies in `slot`.
 fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
     let spec = sandbox.spec();
@@ -33,7 +42,7 @@ fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
     let preopens = sandbox.mounted_directories().iter();
     Program {
         args: process.args.clone(),
-        env: process.env.clone(),
+        env: environment(&process.env, &spec.hostname),
         cwd: text(&process.cwd),
         uid: process.user.uid,
         gid: process.user.gid,
@@ -165,5 +174,19 @@ impl TaskSandbox for Sandbox {
 
     async fn destroy(&self) -> Result<(), Refusal> {
         Self::destroy(self).await.map_err(|error| refuse(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_told_the_host_name() {
+        let given = ["A=b".to_owned()];
+        assert_eq!(environment(&given, "web-1"), ["A=b", "HOSTNAME=web-1"]);
+        assert_eq!(environment(&given, ""), ["A=b"]);
+        let own = ["HOSTNAME=own".to_owned()];
+        assert_eq!(environment(&own, "web-1"), ["HOSTNAME=own"]);
     }
 }

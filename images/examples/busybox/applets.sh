@@ -5,7 +5,7 @@ ls -l /bin/sh | grep -c 'l .* /bin/sh -> busybox$'
 echo 12345 > /tmp/a/five; stat -c '%n %F' /tmp/a /bin/sh; stat -c '%s%%' /tmp/a/five
 rm /tmp/a 2>/dev/null || echo a directory stays; rm -r /tmp/a; ls /tmp; rm -f /tmp/absent && echo forced
 mkdir /tmp/x && mkdir /tmp/x 2>/dev/null || echo there already
-seq 1 12 > /tmp/lines; head /tmp/lines | wc -l; head -n 2 /tmp/lines; head -c 3 /tmp/lines; wc /tmp/lines
+seq 1 12 > /tmp/lines; head /tmp/lines | wc -l; head -n 2 /tmp/lines; head -c 3 /tmp/lines; wc /tmp/lines; seq -s , 9 11
 cat /tmp/lines - /etc/hostname < /etc/hostname | wc -c
 grep -c 1 /tmp/lines; grep -v '[0-9]' /tmp/lines; echo $?; grep -qE '^(11|12)$' /tmp/lines && echo matched
 test -d /tmp && test -f /tmp/lines -a 2>/dev/null; echo $?; [ ! -e /tmp/absent ] && [ -n text ] && [ -s /tmp/lines ] && echo tested

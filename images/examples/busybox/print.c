@@ -121,14 +121,17 @@ int yes_main(int argc, char **argv)
 
 int seq_main(int argc, char **argv)
 {
+	struct options given;
 	int64_t first = 1, last;
-	if (argc < 2 || argc > 3)
-		return misused("seq [FIRST] LAST");
-	if ((last = number(argv[argc - 1])) < 0 || (argc == 3 && (first = number(argv[1])) < 0))
+	int at = options(argv, "s:", &given), left = argc - at;
+	if (at < 0 || left < 1 || left > 2)
+		return misused("seq [-s SEPARATOR] [FIRST] LAST");
+	if ((last = number(argv[argc - 1])) < 0 || (left == 2 && (first = number(argv[at])) < 0))
 		return 1;
+	const char *separator = given.value['s'] == NULL ? "\n" : given.value['s'];
 	for (; first <= last && !standard[1]->failed; first++) {
 		say_number((uint64_t)first);
-		say("\n");
+		say(first < last ? separator : "\n");
 	}
 	return 0;
 }

@@ -70,20 +70,17 @@ static const char *first_line(const char *path)
 	return text == NULL || *text == '\0' ? NULL : text;
 }
 
-/* WASI has no gethostname: what the kernel says, where it was told, the container's files, or its environment. */
+/* WASI has no gethostname: what the environment says, or the container's files. */
 int hostname_main(int argc, char **argv)
 {
 	(void)argv;
 	if (argc > 1)
 		return complain("WASI cannot set the host name", NULL);
-	const char *found = first_line("/proc/sys/kernel/hostname");
-	/* Linux's word for none. */
-	if (found == NULL || strcmp(found, "(none)") == 0)
+	const char *found = variable("HOSTNAME");
+	if (found == NULL)
 		found = first_line("/etc/hostname");
 	if (found == NULL)
-		found = variable("HOSTNAME");
-	if (found == NULL)
-		return complain("neither the kernel nor /etc/hostname nor $HOSTNAME tells it", NULL);
+		return complain("neither $HOSTNAME nor /etc/hostname tells it", NULL);
 	say(found);
 	say("\n");
 	return 0;
