@@ -17,7 +17,7 @@ export CARGO_PROFILE_DEV_DEBUG ?= line-tables-only
 SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
 
-.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it soak bench shell check install uninstall clean
+.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests soak bench shell check install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -78,6 +78,11 @@ e2e: build ## end-to-end tests, on the host's KVM or in the testbed
 
 it: build ## one end-to-end test: make it TEST=name
 	@tests/run-e2e --stage $(STAGE) --images $(OUT)/images $(TEST)
+
+client-tests: build ## containerd's own client tests with this runtime (downloads their Go packages; TEST=name for some)
+	@tests/step "containerd's client tests" tests/client/build $(OUT)/client
+	@tests/where --stage $(STAGE) --images $(OUT)/images --timeout 4000 $(foreach file,client.test registry,--add $(OUT)/client/$(file):client/$(file)) \
+	    $(foreach file,inside left-out lsof,--add tests/client/$(file):client/$(file)) -- sh -c 'exec "$$WASMVM_FILES/client/inside" "$$@"' sh $(TEST)
 
 soak: build ## 500 tasks with random lives (SOAK_TASKS=n, SOAK_SEED=n repeats one)
 	@WASMVM_SOAK_TASKS=$(SOAK_TASKS) WASMVM_SOAK_SEED=$(SOAK_SEED) WASMVM_E2E_OPTIONS=--nocapture \

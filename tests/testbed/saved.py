@@ -15,7 +15,7 @@ from machine import DISK_SIZE, Machine, MachineError
 HERE = pathlib.Path(__file__).resolve().parent
 KERNEL_BUILD = HERE.parent.parent / "kernel-config" / "build"
 INPUTS = ("build-root", "containerd.toml", "containerds", "init", "kernel.config", "machine.py",
-          "newer-containerds", "saved.py")
+          "newer-containerds", "saved.py", "suites")
 PACKAGES = ("linux-source-6.12", "qemu-system-x86")
 BOOT_SECONDS_MAX = 300
 
