@@ -81,12 +81,11 @@ fn relative_paths_start_at_the_working_directory() {
 fn a_program_learns_who_and_where_it_is() {
     let script = "id -u; id -g; hostname; head -n 1 /proc/self/status
         echo other > /proc/self/comm || echo refused; test -e /proc/1 || echo alone";
-    let outcome = Run::image("busybox")
-        .args(["sh", "-c", script])
-        .with_spec(|spec| {
-            spec["process"]["user"] = serde_json::json!({ "uid": 33, "gid": 7 });
-            spec["hostname"] = "far-away".into();
-        });
+    let outcome = Run::image("busybox").with_spec(|spec| {
+        spec["process"]["args"] = serde_json::json!(["sh", "-c", script]);
+        spec["process"]["user"] = serde_json::json!({ "uid": 33, "gid": 7 });
+        spec["hostname"] = "far-away".into();
+    });
     let text = outcome.expect_status(0).text();
     let (said, rest) = text.split_once("Name:").expect("a status");
     assert_eq!(said, "33\n7\nfar-away\n");

@@ -141,7 +141,7 @@ int id_main(int argc, char **argv)
 		return misused("id [-u|-g|-G] [-n]");
 	int group = given.value['g'] || given.value['G'];
 	if ((uid == NULL && !group) || (gid == NULL && !given.value['u']))
-		return complain("WASI does not tell a program who it runs as, and UID and GID are not set", NULL);
+		return complain("neither /proc/self/status nor UID and GID tell who this runs as", NULL);
 	if (!group && !given.value['u']) {
 		say_id("uid=", "/etc/passwd", uid);
 		say_id(" gid=", "/etc/group", gid);

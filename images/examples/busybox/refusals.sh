@@ -7,7 +7,6 @@ stat /absent
 head -n x
 ls -Z
 sleep soon
-id
 top 'x' > /absent/file
 hostname other
 /etc/passwd
