@@ -11,6 +11,7 @@ use wasmvm_protocol::stream::StdioFd;
 
 use super::*;
 use crate::stdio::open_reader;
+use crate::task::TaskSandbox as _;
 use crate::task::fakes::{FakeMaker, Obedience, PID, Recorder, soon};
 
 #[path = "service_tests/exec.rs"]
@@ -428,6 +429,17 @@ async fn a_guest_that_only_claims_to_obey_sigkill_is_killed_too() {
     *f.maker.guest.obedience.lock().unwrap() = Obedience::Lies;
     f.kill(9).await.unwrap();
     assert_eq!(f.wait().await.unwrap(), 137);
+}
+
+#[tokio::test]
+async fn the_vm_of_a_killed_task_has_ended_when_its_exit_is_told() {
+    let f = fixture();
+    f.running().await;
+    f.kill(9).await.unwrap();
+    assert_eq!(f.wait().await.unwrap(), 137);
+    // Not by the release that follows an exit.
+    let sandbox = f.maker.sandbox();
+    assert_eq!(sandbox.vm_ended().await.reason, "killed");
 }
 
 #[tokio::test]

@@ -9,13 +9,15 @@
 //!
 //! `TaskExit` does not wait for the output, and the output does not wait for `Delete`: `ctr` asks for
 //! `Delete` only after it has read the FIFOs to their end. Of a task that was killed, clients expect that
-//! the pid is gone when they hear of its exit: there the output and the VM get [`GONE_MAX`] first.
+//! the pid is gone when they hear of its exit: there the output gets [`UNREAD_MAX`] first, and the VM
+//! [`GONE_MAX`].
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
+use tokio::time::timeout;
 use wasmvm_protocol::agent::containerd::events::task::TaskExit;
 
 use super::exec::Running;
@@ -27,7 +29,9 @@ use crate::stdio::Pumps;
 
 /// How long execs may outlive init. Then they count as killed, as the VM's end will do.
 const EXEC_ENDS_MAX: Duration = Duration::from_secs(1);
-/// How long the exit of a killed task waits until its pid is gone.
+/// How long the exit of a killed task waits for the reader of its output.
+const UNREAD_MAX: Duration = Duration::from_millis(100);
+/// How long, if there is none to wait for, until its pid is gone.
 const GONE_MAX: Duration = Duration::from_millis(500);
 
 /// Runs once per task, in a task of the runtime.
@@ -45,13 +49,12 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     task.end_execs(vm).await;
     if status == STATUS_KILLED {
         task.notice_oom(vm).await;
-        let gone = async {
-            finish_all_output(&task, &mut pumps).await;
-            vm.sandbox.kill_vm();
-            vm.sandbox.vm_ended().await
-        };
+        let output = finish_all_output(&task, &mut pumps);
         // A reader that takes longer holds up nothing.
-        let _ = tokio::time::timeout(GONE_MAX, gone).await;
+        if timeout(UNREAD_MAX, output).await.is_ok() {
+            vm.sandbox.kill_vm();
+            let _ = timeout(GONE_MAX, vm.sandbox.vm_ended()).await;
+        }
     }
     task.exited(vm, status);
     finish_all_output(&task, &mut pumps).await;
