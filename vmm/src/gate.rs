@@ -194,14 +194,14 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// A thread that counts, looking at the gate between two steps, until the test is over.
-    fn count_in(gate: &Gate, ticks: &Arc<AtomicU64>) -> Receiver<()> {
+    /// A thread that counts, looking at the gate between two steps, until the test is over. It has
+    /// entered when this returns.
+    fn count_in(gate: &Gate, ticks: &Arc<AtomicU64>) {
         let (gate, ticks) = (gate.clone(), Arc::clone(ticks));
-        let (kicked, kicks) = channel();
+        let (told, entered) = channel();
         thread::spawn(move || {
-            let pass = gate.enter(move || {
-                let _over = kicked.send(());
-            });
+            let pass = gate.enter(|| {});
+            told.send(()).unwrap();
             while Arc::strong_count(&ticks) > 1 {
                 if pass.is_closed() {
                     pass.park();
@@ -209,7 +209,7 @@ mod tests {
                 ticks.fetch_add(1, Ordering::SeqCst);
             }
         });
-        kicks
+        assert_eq!(entered.recv_timeout(PATIENCE), Ok(()));
     }
 
     fn close(gate: &Gate) -> Receiver<Closing> {
@@ -268,7 +268,7 @@ mod tests {
     fn a_thread_that_comes_to_a_closed_gate_does_nothing_before_it_opens() {
         let (gate, ticks) = (Gate::default(), Arc::default());
         assert_eq!(close(&gate).try_recv(), Ok(Closing::Done));
-        let _kicks = count_in(&gate, &ticks);
+        count_in(&gate, &ticks);
         // Parked or not there yet: either way it has not counted.
         let tellings = close(&gate);
         assert_eq!(tellings.recv_timeout(PATIENCE), Ok(Closing::Done));
