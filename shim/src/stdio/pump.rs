@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -22,6 +21,9 @@ const BUFFER_BYTES: usize = 64 * 1024;
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// How long the guest may take, all waits together, to deliver what an ended program has written.
 const REST_MAX: Duration = Duration::from_secs(10);
+/// How long a client that has not opened standard input when the program starts may still take. One
+/// that has been and gone before `Create` looks the same.
+const CLIENT_LATE_MAX: Duration = Duration::from_millis(100);
 /// The most that can be: what agent, virtqueues, VMM and socket hold of one stream, generously.
 const REST_BYTES_MAX: usize = 4 << 20;
 
@@ -208,8 +210,8 @@ impl OutputCopy {
 
 /// Input ends with `CloseIO`, not with a client that goes away: another may come. But `ctr` can only
 /// ask for `CloseIO` once `Create` has been answered, and its input may have ended before. So nothing is
-/// read until `Start`, and a FIFO that has lost its writers by then has had its last one. One that never
-/// had a writer waits for the first.
+/// read until `Start`, and a FIFO that has no writer then (reading it says so) has had its last one,
+/// unless one comes within [`CLIENT_LATE_MAX`].
 async fn copy_input(
     mut fifo: InputFifo,
     mut guest: UnixStream,
@@ -220,8 +222,14 @@ async fn copy_input(
         return;
     }
     let mut buffer = vec![0; BUFFER_BYTES];
+    let mut may_be_late = true;
     loop {
         match read(&fifo, &mut buffer) {
+            Ok(0) if may_be_late => {
+                let closing = |phase: &StdinPhase| *phase == StdinPhase::Closing;
+                // Either is the end of this wait.
+                let _ = tokio::time::timeout(CLIENT_LATE_MAX, phase.wait_for(closing)).await;
+            }
             Ok(0) => break,
             Ok(bytes) => {
                 if let Err(error) = guest.write_all(&buffer[..bytes]).await {
@@ -239,6 +247,7 @@ async fn copy_input(
                 break;
             }
         }
+        may_be_late = false;
     }
     // Fails when the guest is gone; then there is nobody to tell.
     let _ = guest.shutdown().await;
@@ -268,18 +277,13 @@ async fn wait_for_input(fifo: &mut InputFifo, phase: &mut watch::Receiver<StdinP
 }
 
 /// Without our writing end the FIFO itself is asked, whether there is a writer and what lies in it: the
-/// runtime may not have noticed yet. Nothing to read from no writer is the end only if there was one,
-/// which poll(2) knows: it reports `POLLHUP` for a writer that has gone since we opened the FIFO.
+/// runtime may not have noticed yet.
 fn read(fifo: &InputFifo, buffer: &mut [u8]) -> io::Result<usize> {
     if fifo.writer.is_some() {
-        return fifo.reader.try_read(buffer);
+        fifo.reader.try_read(buffer)
+    } else {
+        Ok(rustix::io::read(&fifo.reader, buffer)?)
     }
-    let mut poll = [PollFd::new(&fifo.reader, PollFlags::IN)];
-    rustix::event::poll(&mut poll, Some(&Timespec::default()))?;
-    if poll[0].revents().is_empty() {
-        return Err(io::ErrorKind::WouldBlock.into());
-    }
-    Ok(rustix::io::read(&fifo.reader, buffer)?)
 }
 
 #[cfg(test)]

@@ -268,6 +268,19 @@ async fn a_client_that_comes_after_the_start_is_heard() {
     assert_eq!(all, "late");
 }
 
+/// `ctr` with an empty standard input opens the FIFO and closes it again before the shim is asked for
+/// anything. Nothing of that can be seen afterwards.
+#[tokio::test]
+async fn input_of_a_client_that_left_before_create_ends() {
+    let mut fixture = fixture().await;
+    fixture.switch.open_stdin();
+    let mut all = String::new();
+    let mut stdin = fixture.guest.stdin.take().unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(10), stdin.read_to_string(&mut all));
+    end.await.expect("the input ends").unwrap();
+    assert_eq!(all, "");
+}
+
 #[tokio::test]
 async fn input_that_ended_before_the_start_ends() {
     for text in ["", "all of it"] {
