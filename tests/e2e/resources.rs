@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use serde_json::{Value, json};
 use wasmvm_tests::cgroup::Cgroup;
 use wasmvm_tests::ctr::{COMMAND_MAX, ctr};
+use wasmvm_tests::exec::Exec;
 use wasmvm_tests::shim::update;
 use wasmvm_tests::task::{Run, Task};
 
@@ -158,6 +159,32 @@ fn an_end_for_want_of_memory_is_told() {
     );
     let topics = events.up_to("/tasks/delete", &task);
     assert_eq!(topics, ["/tasks/oom", "/tasks/exit", "/tasks/delete"]);
+}
+
+#[test]
+fn a_program_that_the_guests_kernel_ends_for_want_of_memory_is_told() {
+    let events = Events::watch();
+    let (task, _) = sleeper();
+    // Each within the limit of a program, together more than the VM has.
+    let mut holders = Vec::new();
+    for _ in 0..3 {
+        let mut holder = Exec::of(&task, ["/probe", "hold", "16"]).in_background();
+        // Nothing, should it be the one that is ended.
+        let mut said = String::new();
+        let output = BufReader::new(holder.stdout.as_mut().expect("piped")).read_line(&mut said);
+        output.expect("its output can be read");
+        holders.push(holder);
+    }
+    let topics = events.up_to("/tasks/oom", &task);
+    let mut statuses: Vec<_> = holders
+        .into_iter()
+        .map(|holder| holder.wait_with_output().expect("ctr ends").status.code())
+        .collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses[2], Some(137), "{statuses:?} {topics:?}");
+    assert!(statuses[0] == Some(0), "{statuses:?} {topics:?}");
+    assert!(oom_kills(&metrics(&task)) > 0);
+    let _ = task.until("RUNNING");
 }
 
 #[test]

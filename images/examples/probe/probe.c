@@ -28,6 +28,7 @@ static const struct command {
 	{ "err", "TEXT: print a line on stderr", 1, run_err },
 	{ "exhaust", "grow the memory until it is refused", 0, run_exhaust },
 	{ "exit", "STATUS", 1, run_exit },
+	{ "hold", "MIB: grow the memory by MIB, print 'holding', end when stdin does", 1, run_hold },
 	{ "ln", "TARGET LINK: make a symbolic link", 2, run_ln },
 	{ "loop", "print 'looping' and never end", 0, run_loop },
 	{ "ls", "DIR: print the sorted names", 1, run_ls },

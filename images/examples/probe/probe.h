@@ -33,6 +33,7 @@ int run_loop(char **arguments);
 int run_sleep(char **arguments);
 int run_alloc(char **arguments);
 int run_exhaust(char **arguments);
+int run_hold(char **arguments);
 int run_trap(char **arguments);
 int run_clock(char **arguments);
 int run_random(char **arguments);

@@ -60,6 +60,20 @@ int run_alloc(char **arguments)
 	return got == wanted ? 0 : 1;
 }
 
+int run_hold(char **arguments)
+{
+	char dropped[256];
+	uint64_t wanted = strtoull(arguments[0], NULL, 10);
+	if (grow(wanted) != wanted) {
+		say(1, "memory.grow failed\n");
+		return 1;
+	}
+	say(1, "holding\n");
+	while (read(0, dropped, sizeof dropped) > 0)
+		;
+	return 0;
+}
+
 int run_exhaust(char **arguments)
 {
 	(void)arguments;
