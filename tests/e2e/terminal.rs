@@ -3,10 +3,7 @@
 use wasmvm_tests::exec::Exec;
 use wasmvm_tests::leftovers;
 use wasmvm_tests::task::Run;
-
-/// What a terminal sends for control keys.
-const CTRL_C: &str = "\x03";
-const CTRL_D: &str = "\x04";
+use wasmvm_tests::terminal::{CTRL_C, CTRL_D};
 
 #[test]
 fn a_shell_on_a_terminal_echoes_answers_and_ends_at_its_end_of_input() {

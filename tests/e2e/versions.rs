@@ -8,6 +8,7 @@ use wasmvm_tests::containerd::{Containerd, Version};
 use wasmvm_tests::ctr::ctr;
 use wasmvm_tests::exec::Exec;
 use wasmvm_tests::task::{Run, Task};
+use wasmvm_tests::terminal::CTRL_C;
 use wasmvm_tests::{leftovers, shim};
 
 const MIB: u64 = 1 << 20;
@@ -35,11 +36,12 @@ fn main_things(version: Version) {
 
 type Scenario = fn(&mut Containerd);
 
-const SCENARIOS: [(&str, Scenario); 6] = [
+const SCENARIOS: [(&str, Scenario); 7] = [
     ("output, status and stdin", output_status_and_stdin),
     ("a refusal reaches the user", refusal),
     ("kill", kill),
     ("a detached task is removed", detached),
+    ("terminals", terminals),
     ("exec, pause, live limits and metrics", requests),
     ("a restart of containerd", restart),
 ];
@@ -82,6 +84,21 @@ fn detached(_: &mut Containerd) {
     task.until("RUNNING");
     task.remove();
     assert_eq!(task.state(), None);
+}
+
+fn terminals(_: &mut Containerd) {
+    let (task, mut terminal) = Run::image("busybox").on_terminal();
+    terminal.expect("$ ");
+    let mut other = Exec::of(&task, ["sh", "-c", "tty && exec sleep 4321"]).on_terminal();
+    other.expect("/dev/tty\n");
+    other.type_in(CTRL_C);
+    let (status, shown) = other.end();
+    assert_eq!(status, Some(130), "{shown:?}");
+    terminal.resize(132, 50);
+    terminal.type_in("tty; exit 5\r");
+    terminal.expect("/dev/tty\n");
+    let (status, shown) = terminal.end();
+    assert_eq!(status, Some(5), "{shown:?}");
 }
 
 fn requests(_: &mut Containerd) {

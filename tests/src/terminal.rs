@@ -13,6 +13,11 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use crate::containerd;
 use crate::ctr::wait;
 
+/// What a terminal sends for Ctrl-C.
+pub const CTRL_C: &str = "\x03";
+/// What a terminal sends for Ctrl-D.
+pub const CTRL_D: &str = "\x04";
+
 /// How long what is waited for may take to show, under emulation and with a compile before it.
 const SHOW_MAX: Duration = Duration::from_secs(120);
 /// How long `ctr` may take to end once its program has.
