@@ -45,7 +45,7 @@ class MachineError(Exception):
     """The testbed itself failed, not the job in it."""
 
 
-def command_line(kernel, root, disk, mode, fds):
+def command_line(qemu, kernel, root, disk, mode, fds):
     """Return QEMU's arguments; the same for the save and for every restore."""
     line = f"{KERNEL_LINE} testbed.cgroup={mode.cgroup}"
     cpu = ",".join(["EPYC", "+svm", *(f"-{name}" for name in NOT_EMULATED)])
@@ -56,10 +56,10 @@ def command_line(kernel, root, disk, mode, fds):
     else:
         clock = ["-accel", "tcg,thread=multi", "-rtc", "base=utc"]
     # Never outlives the driver, however that ends.
-    args = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+    args = ["setpriv", "--pdeathsig", "KILL", str(qemu)]
     args += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     args += ["-machine", "q35", *clock, "-smp", "1", "-m", str(MEMORY_MIB), "-cpu", cpu]
-    args += ["-kernel", kernel, "-append", line]
+    args += ["-kernel", str(kernel), "-append", line]
     # First of the virtio devices: its ports are named /dev/vport0p1 and so on.
     args += ["-device", "virtio-serial-pci"]
     args += ["-drive", f"if=none,id=root,file={root},format=raw,readonly=on"]
@@ -77,12 +77,12 @@ def command_line(kernel, root, disk, mode, fds):
 class Machine:
     """A running QEMU; `streams` maps a name to this side of its socket pair."""
 
-    def __init__(self, kernel, root, disk, mode, log, saved=None):
+    def __init__(self, qemu, kernel, root, disk, mode, log, saved=None):
         names = (*PORTS, "kernel", "shell", "qmp")
         pairs = {name: socket.socketpair() for name in names}
         self.streams = {name: pair[0] for name, pair in pairs.items()}
         fds = {name: pair[1].fileno() for name, pair in pairs.items()}
-        args = command_line(kernel, root, disk, mode, fds)
+        args = command_line(qemu, kernel, root, disk, mode, fds)
         inherited = list(fds.values())
         if saved:
             inherited.append(saved.fileno())

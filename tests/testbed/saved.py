@@ -1,4 +1,4 @@
-"""What a run starts from: kernel, root image and saved state, cached by hash."""
+"""What a run starts from: QEMU, kernel, root image and saved state, cached by hash."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ from machine import DISK_SIZE, Machine, MachineError
 HERE = pathlib.Path(__file__).resolve().parent
 KERNEL_BUILD = HERE.parent.parent / "kernel-config" / "build"
 INPUTS = ("build-root", "containerd.toml", "containerds", "init", "kernel.config", "machine.py",
-          "newer-containerds", "saved.py", "suites")
+          "newer-containerds", "newer-qemu", "saved.py", "suites")
 PACKAGES = ("linux-source-6.12", "qemu-system-x86")
 BOOT_SECONDS_MAX = 300
 
@@ -68,6 +68,7 @@ class Saved:
         cache = os.environ.get("WASMVM_CACHE") or pathlib.Path.home() / ".cache" / "wasmvm"
         self.folder = pathlib.Path(cache) / f"testbed-{input_hash()}"
         self.mode = mode
+        self.qemu = self.folder / "qemu"
         self.kernel = self.folder / "vmlinux"
         self.root = self.folder / "root.ext4"
         self.state = self.folder / f"state-{mode.clock}-cgroup-{mode.cgroup}"
@@ -77,9 +78,14 @@ class Saved:
         if self.state.exists():
             return
         with locked(self.folder):
+            make(self.qemu, self.unpack_qemu)
             make(self.kernel, self.build_kernel)
             make(self.root, self.build_root)
             make(self.state, self.boot_and_save)
+
+    def unpack_qemu(self, out):
+        """Take a newer QEMU than this machine's."""
+        subprocess.run([HERE / "newer-qemu", out], check=True)
 
     def build_kernel(self, out):
         """Build the testbed's kernel by the guest kernel's recipe."""
@@ -109,4 +115,4 @@ class Saved:
 
     def start(self, disk, log, saved):
         """Start a machine over the cached parts."""
-        return Machine(str(self.kernel), str(self.root), str(disk), self.mode, log, saved)
+        return Machine(self.qemu, self.kernel, self.root, disk, self.mode, log, saved)
