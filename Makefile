@@ -11,7 +11,8 @@ PROFILE  ?= release
 # Where everything built lands; `stage` is the tree that `make install` copies.
 OUT      := build
 STAGE    := $(OUT)/stage-$(PROFILE)
-CARGO    := cargo
+# It counts its jobs itself: make's own counter does not reach it.
+CARGO    := env -u MAKEFLAGS cargo
 # Lines for backtraces, no variables: debug builds write far less.
 export CARGO_PROFILE_DEV_DEBUG ?= line-tables-only
 SOAK_TASKS ?= 500
