@@ -12,7 +12,7 @@ PROFILE  ?= release
 OUT      := build
 STAGE    := $(OUT)/stage-$(PROFILE)
 # It counts its jobs itself: make's own counter does not reach it.
-CARGO    := env -u MAKEFLAGS cargo
+CARGO    := env -u MAKEFLAGS -u MFLAGS cargo
 # Lines for backtraces, no variables: debug builds write far less.
 export CARGO_PROFILE_DEV_DEBUG ?= line-tables-only
 SOAK_TASKS ?= 500
