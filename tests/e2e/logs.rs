@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
+use wasmvm_tests::exec::Exec;
 use wasmvm_tests::leftovers;
 use wasmvm_tests::task::Run;
 
@@ -23,6 +24,24 @@ fn a_log_file_gets_both_outputs_of_every_run() {
     assert!(log.starts_with("tiny\ntiny\n"), "{log}");
     assert!(log.len() > "tiny\ntiny\n".len(), "standard error: {log}");
     leftovers::expect_none_since(&before);
+}
+
+#[test]
+fn an_exec_has_a_log_of_its_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("log");
+    let task = Run::image("busybox")
+        .args(["sh", "-c", "sleep 4321"])
+        .flag("--null-io")
+        .detached();
+    let exec = Exec::of(&task, ["sh", "-c", "echo out; echo err >&2; exit 3"]);
+    let uri = format!("file://{}", path.display());
+    let outcome = exec.option("--log-uri", &uri).to_end().expect_status(3);
+    assert_eq!(outcome.text(), "");
+    let log = fs::read_to_string(path).expect("a log");
+    let mut lines: Vec<_> = log.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["err", "out"]);
 }
 
 #[test]

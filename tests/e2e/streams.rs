@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::time::Instant;
 
+use wasmvm_tests::exec::Exec;
 use wasmvm_tests::leftovers;
 use wasmvm_tests::task::Run;
 
@@ -22,6 +23,18 @@ fn pattern(mib: usize) -> Vec<u8> {
         bytes.extend_from_slice(&block);
     }
     bytes
+}
+
+#[test]
+fn an_empty_input_ends() {
+    let outcome = Run::image("busybox").args(["cat"]).to_end();
+    assert_eq!(outcome.expect_status(0).text(), "");
+    let task = Run::image("busybox")
+        .args(["sh", "-c", "sleep 4321"])
+        .flag("--null-io")
+        .detached();
+    let outcome = Exec::of(&task, ["cat"]).to_end();
+    assert_eq!(outcome.expect_status(0).text(), "");
 }
 
 #[test]
