@@ -269,7 +269,7 @@ mod tests {
         let (gate, ticks) = (Gate::default(), Arc::default());
         assert_eq!(close(&gate).try_recv(), Ok(Closing::Done));
         count_in(&gate, &ticks);
-        // Parked or not there yet: either way it has not counted.
+        // Parked or on its way there: either way it has not counted.
         let tellings = close(&gate);
         assert_eq!(tellings.recv_timeout(PATIENCE), Ok(Closing::Done));
         assert_eq!(ticks.load(Ordering::SeqCst), 0);
