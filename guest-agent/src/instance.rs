@@ -11,12 +11,14 @@
 //! over at once but for an init, which has its execs to end.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
+use wasmvm_protocol::threads;
 
 use crate::error::AgentError;
 use crate::reap::{ProcessEnd, reap};
@@ -131,6 +133,22 @@ impl Instance {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.get_ref().pid()
+    }
+
+    /// What its process does; without threads when that is over.
+    #[must_use]
+    pub fn look(&self) -> wasmvm_protocol::agent::Instance {
+        let proc = PathBuf::from("/proc").join(self.pid().to_string());
+        let threads = match self.phase() {
+            Phase::Created | Phase::Running => threads::read(&proc),
+            // Its id may be another's by now.
+            Phase::Ending | Phase::Stopped(_) => Ok(Vec::new()),
+        };
+        wasmvm_protocol::agent::Instance {
+            exec_id: self.id.exec.clone(),
+            threads: threads.unwrap_or_default(),
+            ..Default::default()
+        }
     }
 
     /// What it works on.

@@ -11,12 +11,12 @@ use ttrpc::r#async::TtrpcContext;
 use wasmvm_protocol::agent::containerd::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
     CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
-    PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
-    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, Status,
-    UpdateTaskRequest, WaitRequest, WaitResponse,
+    PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
+    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
+    StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use wasmvm_protocol::agent::containerd::shim_async::Task;
-use wasmvm_protocol::agent::{USAGE_TYPE_URL, Usage};
+use wasmvm_protocol::agent::{INSTANCE_TYPE_URL, USAGE_TYPE_URL, Usage};
 
 use crate::error::AgentError;
 use crate::instance::{Exit, Phase};
@@ -37,8 +37,13 @@ fn instance_id(task: &str, exec: &str) -> InstanceId {
     }
 }
 
-fn unencodable(error: protobuf::Error) -> AgentError {
-    AgentError::System("encode the answer", error.into())
+fn any(type_url: &str, message: &impl Message) -> Result<Any, AgentError> {
+    let mut any = Any::new();
+    any.type_url = type_url.into();
+    any.value = message
+        .write_to_bytes()
+        .map_err(|error| AgentError::System("encode the answer", error.into()))?;
+    Ok(any)
 }
 
 fn timestamp(at: SystemTime) -> MessageField<Timestamp> {
@@ -187,16 +192,22 @@ impl Task for TaskService {
         self.supervisor.instance(&instance_id(&request.id, ""))?;
         let mut usage = Usage::new();
         usage.oom_kills = self.supervisor.oom_kills();
-        let mut stats = Any::new();
-        stats.type_url = USAGE_TYPE_URL.into();
-        stats.value = usage.write_to_bytes().map_err(unencodable)?;
         let mut response = StatsResponse::new();
-        response.stats = MessageField::some(stats);
+        response.stats = MessageField::some(any(USAGE_TYPE_URL, &usage)?);
         Ok(response)
     }
 
-    async fn pids(&self, _: &TtrpcContext, _: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        unimplemented("Pids")
+    /// The pids of what runs in the guest, with what it does there.
+    async fn pids(&self, _ctx: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        let mut response = PidsResponse::new();
+        for instance in self.supervisor.instances(&request.id)? {
+            let mut process = ProcessInfo::new();
+            process.pid = instance.pid();
+            let info = any(INSTANCE_TYPE_URL, &instance.look());
+            process.info = MessageField::some(info?);
+            response.processes.push(process);
+        }
+        Ok(response)
     }
 
     async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> ttrpc::Result<Empty> {

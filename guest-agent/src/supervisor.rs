@@ -191,6 +191,19 @@ impl Supervisor {
         self.table.get(id)
     }
 
+    /// The loaded instances of a task, init first.
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`].
+    pub fn instances(&self, task: &str) -> Result<Vec<Arc<Instance>>, AgentError> {
+        let init = self.table.get(&InstanceId {
+            task: task.to_owned(),
+            exec: String::new(),
+        })?;
+        let execs = self.table.execs(task);
+        Ok(std::iter::once(init).chain(execs).collect())
+    }
+
     /// Runners that the guest's kernel has ended for want of memory.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {

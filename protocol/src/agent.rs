@@ -12,6 +12,8 @@ pub const PROGRAM_TYPE_URL: &str = "wasmvm.agent.v1.Program";
 pub const CHANGE_TYPE_URL: &str = "wasmvm.agent.v1.Change";
 /// `type_url` of a [`Usage`] in `StatsResponse.stats`.
 pub const USAGE_TYPE_URL: &str = "wasmvm.agent.v1.Usage";
+/// `type_url` of an [`Instance`] in `ProcessInfo.info` of a `PidsResponse`.
+pub const INSTANCE_TYPE_URL: &str = "wasmvm.agent.v1.Instance";
 
 /// Largest ttrpc message either end accepts, bytes; containerd's own limit.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -38,5 +40,7 @@ mod generated {
     }
 }
 
-pub use generated::agent::{Change, CompileRequest, CompileResponse, ModuleKind, Program, Usage};
+pub use generated::agent::{
+    Change, CompileRequest, CompileResponse, Instance, ModuleKind, Program, Thread, Usage,
+};
 pub use generated::agent_ttrpc::{Compiler, CompilerClient, create_compiler};

@@ -11,6 +11,7 @@
 //! * [`slot`]: the read-only memory slot through which a module or an artifact reaches the guest.
 //! * [`tree`]: what the file tree of a task never holds.
 //! * [`agent`] (feature `agent`): containerd's Task service and the agent's own messages.
+//! * [`threads`] (feature `agent`): what the threads of a process do, of the VMM's and of a program's.
 //!
 //! The protocol belongs to neither end: no crate of ours stands below this one.
 #![forbid(unsafe_code)]
@@ -21,4 +22,6 @@ pub mod control;
 pub mod ports;
 pub mod slot;
 pub mod stream;
+#[cfg(feature = "agent")]
+pub mod threads;
 pub mod tree;

@@ -105,11 +105,12 @@ async fn run(args: &Args, listener: UnixListener, path: &Path) -> Result<(), Dae
         Arc::new(Host),
         events.clone() as Arc<dyn EventSink>,
     ));
-    let service = Service::new(&args.namespace, tasks.clone(), shutdown);
+    let service = Arc::new(Service::new(&args.namespace, tasks.clone(), shutdown));
     let mut server = Server::new()
         .add_listener(Listener::from(listener))
-        .register_service(services(&Arc::new(service)));
+        .register_service(services(&service));
     ignore_signals()?;
+    look_when_asked(service)?;
     server.start().await.map_err(DaemonError::Server)?;
     tracing::debug!(task_id = %args.id, pid = std::process::id(), "serving");
     let why = tokio::select! {
@@ -159,6 +160,18 @@ fn events_address(args: &Args) -> PathBuf {
         Some(address) => address.into(),
         None => format!("{}.ttrpc", args.address).into(),
     }
+}
+
+/// SIGUSR1 makes containerd's own shims write their stacks into the log; it has the same purpose here.
+fn look_when_asked(service: Arc<Service>) -> Result<(), DaemonError> {
+    let mut asked = signal(SignalKind::user_defined1())
+        .map_err(|error| DaemonError::SetUp("handle signals", error))?;
+    tokio::spawn(async move {
+        while asked.recv().await.is_some() {
+            service.look().await;
+        }
+    });
+    Ok(())
 }
 
 /// The task's end is containerd's to decide; a signal to the shim's group must not take it away.

@@ -5,6 +5,7 @@
 //! The methods that are not here are `Unimplemented`, with a sentence.
 
 mod request;
+mod requests;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::Task as TaskService;
 
 use self::request::{exec_order, order};
+use self::requests::{Request, Requests};
 use crate::bundle::Resources;
 use crate::error::{ErrorCode, Refusal};
 use crate::task::{Exec, Exit, Flow, Report, Size, State, Task, TaskError, Tasks};
@@ -27,6 +29,7 @@ use crate::task::{Exec, Exit, Flow, Report, Size, State, Task, TaskError, Tasks}
 pub struct Service {
     namespace: String,
     tasks: Arc<Tasks>,
+    requests: Requests,
     shutdown: watch::Sender<bool>,
 }
 
@@ -37,8 +40,38 @@ impl Service {
         Self {
             namespace: namespace.to_owned(),
             tasks,
+            requests: Requests::default(),
             shutdown,
         }
+    }
+
+    /// Writes into the log what everything does, a line each.
+    pub async fn look(&self) {
+        for request in self.requests.list() {
+            tracing::info!(task_id = request.task(), "look: {request}");
+        }
+        for task in self.tasks.all() {
+            for line in task.look().await {
+                tracing::info!(task_id = task.id(), "look: {line}");
+            }
+        }
+    }
+
+    /// Runs `work` to its end, whether or not anybody still waits for the answer.
+    async fn detached<T: Send + 'static>(
+        &self,
+        request: Request,
+        work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let listed = self.requests.begin(request);
+        let work = async move {
+            let done = work.await;
+            drop(listed);
+            done
+        };
+        tokio::spawn(work)
+            .await
+            .unwrap_or_else(|error| Err(Refusal::new(ErrorCode::Internal, &error)))
     }
 
     fn process(&self, id: &str, exec_id: &str) -> Result<Found, Refusal> {
@@ -95,15 +128,6 @@ impl Found {
     }
 }
 
-/// Runs `work` to its end, whether or not anybody still waits for the answer.
-async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
-) -> Result<T, Refusal> {
-    tokio::spawn(work)
-        .await
-        .unwrap_or_else(|error| Err(Refusal::new(ErrorCode::Internal, &error)))
-}
-
 /// What runs in a VM that does not is paused.
 fn status(state: State, flow: Flow) -> pb::Status {
     match (state, flow) {
@@ -140,9 +164,11 @@ impl TaskService for Service {
         _: &TtrpcContext,
         request: pb::CreateTaskRequest,
     ) -> ttrpc::Result<pb::CreateTaskResponse> {
+        let listed = Request::new("Create", &request.id, "");
         let order = order(&self.namespace, request)?;
         let tasks = self.tasks.clone();
-        let pid = detached(async move { tasks.create(order).await }).await?;
+        let create = async move { tasks.create(order).await };
+        let pid = self.detached(listed, create).await?;
         Ok(pb::CreateTaskResponse {
             pid,
             ..Default::default()
@@ -155,7 +181,9 @@ impl TaskService for Service {
         request: pb::StartRequest,
     ) -> ttrpc::Result<pb::StartResponse> {
         let found = self.process(&request.id, &request.exec_id)?;
-        let pid = detached(async move { Ok(found.start().await?) }).await?;
+        let listed = Request::new("Start", &request.id, &request.exec_id);
+        let start = async move { Ok(found.start().await?) };
+        let pid = self.detached(listed, start).await?;
         Ok(pb::StartResponse {
             pid,
             ..Default::default()
@@ -202,7 +230,9 @@ impl TaskService for Service {
 
     async fn kill(&self, _: &TtrpcContext, request: pb::KillRequest) -> ttrpc::Result<pb::Empty> {
         let found = self.process(&request.id, &request.exec_id)?;
-        detached(async move { Ok(found.kill(request.signal, request.all).await?) }).await?;
+        let listed = Request::new("Kill", &request.id, &request.exec_id);
+        let kill = async move { Ok(found.kill(request.signal, request.all).await?) };
+        self.detached(listed, kill).await?;
         Ok(pb::Empty::new())
     }
 
@@ -213,13 +243,14 @@ impl TaskService for Service {
     ) -> ttrpc::Result<pb::DeleteResponse> {
         let Found { task, exec } = self.process(&request.id, &request.exec_id)?;
         let tasks = self.tasks.clone();
-        let (pid, exit) = detached(async move {
+        let listed = Request::new("Delete", &request.id, &request.exec_id);
+        let delete = async move {
             match exec {
                 None => tasks.delete(&request.id).await,
                 Some(exec) => Ok(task.delete_exec(&exec).await?),
             }
-        })
-        .await?;
+        };
+        let (pid, exit) = self.detached(listed, delete).await?;
         Ok(pb::DeleteResponse {
             pid,
             exit_status: exit.status,
@@ -291,7 +322,9 @@ impl TaskService for Service {
 
     async fn pause(&self, _: &TtrpcContext, request: pb::PauseRequest) -> ttrpc::Result<pb::Empty> {
         let task = self.tasks.get(&request.id)?;
-        detached(async move { Ok(task.pause().await?) }).await?;
+        let listed = Request::new("Pause", &request.id, "");
+        let pause = async move { Ok(task.pause().await?) };
+        self.detached(listed, pause).await?;
         Ok(pb::Empty::new())
     }
 
@@ -301,7 +334,9 @@ impl TaskService for Service {
         request: pb::ResumeRequest,
     ) -> ttrpc::Result<pb::Empty> {
         let task = self.tasks.get(&request.id)?;
-        detached(async move { Ok(task.resume().await?) }).await?;
+        let listed = Request::new("Resume", &request.id, "");
+        let resume = async move { Ok(task.resume().await?) };
+        self.detached(listed, resume).await?;
         Ok(pb::Empty::new())
     }
 
@@ -343,7 +378,9 @@ impl TaskService for Service {
         let task = self.tasks.get(&request.id)?;
         let resources = Resources::of_update(&request.resources.value)
             .map_err(|error| Refusal::new(error.code(), &error))?;
-        detached(async move { task.update(resources).await.map_err(Refusal::from) }).await?;
+        let listed = Request::new("Update", &request.id, "");
+        let update = async move { Ok(task.update(resources).await?) };
+        self.detached(listed, update).await?;
         Ok(pb::Empty::new())
     }
 

@@ -16,6 +16,8 @@ use crate::task::fakes::{FakeMaker, Obedience, PID, Recorder, soon};
 
 #[path = "service_tests/exec.rs"]
 mod exec;
+#[path = "service_tests/look.rs"]
+mod look;
 #[path = "service_tests/pause.rs"]
 mod pause;
 

@@ -19,12 +19,14 @@
 //! * [`logs`]: output into files and loggers.
 //! * [`settings`]: the runtime's options.
 //! * [`soak`]: many tasks with random lives.
+//! * [`debug`]: what an operator sees of a stuck task.
 //! * [`hostile`]: guests that have been taken over.
 //! * [`versions`]: the main things on other containerds.
 //! * [`check`]: the host is fit.
 
 mod busybox;
 mod check;
+mod debug;
 mod examples;
 mod exec;
 mod faults;

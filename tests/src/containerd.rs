@@ -160,7 +160,7 @@ impl Containerd {
             assert!(
                 ended.is_none() && start.elapsed() < READY_MAX,
                 "containerd does not answer ({ended:?}):\n{}",
-                self.log()
+                self.end_of_log()
             );
         }
     }
@@ -188,8 +188,14 @@ impl Containerd {
         child.wait().expect("it ends");
     }
 
-    fn log(&self) -> String {
-        let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+    /// All that it and its shims have logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn end_of_log(&self) -> String {
+        let log = self.log();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
@@ -202,7 +208,7 @@ impl Drop for Containerd {
             self.stop();
         }
         if std::thread::panicking() {
-            eprintln!("the end of its log:\n{}", self.log());
+            eprintln!("the end of its log:\n{}", self.end_of_log());
         }
     }
 }

@@ -166,3 +166,31 @@ async fn an_update_reaches_the_execs() {
     stdin.write_all(b"!").unwrap();
     assert_eq!(guest.process("grow").wait().await, 15);
 }
+
+#[tokio::test]
+async fn what_the_programs_do_can_be_seen() {
+    let guest = busy_guest(programs::LOOP).await;
+    guest
+        .exec("waits", in_slot_3, Streams::none())
+        .await
+        .unwrap();
+    let programs = guest.look().await;
+    let [(_, init), (waits, exec)] = programs.as_slice() else {
+        panic!("{programs:?}");
+    };
+    assert_eq!(
+        (init.exec_id.as_str(), exec.exec_id.as_str()),
+        ("", "waits")
+    );
+    assert!(!init.threads.is_empty());
+    // It reads its start pipe.
+    let first = &exec.threads[0];
+    assert_eq!(
+        (first.id, first.state.as_str(), first.syscall),
+        (*waits, "S", Some(0))
+    );
+    guest.process("waits").kill(9).await.unwrap();
+    assert_eq!(guest.process("waits").wait().await, 137);
+    let ended = guest.look().await.pop().unwrap().1;
+    assert_eq!(ended.threads, []);
+}

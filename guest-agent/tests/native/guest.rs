@@ -20,12 +20,12 @@ use wasmvm_guest_agent::service::TaskService;
 use wasmvm_guest_agent::streams::{self, Streams as Unclaimed};
 use wasmvm_guest_agent::supervisor::{Site, Supervisor};
 use wasmvm_protocol::agent::containerd::api::{
-    CreateTaskRequest, ExecProcessRequest, KillRequest, PauseRequest, StatsRequest,
+    CreateTaskRequest, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, StatsRequest,
     UpdateTaskRequest,
 };
 use wasmvm_protocol::agent::containerd::shim_async::{TaskClient, create_task};
 use wasmvm_protocol::agent::{
-    CHANGE_TYPE_URL, CompileRequest, CompilerClient, ModuleKind, PROGRAM_TYPE_URL, Usage,
+    CHANGE_TYPE_URL, CompileRequest, CompilerClient, Instance, ModuleKind, PROGRAM_TYPE_URL, Usage,
     create_compiler,
 };
 pub use wasmvm_protocol::agent::{Change, Program};
@@ -316,6 +316,18 @@ impl Guest {
         request.id = TASK.into();
         let stats = self.client.stats(context(), &request).await.unwrap().stats;
         Usage::parse_from_bytes(&stats.value).unwrap().oom_kills
+    }
+
+    /// What each program does, with its pid.
+    pub async fn look(&self) -> Vec<(u32, Instance)> {
+        let mut request = PidsRequest::new();
+        request.id = TASK.into();
+        let response = self.client.pids(context(), &request).await.unwrap();
+        let processes = response.processes.iter();
+        let instance = |info: &Any| Instance::parse_from_bytes(&info.value).unwrap();
+        processes
+            .map(|process| (process.pid, instance(&process.info)))
+            .collect()
     }
 
     /// Create, Start, everything read, Wait.

@@ -17,11 +17,11 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 use wasmvm_protocol::agent::containerd::api::{
-    CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, ResizePtyRequest,
-    StartRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
+    CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, PidsRequest,
+    ResizePtyRequest, StartRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
 };
 use wasmvm_protocol::agent::containerd::shim_async::TaskClient;
-use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, PROGRAM_TYPE_URL, Program, Usage};
+use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, Instance, PROGRAM_TYPE_URL, Program, Usage};
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 
@@ -252,6 +252,24 @@ impl Agent {
         // What is no Usage says nothing.
         let usage = Usage::parse_from_bytes(&response.stats.value).unwrap_or_default();
         Ok(usage.oom_kills.min(OOM_KILLS_MAX))
+    }
+
+    /// What the programs of the guest do, by the agent's word; in no order.
+    ///
+    /// # Errors
+    /// [`AgentError`]
+    pub async fn look(&self) -> Result<Vec<Instance>, AgentError> {
+        let request = PidsRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        let call = self.client.pids(Context::default(), &request);
+        let response = self.answer("Pids", TELL_MAX, call).await?;
+        let infos = response.processes.iter().map(|process| &process.info.value);
+        // What is no Instance says nothing.
+        Ok(infos
+            .filter_map(|info| Instance::parse_from_bytes(info).ok())
+            .collect())
     }
 
     async fn open_streams(

@@ -137,6 +137,14 @@ pub(super) const FIELDS: &[(&str, Fate)] = &[
     ),
 ];
 
+/// Names of the hooks that run, in the order in which they do.
+pub fn honoured_hooks() -> Vec<&'static str> {
+    let honoured = FIELDS.iter().filter(|(_, fate)| *fate == Honoured);
+    honoured
+        .filter_map(|(path, _)| path.strip_prefix("hooks."))
+        .collect()
+}
+
 /// A field that has no effect, and its path in the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unused {

@@ -21,6 +21,7 @@ mod spec;
 mod tests;
 
 pub use error::BundleError;
+pub use fields::honoured_hooks;
 pub use memory::{RAM_MIB_MAX, ram_mib, wasm_memory_bytes_max};
 pub use process::PROCESS_TYPE_URL;
 pub use spec::{

@@ -1,12 +1,19 @@
 //! `-info` and `-v`: what containerd or a human may ask without a task.
 
+use protobuf::well_known_types::any::Any;
 use protobuf::{Message as _, MessageField};
+use serde_json::{Value, json};
 use wasmvm_protocol::agent::containerd::types::introspection::{RuntimeInfo, RuntimeVersion};
+
+use crate::bundle;
 
 /// The name under which containerd finds this program.
 pub const RUNTIME_NAME: &str = "io.containerd.wasmvm.v1";
+/// containerd's name for the type of [`features`].
+const FEATURES_TYPE_URL: &str =
+    "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// `RuntimeInfo` as containerd 2.2 and later wants it. A failure is not worth one: then it is empty,
+/// `RuntimeInfo` as containerd 2.0 and later wants it. A failure is not worth one: then it is empty,
 /// and containerd goes on without.
 pub fn runtime_info() -> Vec<u8> {
     RuntimeInfo {
@@ -15,10 +22,37 @@ pub fn runtime_info() -> Vec<u8> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Default::default()
         }),
+        features: MessageField::some(Any {
+            type_url: FEATURES_TYPE_URL.to_owned(),
+            value: features().to_string().into_bytes(),
+            ..Default::default()
+        }),
         ..Default::default()
     }
     .write_to_bytes()
     .unwrap_or_default()
+}
+
+/// What this runtime makes of a bundle, as the OCI runtime specification's features.md has it. The kubelet's
+/// containerd reads `rro` in it, and that user namespaces are not offered.
+fn features() -> Value {
+    let no = json!({ "enabled": false });
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.2.1",
+        "hooks": bundle::honoured_hooks(),
+        "mountOptions": ["bind", "nodev", "nosuid", "rbind", "ro", "rro", "rw"],
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
+            "seccomp": no,
+            "apparmor": no,
+            "selinux": no,
+            "intelRdt": no,
+            "mountExtensions": { "idmap": no },
+            "netDevices": no,
+        },
+    })
 }
 
 /// One line for a human.
@@ -38,6 +72,16 @@ mod tests {
     fn golden_info() {
         let mut golden = b"\x0a\x17io.containerd.wasmvm.v1\x12\x07\x0a\x05".to_vec();
         golden.extend_from_slice(env!("CARGO_PKG_VERSION").as_bytes());
-        assert_eq!(runtime_info(), golden);
+        assert!(runtime_info().starts_with(&golden));
+    }
+
+    #[test]
+    fn features_are_told_as_the_specification_has_them() {
+        let info = RuntimeInfo::parse_from_bytes(&runtime_info()).unwrap();
+        let features: oci_spec::runtime::Features =
+            serde_json::from_slice(&info.features.value).unwrap();
+        let hooks = ["prestart", "createRuntime", "poststart", "poststop"];
+        assert_eq!(features.hooks().as_deref().unwrap(), hooks);
+        assert_eq!(info.features.type_url, FEATURES_TYPE_URL);
     }
 }

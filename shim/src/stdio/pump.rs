@@ -59,6 +59,7 @@ impl Pumps {
                 let copy = OutputCopy {
                     guest,
                     fifo,
+                    switch: switch.clone(),
                     phase: switch.output.subscribe(),
                     patience: Patience::new(clock.clone(), REST_MAX),
                     rest_bytes: REST_BYTES_MAX,
@@ -125,6 +126,7 @@ impl Drop for Pumps {
 struct OutputCopy {
     guest: UnixStream,
     fifo: OutputFifo,
+    switch: StdioSwitch,
     phase: watch::Receiver<OutputPhase>,
     /// With the guest, once the program is over. Time that a reader takes does not count.
     patience: Patience,
@@ -193,6 +195,7 @@ impl OutputCopy {
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let leaving = |phase: &OutputPhase| *phase == OutputPhase::Leaving;
+                    let _unread = self.switch.waits_for_reader();
                     tokio::select! {
                         ready = self.fifo.writer.writable() => ready?,
                         // An error means that nobody can tell any more: the pumps are gone.

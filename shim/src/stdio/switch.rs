@@ -1,5 +1,8 @@
 //! Begins and ends the streams of one instance, from wherever that is decided.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tokio::sync::watch;
 
 /// How far standard input is.
@@ -29,6 +32,18 @@ pub(super) enum OutputPhase {
 pub struct StdioSwitch {
     pub(super) stdin: watch::Sender<StdinPhase>,
     pub(super) output: watch::Sender<OutputPhase>,
+    /// Outputs whose FIFO is full.
+    unread: Arc<AtomicUsize>,
+}
+
+/// An output waits for its reader as long as this lives.
+#[derive(Debug)]
+pub(super) struct Unread(Arc<AtomicUsize>);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Default for StdioSwitch {
@@ -36,6 +51,7 @@ impl Default for StdioSwitch {
         Self {
             stdin: watch::Sender::new(StdinPhase::Held),
             output: watch::Sender::new(OutputPhase::Flowing),
+            unread: Arc::default(),
         }
     }
 }
@@ -60,6 +76,31 @@ impl StdioSwitch {
     /// At `Delete`, any number of times.
     pub fn leave(&self) {
         self.advance(OutputPhase::Leaving);
+    }
+
+    /// How far the streams are, for the log.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let stdin = match *self.stdin.borrow() {
+            StdinPhase::Held => "waits for the start",
+            StdinPhase::Open => "is open",
+            StdinPhase::Closing => "is being closed",
+        };
+        let unread = match self.unread.load(Ordering::Relaxed) {
+            0 => String::new(),
+            streams => format!(", {streams} of it waiting for a reader"),
+        };
+        let output = match *self.output.borrow() {
+            OutputPhase::Flowing => "flows",
+            OutputPhase::Ended => "of an ended program is being read",
+            OutputPhase::Leaving => "is waited for by Delete",
+        };
+        format!("standard input {stdin}; output {output}{unread}")
+    }
+
+    pub(super) fn waits_for_reader(&self) -> Unread {
+        self.unread.fetch_add(1, Ordering::Relaxed);
+        Unread(self.unread.clone())
     }
 
     pub(super) fn advance(&self, to: OutputPhase) {

@@ -16,7 +16,7 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::{Task as TaskService, create_task};
-use wasmvm_protocol::agent::{Change, Program, Usage};
+use wasmvm_protocol::agent::{self, Change, Program, Thread, Usage};
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
@@ -289,6 +289,33 @@ impl TaskService for Agent {
         let change = Change::parse_from_bytes(&request.resources.value).unwrap();
         self.0.changes.lock().unwrap().push(change);
         Ok(pb::Empty::new())
+    }
+
+    async fn pids(&self, _: &TtrpcContext, _: pb::PidsRequest) -> ttrpc::Result<pb::PidsResponse> {
+        self.0.awake().await;
+        let thread = Thread {
+            id: 7,
+            name: "wasm".to_owned(),
+            state: "R".to_owned(),
+            cpu_ms: 50,
+            ..Default::default()
+        };
+        let instance = agent::Instance {
+            threads: vec![thread],
+            ..Default::default()
+        };
+        let info = Any {
+            value: instance.write_to_bytes().unwrap(),
+            ..Default::default()
+        };
+        let process = pb::ProcessInfo {
+            info: Some(info).into(),
+            ..Default::default()
+        };
+        Ok(pb::PidsResponse {
+            processes: vec![process],
+            ..Default::default()
+        })
     }
 
     async fn stats(

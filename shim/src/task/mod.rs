@@ -10,6 +10,7 @@ mod error;
 mod exec;
 mod kill;
 mod life;
+mod look;
 mod machine;
 mod pause;
 mod process;
@@ -169,6 +170,12 @@ impl Task {
     async fn ends(&self) {
         // Fails only when the sender is gone, and the sender is ours.
         let _ = self.ending.subscribe().wait_for(|ending| *ending).await;
+    }
+
+    /// Within its namespace.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.order.id
     }
 
     /// Whether the VM runs.

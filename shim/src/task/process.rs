@@ -152,6 +152,17 @@ impl Process {
         let _ = self.drained.subscribe().wait_for(|drained| *drained).await;
     }
 
+    /// Where it is, in one sentence for the log.
+    pub fn words(&self, pid: u32) -> String {
+        let (name, state) = (&self.name, self.state().word());
+        let streams = if *self.drained.borrow() {
+            "no stream is open".to_owned()
+        } else {
+            self.switch.words()
+        };
+        format!("{name} is {state}; pid {pid}; {streams}")
+    }
+
     /// Keeps a terminal's size until the guest can be told.
     pub fn keep_size(&self, size: Size) {
         *self.size() = Some(size);

@@ -68,6 +68,12 @@ impl Tasks {
             .ok_or_else(|| Refusal::say(ErrorCode::NotFound, format!("task {id} does not exist")))
     }
 
+    /// Every task.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Task>> {
+        self.lock().values().cloned().collect()
+    }
+
     /// Creates a task: its pid. To be run where it is not dropped.
     ///
     /// # Errors

@@ -1,0 +1,133 @@
+//! What everything of a task does, in sentences: for the log, when an operator asks.
+//!
+//! ```text
+//! task web is running; pid 4711; standard input is open; output flows, 1 of it waiting for a reader
+//! exec sh of task web is being started; pid 0; no stream is open
+//! its VM runs
+//! VMM: thread 4711 "wasmvm-vmm" is S, 0.03 s of CPU, in poll (do_sys_poll)
+//! VMM: thread 4713 "vcpu" is R, 17.20 s of CPU
+//! guest: task web: thread 31 "wasm" is R, 16.90 s of CPU
+//! guest: exec sh of task web: thread 35 "wasm" is S, 0.01 s of CPU, in read
+//! ```
+//!
+//! The letters are proc(5)'s: R runs, S waits, D waits and cannot be woken. Everything that comes from the
+//! guest is its own word.
+
+use std::path::PathBuf;
+
+use syscalls::x86_64::Sysno;
+use wasmvm_protocol::agent::{Instance, Thread};
+use wasmvm_protocol::threads;
+
+use super::{Flow, Task, Vm};
+use crate::error::{chain, printable};
+
+impl Task {
+    /// One sentence for each process, the VM, each thread of the VMM, and each thread of the programs in
+    /// the guest, which has a second to answer.
+    pub async fn look(&self) -> Vec<String> {
+        let mut lines = vec![self.init.words(self.pid())];
+        for exec in self.execs_where(|_| true) {
+            lines.push(exec.process.words(exec.pid()));
+        }
+        let Some(vm) = self.vm.get() else {
+            lines.push("it has no VM yet".to_owned());
+            return lines;
+        };
+        let flow = match self.flow.now() {
+            Flow::Running => "runs",
+            Flow::Pausing => "is being paused",
+            Flow::Paused => "is paused",
+            Flow::Resuming => "is being resumed",
+        };
+        lines.push(format!("its VM {flow}"));
+        lines.extend(vmm(vm.sandbox.pid()));
+        // One that stands still is not asked: it would answer when it runs again.
+        if self.flow.now() == Flow::Running {
+            lines.extend(self.guest(vm).await);
+        }
+        lines
+    }
+
+    async fn guest(&self, vm: &Vm) -> Vec<String> {
+        let told = tokio::select! {
+            told = vm.agent.look() => told,
+            () = self.flow.stopping() => return Vec::new(),
+        };
+        match told {
+            Ok(instances) => instances
+                .iter()
+                .flat_map(|instance| self.program(instance))
+                .collect(),
+            Err(error) => vec![format!("guest: {}", chain(&error))],
+        }
+    }
+
+    fn program(&self, instance: &Instance) -> Vec<String> {
+        let name = match instance.exec_id.as_str() {
+            "" => self.init.name().to_owned(),
+            exec => format!("exec {exec} of {}", self.init.name()),
+        };
+        let threads = instance.threads.iter().take(threads::THREADS_MAX);
+        let lines = threads.map(|thread| printable(&format!("guest: {name}: {}", words(thread))));
+        lines.collect()
+    }
+}
+
+fn vmm(pid: u32) -> Vec<String> {
+    match threads::read(&PathBuf::from("/proc").join(pid.to_string())) {
+        Ok(threads) => threads
+            .iter()
+            .map(|thread| format!("VMM: {}", words(thread)))
+            .collect(),
+        Err(error) => vec![format!("VMM: process {pid}: {error}")],
+    }
+}
+
+fn words(thread: &Thread) -> String {
+    let Thread {
+        id, name, state, ..
+    } = thread;
+    let seconds = thread.cpu_ms / 1000;
+    let hundredths = thread.cpu_ms % 1000 / 10;
+    let mut words = format!("thread {id} {name:?} is {state}, {seconds}.{hundredths:02} s of CPU");
+    if let Some(number) = thread.syscall {
+        let known = usize::try_from(number).ok().and_then(Sysno::new);
+        let name = known.map_or_else(|| number.to_string(), |known| known.name().to_owned());
+        words.push_str(", in ");
+        words.push_str(&name);
+    }
+    if !thread.wait_channel.is_empty() {
+        words.push_str(" (");
+        words.push_str(&thread.wait_channel);
+        words.push(')');
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_in_words() {
+        let mut thread = Thread {
+            id: 7,
+            name: "a\nb".to_owned(),
+            state: "S".to_owned(),
+            cpu_ms: 12_345,
+            syscall: Some(202),
+            wait_channel: "futex_wait_queue".to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(
+            words(&thread),
+            "thread 7 \"a\\nb\" is S, 12.34 s of CPU, in futex (futex_wait_queue)"
+        );
+        thread.syscall = Some(u32::MAX);
+        thread.wait_channel.clear();
+        assert!(words(&thread).ends_with(", in 4294967295"));
+        thread.syscall = None;
+        assert!(words(&thread).ends_with(" s of CPU"));
+    }
+}
