@@ -591,3 +591,51 @@ async fn connect_answers_for_unknown_tasks_and_execs_do_not_exist() {
         (ErrorCode::NotFound, "task t has no process sh".into())
     );
 }
+
+#[tokio::test]
+async fn a_reader_that_reads_has_all_output_before_the_exit_is_told() {
+    let f = fixture();
+    let request = pb::CreateTaskRequest {
+        stdout: fifo(f.dir.path(), "out"),
+        ..Default::default()
+    };
+    let mut reader = open_reader(Path::new(&request.stdout));
+    f.create(request).await.unwrap();
+    f.start().await.unwrap();
+    // A FIFO holds 64 KiB: what lies in it at the exit is the last quarter.
+    const QUARTER: usize = 64 << 10;
+    let mut output = f.maker.guest.take(1);
+    tokio::spawn(async move {
+        for _ in 0..4 {
+            output.write_all(&[b'x'; QUARTER]).await.unwrap();
+        }
+    });
+    let (half, told) = std::sync::mpsc::channel();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut bytes = vec![0; 2 * QUARTER];
+        reader.read_exact(&mut bytes).unwrap();
+        half.send(()).unwrap();
+        reader.read_exact(&mut bytes).unwrap();
+    });
+    f.maker.guest.exits(0);
+    assert_eq!(f.wait().await.unwrap(), 0);
+    assert!(told.try_recv().is_ok(), "the exit came first");
+    read.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_exit_does_not_wait_for_a_reader_that_does_not_read() {
+    let f = fixture();
+    let request = pb::CreateTaskRequest {
+        stdout: fifo(f.dir.path(), "out"),
+        ..Default::default()
+    };
+    let _reader = open_reader(Path::new(&request.stdout));
+    f.create(request).await.unwrap();
+    f.start().await.unwrap();
+    let mut output = f.maker.guest.take(1);
+    tokio::spawn(async move { output.write_all(&vec![b'x'; 1 << 20]).await });
+    f.maker.guest.exits(0);
+    // Within the time that a test may take, and before anything was read.
+    assert_eq!(f.wait().await.unwrap(), 0);
+}

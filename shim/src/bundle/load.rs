@@ -57,6 +57,10 @@ impl TaskSpec {
                 "the program is looked up in a root directory",
             ));
         }
+        if root.path() == Path::new("/") {
+            let reason = "the host's own root cannot be a task's; name a directory below it";
+            return Err(refused("root.path", "\"/\"", reason));
+        }
         let resources: LinuxResources = section(document, "linux.resources")?.unwrap_or_default();
         let resources = Resources::of_task(&resources)?;
         let mounts = mounts::convert(&list(document, "mounts")?, bundle)?;

@@ -15,6 +15,9 @@ const GUEST_OWN_TYPES: [&str; 7] = [
     "proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs",
 ];
 
+/// Of mqueue, which `--ipc host` binds from the host.
+const QUEUES: &str = "/dev/mqueue";
+
 /// What `mounts` says.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
@@ -41,7 +44,7 @@ pub(super) fn convert(mounts: &[Mount], bundle: &Path) -> Result<Mounts, BundleE
         let kind = mount.typ().as_deref().unwrap_or_default();
         if kind == "proc" && destination == Path::new("/proc") {
             sorted.guest_proc = true;
-        } else if GUEST_OWN_TYPES.contains(&kind) {
+        } else if GUEST_OWN_TYPES.contains(&kind) || destination == Path::new(QUEUES) {
             tracing::debug!(?destination, kind, "the guest has its own; mount ignored");
         } else if is_bind(kind, options) {
             sorted.tree.push(TreeMount {

@@ -192,7 +192,10 @@ impl OutputCopy {
     async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.fifo.writer.try_write(bytes) {
-                Ok(written) => bytes = &bytes[written..],
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    self.switch.count_read(written);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let leaving = |phase: &OutputPhase| *phase == OutputPhase::Leaving;
                     let _unread = self.switch.waits_for_reader();

@@ -1,7 +1,7 @@
 //! Begins and ends the streams of one instance, from wherever that is decided.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
@@ -34,6 +34,8 @@ pub struct StdioSwitch {
     pub(super) output: watch::Sender<OutputPhase>,
     /// Outputs whose FIFO is full.
     unread: Arc<AtomicUsize>,
+    /// Bytes that the FIFOs have taken.
+    read: Arc<AtomicU64>,
 }
 
 /// An output waits for its reader as long as this lives.
@@ -52,6 +54,7 @@ impl Default for StdioSwitch {
             stdin: watch::Sender::new(StdinPhase::Held),
             output: watch::Sender::new(OutputPhase::Flowing),
             unread: Arc::default(),
+            read: Arc::default(),
         }
     }
 }
@@ -96,6 +99,16 @@ impl StdioSwitch {
             OutputPhase::Leaving => "is waited for by Delete",
         };
         format!("standard input {stdin}; output {output}{unread}")
+    }
+
+    /// Output that has been read, or lies in a FIFO, bytes.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_read(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub(super) fn waits_for_reader(&self) -> Unread {

@@ -1,16 +1,16 @@
 //! The watchers: one of the task, from its creation until nothing of it is left, and one of each exec.
 //!
 //! ```text
-//! program or VM ends ──► execs ended ──► exit kept in the journal ──► TaskExit ──► output drained,
-//!                                                                                   FIFOs closed
-//!                                                    VM ended, removed ◄──────────────────┘
+//! program or VM ends ──► execs ended ──► exit kept in the journal ──► output, as long as it moves ──► TaskExit
+//!                          VM ended, removed ◄── output drained, FIFOs closed ◄──────────────────────────┘
 //!                                       Delete ──► journal removed
 //! ```
 //!
-//! `TaskExit` does not wait for the output, and the output does not wait for `Delete`: `ctr` asks for
-//! `Delete` only after it has read the FIFOs to their end. Of a task that was killed, clients expect that
-//! the pid is gone when they hear of its exit: there the output gets [`UNREAD_MAX`] first, and the VM
-//! [`GONE_MAX`].
+//! `TaskExit` waits for no reader, and the output does not wait for `Delete`: `ctr` asks for `Delete` only
+//! after it has read the FIFOs to their end. But loggers stop to read when they hear of the exit (nerdctl's
+//! does), so output that is being read arrives first: [`UNREAD_MAX`] without a byte read ends that, and
+//! [`OUTPUT_MAX`] in any case. Of a task that was killed, clients expect that the pid is gone when they hear
+//! of its exit: there the VM gets [`GONE_MAX`] as well.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -29,9 +29,11 @@ use crate::stdio::Pumps;
 
 /// How long execs may outlive init. Then they count as killed, as the VM's end will do.
 const EXEC_ENDS_MAX: Duration = Duration::from_secs(1);
-/// How long the exit of a killed task waits for the reader of its output.
+/// How long an exit waits for a reader that takes nothing.
 const UNREAD_MAX: Duration = Duration::from_millis(100);
-/// How long, if there is none to wait for, until its pid is gone.
+/// How long for one that does.
+const OUTPUT_MAX: Duration = Duration::from_secs(2);
+/// How long that of a killed task, once its output has been read, until its pid is gone.
 const GONE_MAX: Duration = Duration::from_millis(500);
 
 /// Runs once per task, in a task of the runtime.
@@ -47,16 +49,18 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
         async move { task.unpause().await }
     });
     task.end_execs(vm).await;
+    let exit = now(status);
+    // A shim that is killed from here on leaves it to `delete`.
+    vm.sandbox.record_exit(exit.status, exit.at);
     if status == STATUS_KILLED {
         task.notice_oom(vm).await;
-        let output = finish_all_output(&task, &mut pumps);
-        // A reader that takes longer holds up nothing.
-        if timeout(UNREAD_MAX, output).await.is_ok() {
-            vm.sandbox.kill_vm();
-            let _ = timeout(GONE_MAX, vm.sandbox.vm_ended()).await;
-        }
     }
-    task.exited(vm, status);
+    let read = output_that_moves(&task, &mut pumps).await;
+    if read && status == STATUS_KILLED {
+        vm.sandbox.kill_vm();
+        let _ = timeout(GONE_MAX, vm.sandbox.vm_ended()).await;
+    }
+    task.exited(exit);
     finish_all_output(&task, &mut pumps).await;
     task.init.set_drained();
     if let Err(left) = vm.release().await {
@@ -97,6 +101,23 @@ pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
         .reaches(|state| matches!(state, State::Deleted(_)))
         .await;
     drop(pumps);
+}
+
+/// Waits for the output of an ended program while somebody reads it; whether that was all.
+async fn output_that_moves(task: &Task, pumps: &mut Pumps) -> bool {
+    let output = finish_all_output(task, pumps);
+    tokio::pin!(output);
+    let moving = async {
+        let mut read = task.init.switch.bytes_read();
+        while timeout(UNREAD_MAX, &mut output).await.is_err() {
+            let before = std::mem::replace(&mut read, task.init.switch.bytes_read());
+            if read == before {
+                return false;
+            }
+        }
+        true
+    };
+    timeout(OUTPUT_MAX, moving).await.unwrap_or(false)
 }
 
 /// Of init and of all execs.
@@ -215,11 +236,9 @@ impl Task {
         }
     }
 
-    fn exited(&self, vm: &Vm, status: u32) {
-        let exit = now(status);
+    fn exited(&self, exit: Exit) {
         // A created task that is being deleted has no exit to tell of.
         let _ = self.init.make_telling(Move::Exit(exit), |_| {
-            vm.sandbox.record_exit(exit.status, exit.at);
             let event = exit_event(self, &self.order.id, self.pid(), exit);
             self.events.publish(Event::Exit(event));
         });

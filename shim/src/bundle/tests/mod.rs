@@ -286,6 +286,14 @@ fn what_kubernetes_asks_for_is_understood() {
 }
 
 #[test]
+fn the_hosts_queues_stay_outside() {
+    let bind = serde_json::json!([
+        {"destination": "/dev/mqueue", "type": "bind", "source": "/dev/mqueue", "options": ["rbind"]},
+    ]);
+    assert_eq!(with("/mounts", bind).unwrap().mounts, []);
+}
+
+#[test]
 fn the_table_knows_every_field_of_the_specification() {
     // oci-spec's own defaults, with whatever they hold.
     let mut document = serde_json::to_value(oci_spec::runtime::Spec::default()).unwrap();

@@ -50,6 +50,7 @@ fn every_refusal_names_its_field() {
             json!({"startContainer": hook}),
             "hooks.startContainer = ",
         ),
+        ("/root/path", json!("/"), "root.path = \"/\""),
         ("/vm", json!({"kernel": {"path": "/k"}}), "vm = "),
         ("/windows", json!({"layerFolders": ["x"]}), "windows = "),
         (
