@@ -39,7 +39,7 @@ fn features() -> Value {
     let no = json!({ "enabled": false });
     json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.1",
+        "ociVersionMax": "1.3.0",
         "hooks": bundle::honoured_hooks(),
         "mountOptions": ["bind", "nodev", "nosuid", "rbind", "ro", "rro", "rw"],
         "linux": {

@@ -8,12 +8,14 @@
 //! |---|---|
 //! | `runtimeoptions.v1.Options` | our TOML, in the file `ConfigPath` and in the text `ConfigBody` |
 //! | `containerd.runc.v1.Options` | `shim_cgroup` is honoured at `start`; the rest means nothing here |
+//! | `containerd.linux.runc.CreateOptions` | the same; clients of 1.6 and 1.7 send it to what is not runc |
 //! | any other | accepted: clients send runc's or Windows' to whatever runtime there is |
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use protobuf::rt::WireType;
 use protobuf::well_known_types::any::Any;
 use protobuf::{CodedInputStream, Message as _};
 use wasmvm_protocol::agent::containerd::shim::oci;
@@ -85,10 +87,18 @@ impl Options {
         };
         // Some clients put a host before the name.
         match any.type_url.rsplit('/').next() {
-            Some("runtimeoptions.v1.Options") => toml_options(&any.value).map_err(failed),
+            Some("runtimeoptions.v1.Options") => {
+                let [path, body] = strings(&any.value, [2, 3]).map_err(failed)?;
+                let path = path.into();
+                Ok(Self::Toml { path, body })
+            }
             Some("containerd.runc.v1.Options") => {
                 let options = oci::Options::parse_from_bytes(&any.value).map_err(failed)?;
                 let shim_cgroup = options.shim_cgroup;
+                Ok(Self::Runc { shim_cgroup })
+            }
+            Some("containerd.linux.runc.CreateOptions") => {
+                let [shim_cgroup] = strings(&any.value, [9]).map_err(failed)?;
                 Ok(Self::Runc { shim_cgroup })
             }
             _ => {
@@ -99,22 +109,25 @@ impl Options {
     }
 }
 
-/// `message Options { string type_url = 1; string config_path = 2; bytes config_body = 3; }`, in
-/// containerd's `api/types/runtimeoptions/v1`.
-fn toml_options(bytes: &[u8]) -> Result<Options, protobuf::Error> {
-    let (mut path, mut body) = (PathBuf::new(), String::new());
+/// The text fields of these numbers in a message, of which we have no generated type:
+/// `message Options { string type_url = 1; string config_path = 2; bytes config_body = 3; }`, in containerd's
+/// `api/types/runtimeoptions/v1`, and `message CreateOptions { … string shim_cgroup = 9; … }`, in 1.7's
+/// `runtime/linux/runctypes`.
+fn strings<const N: usize>(
+    bytes: &[u8],
+    numbers: [u32; N],
+) -> Result<[String; N], protobuf::Error> {
+    let mut values = numbers.map(|_| String::new());
     let mut input = CodedInputStream::from_bytes(bytes);
     while let Some(tag) = input.read_raw_tag_or_eof()? {
-        match tag {
-            0x12 => path = input.read_string()?.into(),
-            0x1a => body = input.read_string()?,
-            _ => {
-                let wire_type = protobuf::rt::WireType::new(tag & 7).ok_or_else(end_of_group)?;
-                input.skip_field(wire_type)?;
-            }
+        let wire_type = WireType::new(tag & 7).ok_or_else(end_of_group)?;
+        let wanted = numbers.iter().position(|number| *number == tag >> 3);
+        match wanted {
+            Some(i) if wire_type == WireType::LengthDelimited => values[i] = input.read_string()?,
+            _ => input.skip_field(wire_type)?,
         }
     }
-    Ok(Options::Toml { path, body })
+    Ok(values)
 }
 
 fn end_of_group() -> protobuf::Error {
@@ -219,9 +232,15 @@ mod tests {
             b"\x1a\x02/s",
         );
         assert_eq!(shim_cgroup(&prefixed).unwrap(), Some("/s".into()));
+        let older = any("containerd.linux.runc.CreateOptions", b"\x08\x01\x4a\x02/s");
+        assert_eq!(shim_cgroup(&older).unwrap(), Some("/s".into()));
         let windows = any("containerd.runhcs.v1.Options", b"\xff");
         assert_eq!(Options::of(&windows).unwrap(), Options::Unknown);
-        for broken in ["containerd.runc.v1.Options", "runtimeoptions.v1.Options"] {
+        for broken in [
+            "containerd.runc.v1.Options",
+            "containerd.linux.runc.CreateOptions",
+            "runtimeoptions.v1.Options",
+        ] {
             let error = Options::of(&any(broken, b"\x1a\x7f")).unwrap_err();
             assert_eq!(error.code(), ErrorCode::InvalidArgument);
         }
