@@ -37,6 +37,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 const START_MAX: Duration = Duration::from_secs(10);
 /// To deliver a signal. Beyond it the VM is ended from outside.
 pub const KILL_MAX: Duration = Duration::from_secs(1);
+/// To change something; a guest that is merely short of CPU must not fail it.
+const CHANGE_MAX: Duration = Duration::from_secs(5);
 /// For what the guest answers from its own knowledge.
 const TELL_MAX: Duration = Duration::from_secs(1);
 /// A byte, as every exit status.
@@ -220,7 +222,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.resize_pty(Context::default(), &request);
-        self.answer("ResizePty", TELL_MAX, call).await.map(drop)
+        self.answer("ResizePty", CHANGE_MAX, call).await.map(drop)
     }
 
     /// Tells what has changed; with the time of day, which the guest may have missed.
@@ -235,7 +237,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.update(Context::default(), &request);
-        self.answer("Update", TELL_MAX, call).await.map(drop)
+        self.answer("Update", CHANGE_MAX, call).await.map(drop)
     }
 
     /// How many programs the guest's kernel has ended for want of memory, by the agent's word.

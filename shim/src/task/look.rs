@@ -22,6 +22,9 @@ use wasmvm_protocol::threads;
 use super::{Flow, Task, Vm};
 use crate::error::{chain, printable};
 
+/// Lines about what the guest says of itself.
+const GUEST_LINES_MAX: usize = 1024;
+
 impl Task {
     /// One sentence for each process, the VM, each thread of the VMM, and each thread of the programs in
     /// the guest, which has a second to answer.
@@ -58,6 +61,7 @@ impl Task {
             Ok(instances) => instances
                 .iter()
                 .flat_map(|instance| self.program(instance))
+                .take(GUEST_LINES_MAX)
                 .collect(),
             Err(error) => vec![format!("guest: {}", chain(&error))],
         }
