@@ -23,6 +23,30 @@ fn containerd_2() {
     main_things(Version::V2);
 }
 
+#[test]
+fn a_task_lives_through_upgrades_of_containerd() {
+    let before = leftovers::found();
+    let mut containerd = Containerd::start(Version::Installed);
+    let task = Run::image("probe")
+        .args(["/probe", "loop"])
+        .flag("--null-io")
+        .detached();
+    let pid = task.until("RUNNING");
+    for version in [Version::V1_7, Version::V2] {
+        containerd.stop();
+        containerd.start_as(version);
+        assert_eq!(task.until("RUNNING"), pid);
+        let exec = Exec::of(&task, ["/probe", "exit", "3"]);
+        exec.to_end().expect_status(3);
+    }
+    task.kill("SIGTERM");
+    task.until("STOPPED");
+    assert_eq!(task.delete(), 143);
+    task.forget();
+    drop(containerd);
+    leftovers::expect_none_since(&before);
+}
+
 /// One containerd for all: starting it takes longer than each of them.
 fn main_things(version: Version) {
     let mut containerd = Containerd::start(version);

@@ -165,6 +165,18 @@ impl Containerd {
         }
     }
 
+    /// Starts another version on its folder, after [`Self::stop`] or [`Self::kill`].
+    ///
+    /// # Panics
+    /// As [`Self::start_again`].
+    pub fn start_as(&mut self, version: Version) {
+        self.version = version;
+        if let Some(current) = &mut *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) {
+            current.version = version;
+        }
+        self.start_again();
+    }
+
     /// Stops it as a service manager does: SIGTERM. Its tasks live on.
     ///
     /// # Panics
