@@ -141,3 +141,18 @@ async fn a_kill_that_meets_a_pause_does_not_end_the_vm() {
     f.resume().await.unwrap();
     assert_eq!(f.wait().await.unwrap(), 140);
 }
+
+#[tokio::test]
+async fn an_exec_that_a_kept_signal_ends_is_told_after_the_resume() {
+    let f = fixture();
+    f.running().await;
+    f.exec("e", program("sleep")).await.unwrap();
+    f.start_exec("e").await.unwrap();
+    f.pause().await.unwrap();
+    f.kill_process("e", 15, false).await.unwrap();
+    f.resume().await.unwrap();
+    assert_eq!(f.wait_for("e").await.unwrap(), 143);
+    let words = f.events.words();
+    let ends = words.iter().skip_while(|word| *word != "paused").skip(1);
+    assert_eq!(ends.collect::<Vec<_>>(), ["resumed", "exit 143 of e"]);
+}

@@ -8,9 +8,9 @@
 //!
 //! `TaskExit` waits for no reader, and the output does not wait for `Delete`: `ctr` asks for `Delete` only
 //! after it has read the FIFOs to their end. But loggers stop to read when they hear of the exit (nerdctl's
-//! does), so output that is being read arrives first: [`UNREAD_MAX`] without a byte read ends that, and
-//! [`OUTPUT_MAX`] in any case. Of a task that was killed, clients expect that the pid is gone when they hear
-//! of its exit: there the VM gets [`GONE_MAX`] as well.
+//! does), so output that is being read arrives first, within the bounds of [`OutputWait`]. Of a task that was
+//! killed, clients expect that the pid is gone when they hear of its exit: there the VM gets [`GONE_MAX`] as
+//! well.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -29,12 +29,27 @@ use crate::stdio::Pumps;
 
 /// How long execs may outlive init. Then they count as killed, as the VM's end will do.
 const EXEC_ENDS_MAX: Duration = Duration::from_secs(1);
-/// How long an exit waits for a reader that takes nothing.
-const UNREAD_MAX: Duration = Duration::from_millis(100);
-/// How long for one that does.
-const OUTPUT_MAX: Duration = Duration::from_secs(2);
+/// Of a program that has ended by itself: its logger may just be starting.
+const AFTER_END: OutputWait = OutputWait {
+    still_max: Duration::from_secs(1),
+    max: Duration::from_secs(10),
+};
+/// Of a killed one, whose end is waited for.
+const AFTER_KILL: OutputWait = OutputWait {
+    still_max: Duration::from_millis(100),
+    max: Duration::from_secs(2),
+};
 /// How long that of a killed task, once its output has been read, until its pid is gone.
 const GONE_MAX: Duration = Duration::from_millis(500);
+
+/// How long an exit waits for its program's output.
+#[derive(Clone, Copy, Debug)]
+struct OutputWait {
+    /// Without a byte read.
+    still_max: Duration,
+    /// In any case.
+    max: Duration,
+}
 
 /// Runs once per task, in a task of the runtime.
 pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
@@ -54,11 +69,13 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     vm.sandbox.record_exit(exit.status, exit.at);
     if status == STATUS_KILLED {
         task.notice_oom(vm).await;
-    }
-    let read = output_that_moves(&task, &mut pumps).await;
-    if read && status == STATUS_KILLED {
-        vm.sandbox.kill_vm();
-        let _ = timeout(GONE_MAX, vm.sandbox.vm_ended()).await;
+        if output_that_moves(&task, &mut pumps, AFTER_KILL).await {
+            vm.sandbox.kill_vm();
+            let _ = timeout(GONE_MAX, vm.sandbox.vm_ended()).await;
+        }
+    } else {
+        // What is not read by now is not waited for here.
+        let _ = output_that_moves(&task, &mut pumps, AFTER_END).await;
     }
     task.exited(exit);
     finish_all_output(&task, &mut pumps).await;
@@ -104,12 +121,12 @@ pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
 }
 
 /// Waits for the output of an ended program while somebody reads it; whether that was all.
-async fn output_that_moves(task: &Task, pumps: &mut Pumps) -> bool {
+async fn output_that_moves(task: &Task, pumps: &mut Pumps, wait: OutputWait) -> bool {
     let output = finish_all_output(task, pumps);
     tokio::pin!(output);
     let moving = async {
         let mut read = task.init.switch.bytes_read();
-        while timeout(UNREAD_MAX, &mut output).await.is_err() {
+        while timeout(wait.still_max, &mut output).await.is_err() {
             let before = std::mem::replace(&mut read, task.init.switch.bytes_read());
             if read == before {
                 return false;
@@ -117,7 +134,7 @@ async fn output_that_moves(task: &Task, pumps: &mut Pumps) -> bool {
         }
         true
     };
-    timeout(OUTPUT_MAX, moving).await.unwrap_or(false)
+    timeout(wait.max, moving).await.unwrap_or(false)
 }
 
 /// Of init and of all execs.

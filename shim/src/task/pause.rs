@@ -186,11 +186,12 @@ impl Task {
             self.flow.set(Flow::Paused);
             return Err(self.vm_error("resume", source));
         }
-        self.runs_again(vm).await;
+        // Before a kept signal ends a program.
         self.events.publish(Event::Resumed(TaskResumed {
             container_id: self.order.id.clone(),
             ..Default::default()
         }));
+        self.runs_again(vm).await;
         Ok(())
     }
 
