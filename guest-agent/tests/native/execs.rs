@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ttrpc::Code;
 
@@ -174,21 +175,25 @@ async fn what_the_programs_do_can_be_seen() {
         .exec("waits", in_slot_3, Streams::none())
         .await
         .unwrap();
-    let programs = guest.look().await;
-    let [(_, init), (waits, exec)] = programs.as_slice() else {
-        panic!("{programs:?}");
+    // Ready, and soon reading its start pipe.
+    let waits = async {
+        loop {
+            let programs = guest.look().await;
+            let [(_, init), (pid, exec)] = programs.as_slice() else {
+                panic!("{programs:?}");
+            };
+            assert_eq!(init.exec_id, "");
+            assert!(!init.threads.is_empty());
+            assert_eq!(exec.exec_id, "waits");
+            let first = &exec.threads[0];
+            assert_eq!(first.id, *pid);
+            if (first.state.as_str(), first.syscall) == ("S", Some(0)) {
+                break;
+            }
+        }
     };
-    assert_eq!(
-        (init.exec_id.as_str(), exec.exec_id.as_str()),
-        ("", "waits")
-    );
-    assert!(!init.threads.is_empty());
-    // It reads its start pipe.
-    let first = &exec.threads[0];
-    assert_eq!(
-        (first.id, first.state.as_str(), first.syscall),
-        (*waits, "S", Some(0))
-    );
+    let waited = tokio::time::timeout(Duration::from_secs(60), waits).await;
+    waited.expect("it waits for its start");
     guest.process("waits").kill(9).await.unwrap();
     assert_eq!(guest.process("waits").wait().await, 137);
     let ended = guest.look().await.pop().unwrap().1;
