@@ -4,10 +4,10 @@
 //! task web is running; pid 4711; standard input is open; output flows, 1 of it waiting for a reader
 //! exec sh of task web is being started; pid 0; no stream is open
 //! its VM runs
-//! VMM: thread 4711 "wasmvm-vmm" is S, 0.03 s of CPU, in poll (do_sys_poll)
-//! VMM: thread 4713 "vcpu" is R, 17.20 s of CPU
-//! guest: task web: thread 31 "wasm" is R, 16.90 s of CPU
-//! guest: exec sh of task web: thread 35 "wasm" is S, 0.01 s of CPU, in read
+//! VMM: thread 4711 "wasmvm-vmm" is S, 0.09 s of CPU, in recvmsg (__skb_wait_for_more_packets)
+//! VMM: thread 4714 "vcpu" is R, 17.20 s of CPU
+//! guest: task web: thread 15 "exe" is R, 16.90 s of CPU
+//! guest: exec sh of task web: thread 19 "exe" is S, 0.01 s of CPU, in read
 //! ```
 //!
 //! The letters are proc(5)'s: R runs, S waits, D waits and cannot be woken. Everything that comes from the
