@@ -28,13 +28,7 @@ async fn everything_of_a_task_is_told() {
 async fn a_paused_guest_is_not_asked() {
     let f = fixture();
     f.running().await;
-    let pause = pb::PauseRequest {
-        id: "t".into(),
-        ..Default::default()
-    };
-    soon(f.service.pause(&TtrpcContext::default(), pause))
-        .await
-        .unwrap();
+    f.pause().await.unwrap();
     let task = f.service.tasks.get("t").unwrap();
     let lines = soon(task.look()).await;
     assert!(lines.contains(&"its VM is paused".to_owned()), "{lines:?}");

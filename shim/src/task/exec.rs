@@ -58,9 +58,14 @@ pub(super) struct Running {
     pub slot: SlotLease,
 }
 
+/// For sentences: an exec of the task of this name.
+pub(super) fn name(exec_id: &str, task: &str) -> String {
+    format!("exec {exec_id} of {task}")
+}
+
 impl Exec {
     fn new(task: &str, order: ExecOrder) -> Self {
-        let name = format!("exec {} of {task}", order.id);
+        let name = name(&order.id, task);
         Self {
             process: Process::new(name, order.stdio, order.terminal, State::Created),
             id: order.id,

@@ -19,7 +19,7 @@ use syscalls::x86_64::Sysno;
 use wasmvm_protocol::agent::{Instance, Thread};
 use wasmvm_protocol::threads;
 
-use super::{Flow, Task, Vm};
+use super::{Flow, Task, Vm, exec};
 use crate::error::{chain, printable};
 
 /// Lines about what the guest says of itself.
@@ -70,7 +70,7 @@ impl Task {
     fn program(&self, instance: &Instance) -> Vec<String> {
         let name = match instance.exec_id.as_str() {
             "" => self.init.name().to_owned(),
-            exec => format!("exec {exec} of {}", self.init.name()),
+            exec_id => exec::name(exec_id, self.init.name()),
         };
         let threads = instance.threads.iter().take(threads::THREADS_MAX);
         let lines = threads.map(|thread| printable(&format!("guest: {name}: {}", words(thread))));
