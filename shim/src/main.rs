@@ -1,45 +1,7 @@
-//! `containerd-shim-wasmvm-v1`: the containerd runtime `io.containerd.wasmvm.v1`.
-//!
-//! containerd starts this program for every task, in one of three short roles (`start`, `delete`,
-//! `-info`) and, started by `start`, as the daemon that serves the task until it is deleted.
-#![deny(unsafe_code)]
-
-mod agent;
-mod artifact;
-mod bundle;
-mod cgroup;
-mod cleanup;
-mod config;
-mod daemon;
-mod error;
-mod events;
-mod hooks;
-mod host;
-mod journal;
-mod launch;
-mod log;
-mod meter;
-mod patience;
-mod program;
-mod sandbox;
-mod service;
-mod stats;
-mod stdio;
-#[allow(unsafe_code, reason = "the one place for it")]
-mod sys;
-mod task;
-mod tree;
-mod vm;
+//! The runtime that containerd starts (see the library).
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match launch::run(std::env::args().skip(1)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // The one place that prints: containerd quotes it when `start` or `delete` fails.
-            eprintln!("{}: {}", env!("CARGO_PKG_NAME"), error::chain(&error));
-            ExitCode::FAILURE
-        }
-    }
+    containerd_shim_wasmvm_v1::main()
 }

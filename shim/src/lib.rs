@@ -1,0 +1,49 @@
+//! `containerd-shim-wasmvm-v1`: the containerd runtime `io.containerd.wasmvm.v1`.
+//!
+//! containerd starts this program for every task, in one of three short roles (`start`, `delete`,
+//! `-info`) and, started by `start`, as the daemon that serves the task until it is deleted.
+//!
+//! A library for the sake of one other program, the fuzz targets; all else enters by [`main`].
+#![deny(unsafe_code)]
+
+mod agent;
+mod artifact;
+mod bundle;
+mod cgroup;
+mod cleanup;
+mod config;
+mod daemon;
+mod error;
+mod events;
+mod hooks;
+mod host;
+mod journal;
+mod launch;
+mod log;
+mod meter;
+mod patience;
+mod program;
+mod sandbox;
+mod service;
+mod stats;
+mod stdio;
+#[allow(unsafe_code, reason = "the one place for it")]
+mod sys;
+mod task;
+mod tree;
+mod vm;
+
+use std::process::ExitCode;
+
+/// The program: runs what its arguments ask for, and prints why it failed.
+#[must_use]
+pub fn main() -> ExitCode {
+    match launch::run(std::env::args().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The one place that prints: containerd quotes it when `start` or `delete` fails.
+            eprintln!("{}: {}", env!("CARGO_PKG_NAME"), error::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
