@@ -21,13 +21,13 @@ const FH: u32 = 1 << 6;
 const KILL_SET_ID: u32 = 1 << 11;
 
 /// The fields of a FUSE structure one after the other, 32 or 64 bits each.
-enum Field {
+pub(super) enum Field {
     Short(u32),
     Long(u64),
 }
 use Field::{Long, Short};
 
-fn bytes(fields: &[Field]) -> Vec<u8> {
+pub(super) fn bytes(fields: &[Field]) -> Vec<u8> {
     let bytes = |field: &Field| match field {
         Short(value) => value.to_le_bytes().to_vec(),
         Long(value) => value.to_le_bytes().to_vec(),
@@ -41,6 +41,13 @@ fn setattr(valid: u32, fh: u64) -> Vec<u8> {
     let times = [Long(0), Long(mtime), Long(0), Short(0), Short(0), Short(0)];
     let rest = [Short(mode), Short(0), Short(1234), Short(1234), Short(0)];
     [bytes(&head), bytes(&times), bytes(&rest)].concat()
+}
+
+/// A request to change nothing but the size.
+pub(super) fn setattr_size(size: u64) -> Vec<u8> {
+    let mut body = setattr(SIZE, 0);
+    body[16..24].copy_from_slice(&size.to_le_bytes());
+    body
 }
 
 impl Guest {

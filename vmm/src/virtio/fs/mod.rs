@@ -18,6 +18,7 @@ mod device;
 mod request;
 mod set_id;
 mod tree;
+mod values;
 mod view;
 mod worker;
 

@@ -4,15 +4,22 @@
 use virtio_queue::DescriptorChain;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::filesystem::{Context, FileSystem};
-use virtiofsd::fuse::{BatchForgetIn, ForgetIn, ForgetOne, InHeader, Opcode, OutHeader};
+use virtiofsd::fuse::{
+    BatchForgetIn, ForgetIn, ForgetOne, InHeader, Opcode, OutHeader, ReadIn, WriteIn,
+};
 use virtiofsd::server::Server;
 use vm_memory::GuestMemoryMmap;
 
-use super::Tree;
 use super::view::MemoryView;
+use super::{REQUEST_BYTES_MAX, Tree};
 
 /// Most inodes of one BATCH_FORGET request.
 const FORGET_COUNT_MAX: u32 = 4096;
+
+/// A message's header and arguments, names among them, without the bytes of a READ or WRITE.
+const HEAD_BYTES_MAX: usize = 2 * 4096;
+/// Longest message, either way.
+const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX as usize + HEAD_BYTES_MAX;
 
 /// Decodes requests and has them carried out.
 pub(super) struct RequestServer {
@@ -37,10 +44,14 @@ impl RequestServer {
     ) -> u32 {
         let reader = Reader::new(memory.server(), chain.clone());
         let writer = Writer::new(memory.server(), chain);
-        let (Ok(reader), Ok(writer)) = (reader, writer) else {
+        let (Ok(mut reader), Ok(mut writer)) = (reader, writer) else {
             log::warn!("virtio-fs: a request lies outside of guest memory");
             return 0;
         };
+        let (request_bytes, answer_bytes) = bounds(reader.clone());
+        // An error means that the message is shorter than its bound.
+        let _rest = reader.split_at(request_bytes);
+        let _rest = writer.split_at(answer_bytes);
         // The library takes it for granted that an answer's header fits; so only the requests that
         // have no answer may come without room for one.
         if writer.available_bytes() < size_of::<OutHeader>() {
@@ -77,4 +88,25 @@ impl RequestServer {
         }
         Ok(())
     }
+}
+
+/// Most bytes of a message that the library gets to see: of the request, and of room for its answer.
+///
+/// The library moves whole descriptors, and says EIO when that was more than READ or WRITE asked for. So
+/// theirs are cut to what is asked for, and all others to what any message may be. A guest that changes
+/// the header meanwhile gets a request that is cut elsewhere, never one that is longer.
+fn bounds(mut request: Reader<'_>) -> (usize, usize) {
+    let moved = |size: u32| size.min(REQUEST_BYTES_MAX) as usize;
+    let header: Option<InHeader> = request.read_obj().ok();
+    let opcode = header.map(|header| header.opcode);
+    if opcode == Some(Opcode::Read as u32) {
+        let size = request.read_obj::<ReadIn>().map_or(0, |read| read.size);
+        return (HEAD_BYTES_MAX, size_of::<OutHeader>() + moved(size));
+    }
+    if opcode == Some(Opcode::Write as u32) {
+        let size = request.read_obj::<WriteIn>().map_or(0, |write| write.size);
+        let head = size_of::<InHeader>() + size_of::<WriteIn>();
+        return (head + moved(size), HEAD_BYTES_MAX);
+    }
+    (MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX)
 }

@@ -34,6 +34,8 @@ use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
 #[path = "confined_tests.rs"]
 mod confined;
+#[path = "value_tests.rs"]
+mod values;
 
 const TABLE: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;

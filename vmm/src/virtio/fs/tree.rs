@@ -21,6 +21,7 @@ use virtiofsd::fuse;
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, PassthroughFs};
 
 use super::set_id::WithoutFsetid;
+use super::values;
 
 /// Most bytes that one READ or WRITE request moves.
 pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
@@ -141,14 +142,10 @@ impl FileSystem for Tree {
             -> io::Result<()>;
         fn fsyncdir(&self, ctx: Context, inode: Inode, datasync: bool, handle: Handle)
             -> io::Result<()>;
-        fn fallocate(&self, ctx: Context, inode: Inode, handle: Handle, mode: u32, offset: u64,
-            length: u64) -> io::Result<()>;
         fn readdir(&self, ctx: Context, inode: Inode, handle: Handle, size: u32, offset: u64)
             -> io::Result<Self::DirIter>;
         fn releasedir(&self, ctx: Context, inode: Inode, flags: u32, handle: Handle)
             -> io::Result<()>;
-        fn lseek(&self, ctx: Context, inode: Inode, handle: Handle, offset: u64, whence: u32)
-            -> io::Result<u64>;
     }
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
@@ -170,6 +167,7 @@ impl FileSystem for Tree {
         handle: Option<Handle>,
         valid: SetattrValid,
     ) -> io::Result<(fuse::Attr, Duration)> {
+        values::setattr(&attr, valid)?;
         let _guard = WithoutFsetid::when(valid.contains(SetattrValid::KILL_SUIDGID))?;
         self.0.setattr(ctx, inode, attr, handle, valid)
     }
@@ -196,6 +194,7 @@ impl FileSystem for Tree {
         extensions: Extensions,
     ) -> io::Result<(Entry, Option<Handle>, OpenOptions)> {
         let name = component(name)?;
+        values::maker(&ctx)?;
         let exclusive = open_flags(flags) | O_EXCL;
         let created = self
             .0
@@ -224,6 +223,7 @@ impl FileSystem for Tree {
         flags: u32,
     ) -> io::Result<usize> {
         let size = size.min(REQUEST_BYTES_MAX);
+        values::range(offset, size)?;
         self.0
             .read(ctx, inode, handle, w, size, offset, lock_owner, flags)
     }
@@ -242,6 +242,7 @@ impl FileSystem for Tree {
         flags: u32,
     ) -> io::Result<usize> {
         let size = size.min(REQUEST_BYTES_MAX);
+        values::range(offset, size)?;
         let _guard = WithoutFsetid::when(kill_priv)?;
         self.0.write(
             ctx,
@@ -266,8 +267,9 @@ impl FileSystem for Tree {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        self.0
-            .mkdir(ctx, parent, component(name)?, mode, umask, extensions)
+        let name = component(name)?;
+        values::maker(&ctx)?;
+        self.0.mkdir(ctx, parent, name, mode, umask, extensions)
     }
 
     fn mknod(
@@ -281,6 +283,7 @@ impl FileSystem for Tree {
         extensions: Extensions,
     ) -> io::Result<Entry> {
         let name = component(name)?;
+        values::maker(&ctx)?;
         // Pipes, sockets and devices of the host would be opened by nobody here.
         if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
             return errno(libc::EPERM);
@@ -297,8 +300,9 @@ impl FileSystem for Tree {
         name: &CStr,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        self.0
-            .symlink(ctx, target, parent, component(name)?, extensions)
+        let name = component(name)?;
+        values::maker(&ctx)?;
+        self.0.symlink(ctx, target, parent, name, extensions)
     }
 
     fn link(&self, ctx: Context, inode: Inode, parent: Inode, name: &CStr) -> io::Result<Entry> {
@@ -323,6 +327,32 @@ impl FileSystem for Tree {
         flags: u32,
     ) -> io::Result<()> {
         let (oldname, newname) = (component(oldname)?, component(newname)?);
+        values::rename(flags)?;
         self.0.rename(ctx, olddir, oldname, newdir, newname, flags)
+    }
+
+    fn fallocate(
+        &self,
+        ctx: Context,
+        inode: Inode,
+        handle: Handle,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        values::fallocate(mode, offset, length)?;
+        self.0.fallocate(ctx, inode, handle, mode, offset, length)
+    }
+
+    fn lseek(
+        &self,
+        ctx: Context,
+        inode: Inode,
+        handle: Handle,
+        offset: u64,
+        whence: u32,
+    ) -> io::Result<u64> {
+        values::lseek(offset, whence)?;
+        self.0.lseek(ctx, inode, handle, offset, whence)
     }
 }
