@@ -28,6 +28,10 @@
 //!  │ end of file                                    │ ends itself at once
 //! ```
 //!
+//! Descriptors go one way only. The VMM answers by `write(2)`, which cannot carry any, and the shim makes
+//! no room for them ([`hear`]): a VMM that was taken over has nothing to hand to its shim, which would
+//! have to close it, and a file of a slow volume can take long to close.
+//!
 //! When the guest ends by itself the VMM sends [`FromVmm::GuestEnded`] and exits with status 1.
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -236,10 +240,7 @@ pub fn send<T: Serialize>(
     message: &T,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(), ControlError> {
-    let bytes = serde_json::to_vec(message).map_err(ControlError::Encode)?;
-    if bytes.len() > CONTROL_BYTES_MAX {
-        return Err(ControlError::TooLong(bytes.len()));
-    }
+    let bytes = encode(message)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(CONTROL_FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -255,7 +256,70 @@ pub fn send<T: Serialize>(
     .map_err(|errno| ControlError::Socket(errno.into()))
 }
 
-/// Receives one message with its descriptors (close-on-exec); `None` at end of file.
+/// Sends one message of the VMM's, which has no descriptors. A process that has not left `SIGPIPE` to its
+/// default, as Rust's have not, gets `EPIPE` when the other end is gone.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn tell(socket: impl AsFd, message: &FromVmm) -> Result<(), ControlError> {
+    let bytes = encode(message)?;
+    // One call is one packet, whole or not at all (`unix(7)`, SOCK_SEQPACKET).
+    rustix::io::write(socket, &bytes)
+        .map(drop)
+        .map_err(|errno| ControlError::Socket(errno.into()))
+}
+
+/// Receives one message of the VMM's; `None` at end of file. Descriptors beside it are not taken: the
+/// kernel drops them before they have a number.
+///
+/// # Errors
+/// [`ControlError`]; [`ControlError::Truncated`] when there were descriptors beside the message.
+pub fn hear(socket: impl AsFd) -> Result<Option<FromVmm>, ControlError> {
+    let mut bytes = vec![0; CONTROL_BYTES_MAX];
+    let mut nothing = RecvAncillaryBuffer::default();
+    let length = receive(socket, &mut bytes, &mut nothing)?;
+    decode(bytes.get(..length).unwrap_or_default())
+}
+
+fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ControlError> {
+    let bytes = serde_json::to_vec(message).map_err(ControlError::Encode)?;
+    if bytes.len() > CONTROL_BYTES_MAX {
+        return Err(ControlError::TooLong(bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// One packet and what is beside it, both whole; answers with the packet's length.
+fn receive(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    ancillary: &mut RecvAncillaryBuffer<'_>,
+) -> Result<usize, ControlError> {
+    let mut parts = [IoSliceMut::new(bytes)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::net::recvmsg(socket, &mut parts, ancillary, flags)
+        .map_err(|errno| ControlError::Socket(errno.into()))?;
+    let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;
+    if received.flags.intersects(cut) {
+        return Err(ControlError::Truncated);
+    }
+    Ok(received.bytes)
+}
+
+/// A packet of no bytes is the end of the file.
+fn decode<T: DeserializeOwned>(text: &[u8]) -> Result<Option<T>, ControlError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(text)
+        .map(Some)
+        .map_err(|source| ControlError::Decode {
+            text: String::from_utf8_lossy(text).chars().take(80).collect(),
+            source,
+        })
+}
+
+/// Receives one message of the shim's with its descriptors (close-on-exec); `None` at end of file.
 ///
 /// # Errors
 /// [`ControlError`]; a message that is refused takes its descriptors with it.
@@ -265,13 +329,7 @@ pub fn recv<T: DeserializeOwned>(
     let mut bytes = vec![0; CONTROL_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(CONTROL_FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .map_err(|errno| ControlError::Socket(errno.into()))?;
+    let length = receive(socket, &mut bytes, &mut ancillary)?;
     let fds = ancillary
         .drain()
         .filter_map(|message| match message {
@@ -280,23 +338,8 @@ pub fn recv<T: DeserializeOwned>(
         })
         .flatten()
         .collect();
-    if received
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
-        return Err(ControlError::Truncated);
-    }
-    if received.bytes == 0 {
-        return Ok(None);
-    }
-    let text = bytes.get(..received.bytes).unwrap_or_default();
-    match serde_json::from_slice(text) {
-        Ok(message) => Ok(Some((message, fds))),
-        Err(source) => Err(ControlError::Decode {
-            text: String::from_utf8_lossy(text).chars().take(80).collect(),
-            source,
-        }),
-    }
+    let message = decode(bytes.get(..length).unwrap_or_default())?;
+    Ok(message.map(|message| (message, fds)))
 }
 
 #[cfg(test)]
@@ -333,7 +376,7 @@ mod tests {
         drop(shim);
         assert!(recv::<ToVmm>(&vmm).unwrap().is_none());
         assert!(matches!(
-            send(&vmm, &FromVmm::NeedMaps, &[]),
+            tell(&vmm, &FromVmm::NeedMaps),
             Err(ControlError::Socket(_))
         ));
     }
@@ -342,11 +385,27 @@ mod tests {
     fn what_is_too_long_or_foreign_is_refused() {
         let (shim, vmm) = pair().unwrap();
         let reason = "x".repeat(CONTROL_BYTES_MAX);
-        let long = send(&vmm, &FromVmm::BootFailed { reason }, &[]);
+        let long = tell(&vmm, &FromVmm::BootFailed { reason });
         assert!(matches!(long, Err(ControlError::TooLong(_))));
         send(&vmm, &"what is this", &[]).unwrap();
-        let foreign = recv::<FromVmm>(&shim).unwrap_err().to_string();
+        let foreign = hear(&shim).unwrap_err().to_string();
         assert!(foreign.contains("what is this"), "{foreign}");
+    }
+
+    #[test]
+    fn the_vmm_has_no_descriptors_to_give() {
+        let (shim, vmm) = pair().unwrap();
+        tell(&vmm, &FromVmm::Done { id: 1 }).unwrap();
+        assert_eq!(hear(&shim).unwrap(), Some(FromVmm::Done { id: 1 }));
+        // One that was taken over, and has a system call for it.
+        let (mut reader, writer) = io::pipe().unwrap();
+        send(&vmm, &FromVmm::Done { id: 2 }, &[writer.as_fd()]).unwrap();
+        drop(writer);
+        assert!(matches!(hear(&shim), Err(ControlError::Truncated)));
+        // Nobody holds the other end any more.
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        tell(&vmm, &FromVmm::Done { id: 3 }).unwrap();
+        assert_eq!(hear(&shim).unwrap(), Some(FromVmm::Done { id: 3 }));
     }
 
     #[test]

@@ -181,7 +181,7 @@ impl Reporter {
 
     /// Sends a message. A shim that is gone is noticed by [`serve`], so a failure is only logged.
     pub fn send(&self, message: &FromVmm) {
-        if let Err(err) = control::send(self.socket(), message, &[]) {
+        if let Err(err) = control::tell(self.socket(), message) {
             note(&sentence(&err));
         }
     }
@@ -362,8 +362,8 @@ mod tests {
             Err(errno) => Err(errno.into()),
         };
         let result = serve(&Reporter::new(vmm), &vsock, &gate, map_slot);
-        let answers = std::iter::from_fn(|| control::recv::<FromVmm>(&shim).unwrap());
-        (result, answers.map(|(answer, _)| answer).collect())
+        let answers = std::iter::from_fn(|| control::hear(&shim).unwrap());
+        (result, answers.collect())
     }
 
     #[test]

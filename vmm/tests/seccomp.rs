@@ -5,9 +5,12 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags};
+use wasmvm_protocol::control::FromVmm;
 use wasmvm_vmm::seccomp::{self, KILLED_STATUS, Thread};
 
 const CANARY: &str = "--canary";
@@ -25,6 +28,7 @@ fn look_at_canaries() -> Result<(), Box<dyn Error>> {
         is_killed_at(thread, "socket", libc::SYS_socket)?;
         is_killed_at(thread, "ioctl", libc::SYS_ioctl)?;
         is_killed_at(thread, "execute", libc::SYS_mmap)?;
+        is_killed_at(thread, "descriptor", libc::SYS_sendmsg)?;
         let output = start_canary(thread, "nothing")?;
         let text = String::from_utf8(output.stderr)?;
         assert!(output.status.success(), "{thread:?}: {text}");
@@ -32,6 +36,7 @@ fn look_at_canaries() -> Result<(), Box<dyn Error>> {
     println!("a call that is on no list ends the process with its number and thread ... ok");
     println!("ioctls are told apart by their number ... ok");
     println!("nothing new is executable ... ok");
+    println!("no descriptor is passed on ... ok");
     println!("a thread that keeps to its list ends well ... ok");
     Ok(())
 }
@@ -54,6 +59,9 @@ fn start_canary(thread: Thread, call: &str) -> std::io::Result<Output> {
 fn canary(name: &str, call: String) -> Result<(), Box<dyn Error>> {
     let thread = Thread::ALL.into_iter().find(|known| known.name() == name);
     let thread = thread.ok_or("no such thread")?;
+    // Closed by the main thread: not every list has that.
+    let kept = Arc::new(wasmvm_protocol::control::pair()?);
+    let sockets = Arc::clone(&kept);
     seccomp::enable()?;
     let confined = std::thread::spawn(move || -> Result<(), String> {
         seccomp::confine(thread).map_err(|err| err.to_string())?;
@@ -62,11 +70,17 @@ fn canary(name: &str, call: String) -> Result<(), Box<dyn Error>> {
             "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
             "ioctl" => drop(rustix::io::ioctl_fionread(std::io::stdin())),
             "execute" => executable_memory(),
+            "descriptor" => pass_a_descriptor(&sockets),
             _ => {}
         }
         Ok(())
     });
     Ok(confined.join().map_err(|_| "panicked")??)
+}
+
+fn pass_a_descriptor((one, other): &(OwnedFd, OwnedFd)) {
+    let message = FromVmm::NeedMaps;
+    let _sent = wasmvm_protocol::control::send(one, &message, &[other.as_fd()]);
 }
 
 fn executable_memory() {

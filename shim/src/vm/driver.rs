@@ -165,8 +165,7 @@ impl Driver {
 
     /// A message that was sent before the process ended.
     fn pending(&self) -> Option<FromVmm> {
-        let received = control::recv(self.control.get_ref()).ok().flatten();
-        received.map(|(message, _fds)| message)
+        control::hear(self.control.get_ref()).ok().flatten()
     }
 
     /// The process ends within `limit`, or it is killed; one that does not even then is given up.
@@ -220,9 +219,9 @@ impl Driver {
 async fn next(control: &AsyncFd<OwnedFd>) -> Result<Option<FromVmm>, ControlError> {
     loop {
         let mut ready = control.readable().await.map_err(ControlError::Socket)?;
-        match control::recv(control.get_ref()) {
+        match control::hear(control.get_ref()) {
             Err(err) if err.is_would_block() => ready.clear_ready(),
-            received => return Ok(received?.map(|(message, _fds)| message)),
+            heard => return heard,
         }
     }
 }

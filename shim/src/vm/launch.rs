@@ -297,10 +297,8 @@ fn next(control: &OwnedFd, deadline: Instant) -> Result<FromVmm, LaunchError> {
     if !ready {
         return Err(LaunchError::Silent("fell silent"));
     }
-    let received = control::recv(control).map_err(LaunchError::Control)?;
-    received
-        .map(|(message, _fds)| message)
-        .ok_or(LaunchError::Silent("ended"))
+    let heard = control::hear(control).map_err(LaunchError::Control)?;
+    heard.ok_or(LaunchError::Silent("ended"))
 }
 
 fn enter_network(path: &Path) -> Result<(), LaunchError> {

@@ -88,18 +88,17 @@ const _: () = assert!(PROT_EXEC == libc::PROT_EXEC.unsigned_abs() as u64);
 /// The life of any thread: memory, locks, clocks, a line on standard error, a report to the shim, the end.
 const EVERY: &[Allowed] = &[
     any(libc::SYS_futex),         // locks, channels, standing still at the gate
-    any(libc::SYS_write),         // standard error; event descriptors
-    any(libc::SYS_sendmsg),       // reports on the control socket, the guest's end among them
+    any(libc::SYS_write), // standard error; event descriptors; reports to the shim, the end's among them
     any(libc::SYS_clock_gettime), // a host whose vDSO has no clock
-    any(libc::SYS_brk),           // the heap
+    any(libc::SYS_brk),   // the heap
     without(libc::SYS_mmap, 2, PROT_EXEC), // large pieces of it; nothing new is ever executable
-    any(libc::SYS_munmap),        // and back
-    any(libc::SYS_mremap),        // a large piece grows
-    any(libc::SYS_madvise),       // the end of a thread gives its stack back
+    any(libc::SYS_munmap), // and back
+    any(libc::SYS_mremap), // a large piece grows
+    any(libc::SYS_madvise), // the end of a thread gives its stack back
     any(libc::SYS_rt_sigprocmask), // the same
-    any(libc::SYS_sigaltstack),   // the end of a thread, and of the process
-    any(libc::SYS_exit),          // a device's thread, when the machine cannot be built
-    any(libc::SYS_exit_group),    // the end
+    any(libc::SYS_sigaltstack), // the end of a thread, and of the process
+    any(libc::SYS_exit),  // a device's thread, when the machine cannot be built
+    any(libc::SYS_exit_group), // the end
     any(libc::SYS_restart_syscall), // a wait goes on after SIGCONT
 ];
 

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_may_start_programs_or_threads_or_reach_the_network() {
+    fn nobody_may_start_programs_or_threads_reach_the_network_or_pass_descriptors() {
         let never = [
             libc::SYS_execve,
             libc::SYS_clone,
@@ -218,6 +218,11 @@ mod tests {
             libc::SYS_rt_sigaction,
             libc::SYS_io_uring_setup,
             libc::SYS_bpf,
+            // Descriptors go with nothing else.
+            libc::SYS_sendmsg,
+            libc::SYS_sendmmsg,
+            libc::SYS_io_uring_enter,
+            libc::SYS_pidfd_getfd,
         ];
         for thread in Thread::ALL {
             assert!(!allowed::of(thread).any(|call| never.contains(&call.number)));
