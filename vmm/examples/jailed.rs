@@ -26,17 +26,33 @@ fn main() -> Result<(), Box<dyn Error>> {
     let vmm = fs::canonicalize(vmm)?;
     let (control, vmm_end) = control::pair()?;
     let script = r#"mount --rbind . . && cd "$PWD" && exec 3<&0 && exec "$0" </dev/null"#;
+    let (mut log, log_writer) = std::io::pipe()?;
     let mut outer = Command::new("unshare")
         .args(["--pid", "--fork", "--mount", "--ipc", "--uts"])
         .args(["sh", "-ec", script])
         .arg(vmm)
         .current_dir(tree)
         .stdin(Stdio::from(vmm_end))
+        .stdout(log_writer.try_clone()?)
+        .stderr(log_writer)
         .spawn()?;
     let started = Instant::now();
+    thread::spawn(move || std::io::copy(&mut log, &mut std::io::stderr()));
 
-    let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
-    let (kernel, initramfs) = (File::open(kernel)?, File::open(initramfs)?);
+    // As the shim does it: what is handed over is opened in the VMM's own mount namespace.
+    let root = loop {
+        if let Some(pid) = child_of(outer.id()) {
+            break format!("/proc/{pid}/root");
+        }
+        thread::yield_now();
+    };
+    let inside = |path: &str| Ok::<_, std::io::Error>(root.clone() + &path_text(path)?);
+    let kvm = File::options()
+        .read(true)
+        .write(true)
+        .open(inside("/dev/kvm")?)?;
+    let kernel = File::open(inside(kernel)?)?;
+    let initramfs = File::open(inside(initramfs)?)?;
     let boot = ToVmm::Boot(BootConfig {
         role: Role::Task,
         ram_mib: rest.first().map_or(Ok(256), |text| text.parse())?,
@@ -48,7 +64,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         &boot,
         &[kvm.as_fd(), kernel.as_fd(), initramfs.as_fd()],
     )?;
-    while let Some((message, _)) = control::recv::<FromVmm>(&control)? {
+    while let Some(message) = control::hear(&control)? {
         println!("{:>8.1?} {message:?}", started.elapsed());
         if message == FromVmm::NeedMaps {
             let pid = child_of(outer.id()).ok_or("the VMM is gone")?;
@@ -65,6 +81,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!("{}", outer.wait()?);
     Ok(())
+}
+
+fn path_text(path: &str) -> std::io::Result<String> {
+    let path = fs::canonicalize(path)?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|_| std::io::ErrorKind::InvalidFilename.into())
 }
 
 /// `Seccomp` is 2 for a thread with a filter (`proc(5)`, status).
@@ -84,13 +107,13 @@ fn show_filters(pid: &str) -> Result<(), Box<dyn Error>> {
 fn pause(control: &OwnedFd, pid: &str) -> Result<(), Box<dyn Error>> {
     let since = Instant::now();
     control::send(control, &ToVmm::Pause { id: 1 }, &[])?;
-    let done = control::recv::<FromVmm>(control)?.map(|(message, _)| message);
+    let done = control::hear(control)?;
     println!("         Pause: {done:?} after {:?}", since.elapsed());
     let before = cpu_ticks(pid)?;
     thread::sleep(Duration::from_secs(2));
     println!("         CPU ticks in 2 s: {}", cpu_ticks(pid)? - before);
     control::send(control, &ToVmm::Resume { id: 2 }, &[])?;
-    let done = control::recv::<FromVmm>(control)?.map(|(message, _)| message);
+    let done = control::hear(control)?;
     println!("         Resume: {done:?}");
     Ok(())
 }

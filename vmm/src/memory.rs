@@ -33,6 +33,9 @@ pub enum MemoryError {
     /// `madvise(2)` failed.
     #[error("cannot set the page size of guest RAM")]
     Advise(#[source] io::Error),
+    /// `madvise(2)` failed.
+    #[error("cannot keep guest RAM out of memory dumps")]
+    Dump(#[source] io::Error),
     /// A file does not fit where it should go.
     #[error("{length:#x} bytes at {address:#x} are not page aligned or not in guest RAM")]
     Place {
@@ -102,9 +105,17 @@ fn advise(region: &vm_memory::GuestRegionMmap, huge_pages: bool) -> Result<(), M
         unsafe { rustix::mm::madvise(region.as_ptr().cast(), to_usize(region.len()), advice) };
     match advised {
         // A host kernel without transparent huge pages knows neither advice.
-        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
-        Err(errno) => Err(MemoryError::Advise(errno.into())),
+        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+        Err(errno) => return Err(MemoryError::Advise(errno.into())),
     }
+    keep_out_of_dumps(region.as_ptr(), to_usize(region.len()))
+}
+
+/// A dump of the VMM, by whoever may take one, is about the VMM: a tenant's memory has no place in it.
+fn keep_out_of_dumps(start: *mut u8, bytes: usize) -> Result<(), MemoryError> {
+    // SAFETY: the caller's range is a mapping of ours, and the advice changes no content.
+    let advised = unsafe { rustix::mm::madvise(start.cast(), bytes, Advice::LinuxDontDump) };
+    advised.map_err(|errno| MemoryError::Dump(errno.into()))
 }
 
 /// Bytes of RAM below the hole.
@@ -161,10 +172,11 @@ pub fn map_file(
             offset,
         )
     };
-    mapped.map(drop).map_err(|errno| MemoryError::MapFile {
+    let mapped = mapped.map_err(|errno| MemoryError::MapFile {
         address,
         source: errno.into(),
-    })
+    })?;
+    keep_out_of_dumps(mapped.cast(), to_usize(span))
 }
 
 #[cfg(test)]
@@ -190,6 +202,29 @@ mod tests {
                 "{ram_mib}"
             );
         }
+    }
+
+    /// `dd` among the flags of a mapping (`proc_pid_smaps(5)`).
+    #[test]
+    fn no_part_of_ram_is_in_a_memory_dump() {
+        let memory = allocate(32, false).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 5000]).unwrap();
+        map_file(&memory, 0x10_0000, &file, 0, 5000).unwrap();
+        let start = memory.find_region(GuestAddress(0)).unwrap().as_ptr().addr();
+        let ram = start..start + to_usize(32 * MIB);
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let (mut in_ram, mut parts) = (false, 0);
+        for line in smaps.lines() {
+            let address = line.split('-').next().unwrap_or_default();
+            if let (Ok(address), true) = (usize::from_str_radix(address, 16), line.contains('-')) {
+                in_ram = ram.contains(&address);
+            } else if let (Some(flags), true) = (line.strip_prefix("VmFlags:"), in_ram) {
+                assert!(flags.split(' ').any(|flag| flag == "dd"), "{flags}");
+                parts += 1;
+            }
+        }
+        assert_eq!(parts, 3);
     }
 
     #[test]

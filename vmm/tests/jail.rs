@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -45,6 +45,7 @@ fn start(tree: &Path, setup: &str) -> Vmm {
         ])
         .current_dir(tree)
         .stdin(Stdio::from(vmm))
+        .stdout(writer.try_clone().unwrap())
         .stderr(writer)
         .spawn()
         .unwrap();
@@ -63,28 +64,55 @@ fn fill(mut pipe: &PipeWriter) {
 
 const MOUNT_TREE: &str = "mount --bind . . && cd \"$PWD\"";
 
-fn send_boot(vmm: &Vmm) {
-    let null = File::open("/dev/null").unwrap();
-    let config = BootConfig {
-        role: Role::Task,
+fn boot_config(role: Role) -> BootConfig {
+    BootConfig {
+        role,
         ram_mib: 256,
         huge_pages: false,
         console: false,
-    };
+    }
+}
+
+fn send_boot(vmm: &Vmm) {
+    send_boot_with(vmm, "dev/null", Role::Task);
+}
+
+/// The kernel's path is relative to the root that the VMM starts with: the shim opens what it hands over
+/// in the VMM's own mount namespace.
+fn send_boot_with(vmm: &Vmm, kernel: &str, role: Role) {
+    until(|| vmm.find_pid().is_some_and(is_wasmvm));
+    let open = |path: &str| File::open(format!("/proc/{}/root/{path}", vmm.pid())).unwrap();
+    let (null, kernel) = (open("dev/null"), open(kernel));
+    let config = boot_config(role);
     let fd = null.as_fd();
-    control::send(&vmm.control, &ToVmm::Boot(config), &[fd, fd, fd]).unwrap();
+    control::send(
+        &vmm.control,
+        &ToVmm::Boot(config),
+        &[fd, kernel.as_fd(), fd],
+    )
+    .unwrap();
+}
+
+/// No longer the shell that sets it up.
+fn is_wasmvm(pid: u32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| name == "wasmvm-vmm\n")
 }
 
 fn receive(vmm: &Vmm) -> FromVmm {
-    control::recv::<FromVmm>(&vmm.control)
+    control::hear(&vmm.control)
         .unwrap()
         .expect("the VMM is gone")
-        .0
 }
 
 impl Vmm {
     /// Its PID here, outside: the only child of `unshare`.
     fn pid(&self) -> u32 {
+        self.find_pid().unwrap()
+    }
+
+    /// `None` before `unshare` has started it.
+    fn find_pid(&self) -> Option<u32> {
         let outer = self.outer.id().to_string();
         let is_child = |pid: &String| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -93,7 +121,7 @@ impl Vmm {
             behind_name.split(' ').nth(1) == Some(&outer)
         };
         let child = names("/proc").into_iter().find(is_child);
-        child.and_then(|pid| pid.parse().ok()).unwrap()
+        child.and_then(|pid| pid.parse().ok())
     }
 
     fn write_maps(&self) {
@@ -220,13 +248,72 @@ fn the_vmm_sees_the_tree_and_nothing_of_the_host() {
             "/1/fd",
         ];
         let is_tree = || fs::metadata(&path).is_ok_and(|meta| (meta.dev(), meta.ino()) == tree_id);
-        let is_test_output = fd == "1";
         assert!(
-            is_test_output || known.iter().any(|k| target.starts_with(k)) || is_tree(),
+            known.iter().any(|k| target.starts_with(k)) || is_tree(),
             "{fd}: {target}"
         );
     }
     vmm.end();
+}
+
+/// Neither where the executable lies nor where /dev/null does.
+#[test]
+fn the_guests_kernel_cannot_be_changed_through_its_descriptor() {
+    let tree = tree();
+    let elsewhere = "mount -t tmpfs none /mnt && echo kernel > /mnt/kernel";
+    let vmm = start(tree.path(), &format!("{elsewhere}\n{MOUNT_TREE}"));
+    send_boot_with(&vmm, "mnt/kernel", Role::Task);
+    assert_eq!(receive(&vmm), FromVmm::NeedMaps);
+    let descriptors = format!("/proc/{}/fd", vmm.pid());
+    let is_kernel = |fd: &String| {
+        let target = fs::read_link(format!("{descriptors}/{fd}"));
+        target.is_ok_and(|target| target.ends_with("kernel"))
+    };
+    let kernel = names(&descriptors).into_iter().find(is_kernel).unwrap();
+    let mode = fs::Permissions::from_mode(0o777);
+    let error = fs::set_permissions(format!("{descriptors}/{kernel}"), mode).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    vmm.end();
+}
+
+#[test]
+fn a_file_of_a_mount_out_of_sight_is_refused() {
+    let tree = tree();
+    let vmm = start(tree.path(), MOUNT_TREE);
+    until(|| vmm.find_pid().is_some_and(is_wasmvm));
+    let kernel = File::open("/dev/null").unwrap();
+    let fd = kernel.as_fd();
+    control::send(
+        &vmm.control,
+        &ToVmm::Boot(boot_config(Role::Task)),
+        &[fd, fd, fd],
+    )
+    .unwrap();
+    let (status, text) = vmm.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(text.contains("is on no mount in sight"), "{text}");
+}
+
+#[test]
+fn a_compilers_vmm_writes_no_file_longer_than_an_artifact() {
+    let limit = |role| {
+        let tree = tree();
+        let vmm = start(tree.path(), MOUNT_TREE);
+        send_boot_with(&vmm, "dev/null", role);
+        assert_eq!(receive(&vmm), FromVmm::NeedMaps);
+        let limits = fs::read_to_string(format!("/proc/{}/limits", vmm.pid())).unwrap();
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max file size"));
+        let hard = line.unwrap().split_whitespace().nth(4).unwrap().to_owned();
+        vmm.end();
+        hard
+    };
+    assert_eq!(
+        limit(Role::Compiler),
+        wasmvm_vmm::vm::SLOT_BYTES_MAX.to_string()
+    );
+    assert_eq!(limit(Role::Task), "unlimited");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
 use wasmvm_protocol::tree::is_kernel_file_system;
 
 use super::limits::CORE_BYTES;
-use super::{JailError, KEPT_CAPABILITIES, Landlock, Step};
+use super::{JailError, KEPT_CAPABILITIES, Landlock, Step, inherited};
 
 /// Longest file of /proc/self that is read here, bytes.
 const PROC_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -25,6 +25,12 @@ pub(super) fn all(proc_root: &OwnedFd) -> Result<(), JailError> {
         "root",
         &mounts_in_sight(&read(proc_root, "self/mountinfo")?),
         "the file tree",
+    )?;
+    let writable = inherited::writable(proc_root).step("look at the inherited files")?;
+    same(
+        "files of the host on a mount that can be written to",
+        &writable,
+        &Vec::<String>::new(),
     )?;
     same("parent of the root", &mount_of("..")?, &mount_of("/")?)?;
     let core = getrlimit(Resource::Core);

@@ -1,10 +1,12 @@
 //! What the VMM got from the host can't be changed through it.
 //!
-//! uid 0 in the jail is the host's, which owns the VMM's executable and the files of /dev. A guest that
-//! had taken over its VMM could reach their inodes by `/proc/self/exe` and by its descriptors: give the
-//! executable another mode, or, as soon as no VMM runs, another content, and so run code on the host
-//! (CVE-2019-5736 was that); or close /dev/null to everyone else. So the mounts that they were opened
-//! on are made read-only here: mounts of this namespace, which no other process uses.
+//! uid 0 in the jail is the host's, which owns the VMM's executable, the guest's kernel and initramfs and
+//! the files of /dev. A guest that had taken over its VMM could reach their inodes by `/proc/self/exe` and
+//! by its descriptors: give the executable another mode, or, as soon as no VMM runs, another content, and
+//! so run code on the host (CVE-2019-5736 was that); or close /dev/kvm to everyone else. Neither Landlock
+//! nor a list of system calls stands before `fchmod(2)` of a descriptor. So the mounts that all of them
+//! were opened on are made read-only here, whichever they are: mounts of this namespace, which no other
+//! process uses. A device's ioctls work on such a mount.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,19 +14,54 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FsWord, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
+};
 
 use super::{JailError, Step};
 
-/// The VMM's executable, and standard input, which is /dev/null and so lies where /dev/kvm does.
-const INHERITED: [&str; 2] = ["self/exe", "self/fd/0"];
+const EXECUTABLE: &str = "self/exe";
 
-/// Makes the mounts of all that is [`INHERITED`] read-only. Before the old root goes.
+/// `PIPEFS_MAGIC`, `SOCKFS_MAGIC`, `ANON_INODE_FS_MAGIC` (Linux `include/uapi/linux/magic.h`): what has
+/// no name on the host and nobody else's mode.
+const NAMELESS: [FsWord; 3] = [0x5049_5045, 0x534f_434b, 0x0904_1934];
+
+/// Makes the mounts of the executable and of all that is held open read-only. Before the old root goes.
 pub(super) fn protect(proc_root: &OwnedFd) -> Result<(), JailError> {
-    for name in INHERITED {
-        protect_one(proc_root, name).step("make the mount of an inherited file read-only")?;
+    const STEP: &str = "make the mount of an inherited file read-only";
+    for name in writable(proc_root).step(STEP)? {
+        protect_one(proc_root, &name).step(STEP)?;
     }
     Ok(())
+}
+
+/// The executable and descriptors on a mount that can be written to, by their names below `proc_root`.
+pub(super) fn writable(proc_root: &OwnedFd) -> io::Result<Vec<String>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(proc_root, "self/fd", flags, Mode::empty())?;
+    let mut found = vec![];
+    if is_writable(proc_root, EXECUTABLE)? {
+        found.push(EXECUTABLE.to_owned());
+    }
+    for entry in Dir::new(directory)? {
+        let entry = entry?;
+        let number = entry.file_name().to_string_lossy();
+        let name = format!("self/fd/{number}");
+        if !number.starts_with('.') && is_writable(proc_root, &name)? {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
+
+fn is_writable(proc_root: &OwnedFd, name: &str) -> io::Result<bool> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc_root, name, flags, Mode::empty())?;
+    if NAMELESS.contains(&rustix::fs::fstatfs(&file)?.f_type) {
+        return Ok(false);
+    }
+    let flags = rustix::fs::fstatvfs(&file)?.f_flag;
+    Ok(!flags.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// `name` is a link of /proc to an open file.
@@ -99,7 +136,9 @@ mod tests {
         reopen().unwrap();
         change_mode().unwrap();
         drop(written);
+        assert!(writable(&proc_root).unwrap().contains(&name));
         protect_one(&proc_root, &name).unwrap();
+        assert!(!writable(&proc_root).unwrap().contains(&name));
         assert_eq!(reopen().unwrap_err(), rustix::io::Errno::ROFS);
         let error = change_mode().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);

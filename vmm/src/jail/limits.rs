@@ -8,7 +8,10 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
 
+use wasmvm_protocol::control::Role;
+
 use super::{JailError, Step};
+use crate::vm::SLOT_BYTES_MAX;
 
 /// Descriptors the guest can make the file server hold, at most: one for each file it knows, one more
 /// for each it has open. The host may allow less.
@@ -42,14 +45,26 @@ pub fn close_unknown_fds(last_known: RawFd) -> Result<(), JailError> {
 /// Limits, umask, and SIGTERM as the end: PID 1 of a namespace gets no signal it has no handler for.
 ///
 /// Answers with the number of descriptors that the guest may make the file server hold.
-pub(super) fn set() -> Result<u64, JailError> {
+pub(super) fn set(role: Role) -> Result<u64, JailError> {
     forbid_cores().step("forbid core files")?;
+    if let Some(bytes) = file_bytes_max(role) {
+        set_limit(Resource::Fsize, bytes).step("limit the length of files")?;
+    }
     let guest_fds = limit_open_files()?;
     forbid_dumps()?;
     // The guest's kernel has applied its own umask to every mode it sends.
     rustix::process::umask(Mode::empty());
     end_on_sigterm().step("handle SIGTERM")?;
     Ok(guest_fds)
+}
+
+/// Longest file that a VMM may write. A compiler's writes one, the artifact, which later is a slot; a
+/// task's writes its tenant's, whose length is the file system's affair.
+fn file_bytes_max(role: Role) -> Option<u64> {
+    match role {
+        Role::Compiler => Some(SLOT_BYTES_MAX),
+        Role::Task => None,
+    }
 }
 
 fn limit_open_files() -> Result<u64, JailError> {

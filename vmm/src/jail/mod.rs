@@ -6,7 +6,7 @@
 //!  ├──────────────────────────────────────────────►│ 1  close every descriptor but the known ones
 //!  │                                               │ 2  a detached /proc; inherited files' mounts read-only
 //!  │                                               │ 3  the tree becomes /, all other mounts go
-//!  │                                               │ 4  limits, keyring, no core dump, SIGTERM
+//!  │                                               │ 4  limits, keyring, no core dump, SIGTERM, no speculation
 //!  │                                      NeedMaps │ 5  a user namespace
 //!  │◄──────────────────────────────────────────────┤
 //!  │ MapsWritten: 0 0 4294967295                   │
@@ -28,13 +28,14 @@ mod inherited;
 mod landlock;
 mod limits;
 mod privileges;
+mod speculation;
 mod tree;
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use wasmvm_protocol::control::{self, ControlError, FromVmm, ToVmm};
+use wasmvm_protocol::control::{self, ControlError, FromVmm, Role, ToVmm};
 
 pub use landlock::Landlock;
 pub use limits::{GUEST_FDS_MAX, OWN_FDS_MAX, close_unknown_fds};
@@ -96,19 +97,21 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-/// Closes the jail round this process, whose working directory is the root of a mount.
+/// Closes the jail round this process, whose working directory is the root of a mount, as tightly as its
+/// `role` allows.
 ///
 /// Needs root, and a process of one thread that was started in PID and mount namespaces of its own.
 /// Unknown descriptors are closed before, by [`close_unknown_fds`].
 ///
 /// # Errors
 /// [`JailError`]. The process is then half jailed and must end.
-pub fn close(control: BorrowedFd<'_>) -> Result<Jail, JailError> {
+pub fn close(control: BorrowedFd<'_>, role: Role) -> Result<Jail, JailError> {
     let proc_root = tree::detached_proc()?;
     let proc_self_fd = tree::proc_self_fd(&proc_root)?;
     inherited::protect(&proc_root)?;
     tree::make_root()?;
-    let guest_fds = limits::set()?;
+    let guest_fds = limits::set(role)?;
+    speculation::forbid()?;
     privileges::leave_session_keyring()?;
     privileges::enter_user_namespace()?;
     await_maps(control)?;
@@ -125,7 +128,7 @@ pub fn close(control: BorrowedFd<'_>) -> Result<Jail, JailError> {
 }
 
 fn await_maps(control: BorrowedFd<'_>) -> Result<(), JailError> {
-    control::send(control, &FromVmm::NeedMaps, &[]).map_err(JailError::Control)?;
+    control::tell(control, &FromVmm::NeedMaps).map_err(JailError::Control)?;
     match control::recv::<ToVmm>(control).map_err(JailError::Control)? {
         Some((ToVmm::MapsWritten, _)) => Ok(()),
         Some((other, _)) => Err(JailError::Unexpected(format!("{other:?}"))),
