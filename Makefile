@@ -100,9 +100,11 @@ install: stage ## put binaries and guest files below PREFIX (default /usr/local)
 	install -D -t $(DESTDIR)$(PREFIX)/lib/wasmvm $(STAGE)/lib/wasmvm/wasmvm-vmm
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/wasmvm $(addprefix $(STAGE)/lib/wasmvm/,kernel agent.cpio compiler.cpio compiler.cpio.sha256)
 
-uninstall: ## remove what install put there
+uninstall: ## remove what install put there, and the memory of compiled programs
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,containerd-shim-wasmvm-v1 wasmvm)
 	rm -rf $(DESTDIR)$(PREFIX)/lib/wasmvm
+	[ -n "$(DESTDIR)" ] || ! mountpoint -q /run/wasmvm/artifacts || umount --lazy /run/wasmvm/artifacts
+	[ -n "$(DESTDIR)" ] || rm -rf /run/wasmvm/artifacts /run/wasmvm/compile
 
 clean: ## remove what was built in this folder (the cache outside stays)
 	rm -rf $(OUT) target

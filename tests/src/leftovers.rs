@@ -17,7 +17,7 @@ const PROGRAMS: [&str; 2] = ["wasmvm-vmm", "containerd-shim"];
 const FOLDERS: [&str; 3] = ["/run/wasmvm", "/run/containerd/s", FIFOS];
 /// Made and removed by the client, `ctr`.
 const FIFOS: &str = "/run/containerd/fifo";
-/// The host's, not a task's: compiled programs, and the locks of those who compile.
+/// The host's, not a task's: the memory of compiled programs, and the queue of those who compile.
 const OF_THE_HOST: [&str; 2] = ["/run/wasmvm/artifacts", "/run/wasmvm/compile"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -97,7 +97,9 @@ fn mounts() -> Vec<String> {
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .filter(|point| {
-            point.starts_with("/run/wasmvm") || point.contains("/io.containerd.runtime.v2.task/")
+            let of_the_host = OF_THE_HOST.contains(point);
+            (point.starts_with("/run/wasmvm") && !of_the_host)
+                || point.contains("/io.containerd.runtime.v2.task/")
         })
         .map(|point| format!("mount {point}"))
         .collect()

@@ -10,7 +10,9 @@
 //! depends on, so that all tasks of one image share its pages.
 
 pub mod compile;
-mod prune;
+mod folder;
+mod memory;
+mod room;
 mod store;
 mod turn;
 

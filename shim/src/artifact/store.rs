@@ -1,79 +1,82 @@
 //! Where artifacts are kept: one file per key, written under another name and renamed.
 //!
-//! Two directories: `kept` on disk outlives a reboot, `shared` on a tmpfs is what VMs map. The pages of
-//! a tmpfs file are charged to who wrote them, so no tenant pays for what all share; and no disk is
-//! read when a task starts. Files are replaced by rename only and never cut short: a VM that maps one
-//! keeps it. Each directory has a size, above which the least recently used go.
+//! Two directories: `kept` on disk outlives a reboot, `shared` on a tmpfs of ours ([`super::memory`]) is
+//! what VMs map. Files are replaced by rename only and never cut short: a VM that maps one keeps it. Each
+//! directory has a size, above which the least recently used go ([`super::room`]).
 //!
-//! What VMs map is opened through a mount of its own that is read-only: a VMM that a guest has taken over
-//! is still user 0, and could otherwise open the descriptor's file again, for writing, by its name in
-//! `/proc`.
+//! Neither costs anybody a start: where the memory has no room, VMs map the file on disk, and where the
+//! disk has none either, what the compiler has delivered.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::mount::{OpenTreeFlags, open_tree};
 use sha2::{Digest, Sha256};
 use wasmvm_protocol::slot::{
     SLOT_HEADER_BYTES, SLOT_HEADER_USED_BYTES, SlotHeader, SlotHeaderError, SlotKind,
 };
 
-use super::prune;
+use super::folder::{Folder, FolderError};
+use super::memory::{HOST_MOUNTS, Memory};
+use super::room::{self, Budget};
 use crate::artifact::ArtifactKey;
-use crate::sys::mounts::{MountChange, change_mount};
+use crate::error::{ErrorCode, chain};
 
-/// Numbers what this process writes.
-static WRITES: AtomicU64 = AtomicU64::new(0);
+/// The setting that names the directory on disk.
+const DISK_SETTING: &str = "artifact_dir";
+/// Of the disk, what artifacts leave to others, per cent.
+const DISK_RESERVE_PERCENT: u64 = 10;
 
 /// A directory and what it may hold.
 #[derive(Clone, Debug)]
 pub struct Shelf {
     /// Where; made at the first insert.
     pub path: PathBuf,
-    /// The most that stays in it, bytes; what was just written stays in any case.
+    /// The most that stays in it, bytes.
     pub bytes_max: u64,
 }
 
 /// The two directories.
 #[derive(Clone, Debug)]
 pub struct Store {
-    shared: Shelf,
+    shared: Memory,
     kept: Shelf,
 }
 
-/// Why an artifact cannot be read or written.
+/// Why an artifact can be neither read nor kept.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The operating system refuses.
-    #[error("cannot {action} the artifact {}", .path.display())]
-    File {
-        /// `read`, `write` or `replace`.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        #[source]
-        source: io::Error,
-    },
-    /// Cut short, changed, or not an artifact of ours.
-    #[error("the artifact {} is damaged: {reason}", .path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What does not fit.
-        reason: String,
-    },
+    /// The directory on disk.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// What the compiler has delivered.
+    #[error("cannot open what the compiler has delivered")]
+    Delivered(#[source] io::Error),
+}
+
+impl StoreError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Folder(FolderError::Refused { .. }) => ErrorCode::FailedPrecondition,
+            Self::Folder(FolderError::Open { .. }) | Self::Delivered(_) => ErrorCode::Internal,
+        }
+    }
 }
 
 impl Store {
-    /// `shared` is a directory on a tmpfs, `kept` one on a disk.
+    /// `shared` becomes a tmpfs, `kept` is a directory on a disk.
     #[must_use]
     pub fn new(shared: Shelf, kept: Shelf) -> Self {
+        let Shelf { path, bytes_max } = shared;
+        let shared = Memory {
+            path,
+            bytes_max,
+            namespace: HOST_MOUNTS,
+        };
         Self { shared, kept }
     }
 
@@ -81,17 +84,24 @@ impl Store {
     /// file is removed and counts as absent.
     ///
     /// # Errors
-    /// [`StoreError::File`].
+    /// [`StoreError::Folder`] when the directory on disk is not ours.
     pub fn find(&self, key: &ArtifactKey) -> Result<Option<File>, StoreError> {
-        if sound(&self.shared.path, key, check_length)?.is_some() {
-            return self.shared(key).map(Some);
+        let memory = self.memory();
+        if let Some(file) = memory
+            .as_ref()
+            .and_then(|memory| sound(memory, key, check_length))
+        {
+            return Ok(Some(file));
         }
-        // The disk is read once, so it is also the place to look at every byte.
-        let Some(file) = sound(&self.kept.path, key, check_content)? else {
+        let Some(disk) = self.disk()? else {
             return Ok(None);
         };
-        write(&self.shared, key, &file)?;
-        self.shared(key).map(Some)
+        // The disk is read once, so it is also the place to look at every byte.
+        let Some(file) = sound(&disk, key, check_content) else {
+            return Ok(None);
+        };
+        let shared = memory.and_then(|memory| self.share(&memory, key, &file));
+        Ok(Some(shared.unwrap_or(file)))
     }
 
     /// Keeps a whole artifact file (header page and content) and returns it as VMs map it.
@@ -99,67 +109,128 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn insert(&self, key: &ArtifactKey, artifact: &File) -> Result<File, StoreError> {
-        write(&self.kept, key, artifact)?;
-        write(&self.shared, key, artifact)?;
-        self.shared(key)
+        if let Err(error) = Folder::make(&self.kept.path) {
+            tracing::warn!(error = %chain(&error), "artifacts are not kept");
+        }
+        let budget = Budget {
+            bytes_max: self.kept.bytes_max,
+            reserve_percent: DISK_RESERVE_PERCENT,
+        };
+        let kept = self
+            .disk()?
+            .and_then(|disk| keep(&disk, budget, key, artifact, true));
+        let shared = self
+            .memory()
+            .and_then(|memory| self.share(&memory, key, artifact));
+        if let Some(file) = shared.or(kept) {
+            return Ok(file);
+        }
+        tracing::warn!(
+            key = key.as_str(),
+            "an artifact is not shared, as there is no room for it"
+        );
+        File::open(format!("/proc/self/fd/{}", artifact.as_raw_fd())).map_err(StoreError::Delivered)
     }
 
-    /// As VMs map it.
-    fn shared(&self, key: &ArtifactKey) -> Result<File, StoreError> {
-        let path = self.shared.path.join(key.as_str());
-        let opened = read_only(&self.shared.path).and_then(|root| {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = File::from(openat(root, key.as_str(), flags, Mode::empty())?);
-            let metadata = file.metadata()?;
-            if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
-                return Err(io::Error::other("not a regular file of ours"));
+    /// Removes an artifact that turned out not to fit.
+    #[cfg(test)]
+    pub fn forget(&self, key: &ArtifactKey) {
+        let disk = self.disk().ok().flatten();
+        for folder in self.memory().into_iter().chain(disk) {
+            if let Err(error) = folder.remove(key.as_str()) {
+                tracing::warn!(%error, key = key.as_str(), "cannot remove an artifact");
             }
-            Ok(file)
+        }
+    }
+
+    /// Without it VMs map what lies on disk.
+    fn memory(&self) -> Option<Folder> {
+        let opened = self.shared.open();
+        opened
+            .inspect_err(|error| tracing::warn!(error = %chain(error), "artifacts are not shared"))
+            .ok()
+    }
+
+    /// `None` when it is not there, or cannot be read.
+    fn disk(&self) -> Result<Option<Folder>, StoreError> {
+        let opened = Folder::open(DISK_SETTING, &self.kept.path).and_then(|folder| {
+            if let Some(folder) = &folder {
+                folder.refuse_foreign(DISK_SETTING)?;
+            }
+            Ok(folder)
         });
-        opened.map_err(|source| failed("read", &path, source))
+        match opened {
+            Err(error @ FolderError::Open { .. }) => {
+                tracing::warn!(error = %chain(&error), "artifacts are not kept");
+                Ok(None)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn share(&self, memory: &Folder, key: &ArtifactKey, artifact: &File) -> Option<File> {
+        keep(memory, self.shared.budget(), key, artifact, false)
     }
 }
 
-/// A mount of this directory that nobody else sees, and that cannot be written through.
-fn read_only(directory: &Path) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let root = open_tree(CWD, directory, flags)?;
-    let change = MountChange {
-        read_only: true,
-        harmless: true,
-        ..MountChange::default()
-    };
-    change_mount(&root, change)?;
-    Ok(root)
-}
-
-/// Opens a file read-only and checks it; `None` when it is absent or was damaged.
+/// Opens an artifact and checks what was opened; `None` when there is none or it was damaged.
 fn sound(
-    directory: &Path,
+    folder: &Folder,
     key: &ArtifactKey,
     check: fn(&mut File) -> Result<(), String>,
-) -> Result<Option<File>, StoreError> {
-    let path = directory.join(key.as_str());
-    let mut file = match File::open(&path) {
-        Ok(file) => file,
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(failed("read", &path, source)),
+) -> Option<File> {
+    let reason = match folder.find(key) {
+        Ok(None) => return None,
+        Ok(Some(mut file)) => match check(&mut file) {
+            Ok(()) => return Some(file),
+            Err(reason) => reason,
+        },
+        Err(error) => error.to_string(),
     };
-    match check(&mut file) {
-        Ok(()) => {
-            prune::used(&file);
-            Ok(Some(file))
-        }
-        Err(reason) => {
-            let damaged = StoreError::Damaged {
-                path: path.clone(),
-                reason,
-            };
-            tracing::warn!(error = %damaged, "it will be compiled again");
-            fs::remove_file(&path).map_err(|source| failed("replace", &path, source))?;
-            Ok(None)
-        }
+    let path = folder.path().join(key.as_str());
+    tracing::warn!(path = %path.display(), reason, "an artifact is damaged; it will be compiled again");
+    if let Err(error) = folder.remove(key.as_str()) {
+        tracing::warn!(path = %path.display(), %error, "cannot remove a damaged artifact");
     }
+    None
+}
+
+/// Writes an artifact where there is room for it, or can be made; `None` otherwise.
+fn keep(
+    folder: &Folder,
+    budget: Budget,
+    key: &ArtifactKey,
+    artifact: &File,
+    sync: bool,
+) -> Option<File> {
+    folder.remove_abandoned();
+    let write = || {
+        let bytes = artifact.metadata()?.len();
+        if !room::make_room(folder, budget, bytes) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        match folder.write(key, artifact, sync) {
+            Err(error) if is_full(&error) => {
+                // Others write there as well.
+                room::make_all_room(folder);
+                folder.write(key, artifact, sync)
+            }
+            result => result,
+        }
+    };
+    let path = folder.path();
+    write()
+        .inspect_err(
+            |error| tracing::warn!(path = %path.display(), %error, "an artifact finds no place"),
+        )
+        .ok()
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 fn header(file: &File) -> Result<SlotHeader, String> {
@@ -209,214 +280,5 @@ pub(super) fn content_sha256(file: &mut File) -> io::Result<[u8; 32]> {
     }
 }
 
-/// Writes `artifact` to `directory` under its key: to a name nobody looks for, then renamed.
-fn write(shelf: &Shelf, key: &ArtifactKey, artifact: &File) -> Result<(), StoreError> {
-    let directory = shelf.path.as_path();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|source| failed("write", directory, source))?;
-    remove_abandoned(directory);
-    // Two may write the same artifact at once, also in one shim: each has a name of its own, the last wins.
-    let nth = WRITES.fetch_add(1, Ordering::Relaxed);
-    let temporary = directory.join(format!(".{}.{nth}.{}", key.as_str(), std::process::id()));
-    let written = copy(artifact, &temporary)
-        .map_err(|source| failed("write", &temporary, source))
-        .and_then(|()| {
-            let path = directory.join(key.as_str());
-            fs::rename(&temporary, &path).map_err(|source| failed("replace", &path, source))
-        });
-    if written.is_err() {
-        // What was written is of no use; that it cannot be removed either changes nothing.
-        let _ = fs::remove_file(&temporary);
-    }
-    prune::prune(directory, shelf.bytes_max, key.as_str());
-    written
-}
-
-/// Removes what shims that were killed while they wrote have left. A reused pid only delays that.
-fn remove_abandoned(directory: &Path) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let writer = name
-            .to_str()
-            .and_then(|name| name.strip_prefix('.')?.rsplit_once('.'))
-            .and_then(|(_, pid)| pid.parse::<u32>().ok());
-        if writer.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            // The next write tries again.
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
-fn copy(mut artifact: &File, path: &Path) -> io::Result<()> {
-    let mut target = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    artifact.seek(SeekFrom::Start(0))?;
-    io::copy(&mut artifact, &mut target)?;
-    target.sync_all()
-}
-
-fn failed(action: &'static str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-    use std::os::fd::AsRawFd as _;
-    use tempfile::{TempDir, tempdir, tempfile};
-
-    const CONTENT: &[u8] = b"machine code";
-
-    fn artifact() -> File {
-        let header = SlotHeader {
-            kind: SlotKind::CoreArtifact,
-            content_bytes: CONTENT.len() as u64,
-            sha256: Sha256::digest(CONTENT).into(),
-        };
-        let file = tempfile().unwrap();
-        file.write_all_at(&header.encode(), 0).unwrap();
-        file.write_all_at(CONTENT, SLOT_HEADER_BYTES as u64)
-            .unwrap();
-        file
-    }
-
-    fn shelf(path: PathBuf) -> Shelf {
-        Shelf {
-            path,
-            bytes_max: 1 << 20,
-        }
-    }
-
-    fn store() -> (TempDir, Store, ArtifactKey) {
-        let root = tempdir().unwrap();
-        let store = Store::new(
-            shelf(root.path().join("shared")),
-            shelf(root.path().join("kept")),
-        );
-        (root, store, ArtifactKey::of_parts(&[1; 32], "c", "sse"))
-    }
-
-    fn content(mut file: File) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(SLOT_HEADER_BYTES as u64))
-            .unwrap();
-        file.read_to_end(&mut bytes).unwrap();
-        bytes
-    }
-
-    #[test]
-    fn what_was_inserted_is_found() {
-        let (_root, store, key) = store();
-        assert!(store.find(&key).unwrap().is_none());
-        assert_eq!(content(store.insert(&key, &artifact()).unwrap()), CONTENT);
-        assert_eq!(content(store.find(&key).unwrap().unwrap()), CONTENT);
-    }
-
-    #[test]
-    fn a_reboot_costs_a_copy_not_a_compile() {
-        let (_root, store, key) = store();
-        store.insert(&key, &artifact()).unwrap();
-        fs::remove_dir_all(&store.shared.path).unwrap();
-        assert_eq!(content(store.find(&key).unwrap().unwrap()), CONTENT);
-        assert!(store.shared.path.join(key.as_str()).exists());
-    }
-
-    #[test]
-    fn a_damaged_file_counts_as_absent_and_goes() {
-        let (_root, store, key) = store();
-        store.insert(&key, &artifact()).unwrap();
-        fs::remove_dir_all(&store.shared.path).unwrap();
-        let kept = store.kept.path.join(key.as_str());
-        let file = OpenOptions::new().write(true).open(&kept).unwrap();
-        file.write_all_at(b"M", SLOT_HEADER_BYTES as u64).unwrap();
-        assert!(store.find(&key).unwrap().is_none());
-        assert!(!kept.exists());
-        store.insert(&key, &artifact()).unwrap();
-        let shared = OpenOptions::new()
-            .write(true)
-            .open(store.shared.path.join(key.as_str()))
-            .unwrap();
-        shared.set_len(SLOT_HEADER_BYTES as u64 + 3).unwrap();
-        assert_eq!(
-            content(store.find(&key).unwrap().unwrap()),
-            CONTENT,
-            "from the disk again"
-        );
-    }
-
-    #[test]
-    fn what_a_killed_writer_left_goes_with_the_next_write() {
-        let (_root, store, key) = store();
-        store.insert(&key, &artifact()).unwrap();
-        // Above any pid (`PID_MAX_LIMIT` is 2^22), and our own.
-        let dead = store.kept.path.join(format!(".{}.7.4194305", key.as_str()));
-        let other = store.kept.path.join(format!(".x.7.{}", std::process::id()));
-        fs::write(&dead, "half").unwrap();
-        fs::write(&other, "half").unwrap();
-        store.insert(&key, &artifact()).unwrap();
-        assert!(!dead.exists() && other.exists());
-        assert!(store.find(&key).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_running_vm_keeps_the_file_it_maps() {
-        let (_root, store, key) = store();
-        let mapped = store.insert(&key, &artifact()).unwrap();
-        store.insert(&key, &artifact()).unwrap();
-        assert_eq!(content(mapped), CONTENT);
-    }
-
-    #[test]
-    fn what_vms_map_cannot_be_opened_for_writing_again() {
-        let (_root, store, key) = store();
-        let mapped = store.insert(&key, &artifact()).unwrap();
-        let again = format!("/proc/self/fd/{}", mapped.as_raw_fd());
-        let error = OpenOptions::new().write(true).open(again).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
-        let found = store.find(&key).unwrap().unwrap();
-        assert_eq!(content(found), CONTENT);
-    }
-
-    #[test]
-    fn what_was_not_used_for_longest_makes_room() {
-        let (_root, mut store, first) = store();
-        store.insert(&first, &artifact()).unwrap();
-        let second = ArtifactKey::of_parts(&[2; 32], "c", "sse");
-        store.shared.bytes_max = 1;
-        store.insert(&second, &artifact()).unwrap();
-        assert!(!store.shared.path.join(first.as_str()).exists());
-        // From the disk, which has room.
-        assert_eq!(content(store.find(&first).unwrap().unwrap()), CONTENT);
-        assert!(!store.shared.path.join(second.as_str()).exists());
-        store.kept.bytes_max = 1;
-        store.insert(&first, &artifact()).unwrap();
-        assert!(store.find(&second).unwrap().is_none());
-    }
-
-    #[test]
-    fn a_failed_write_leaves_nothing() {
-        let (root, store, key) = store();
-        fs::write(root.path().join("shared"), "in the way").unwrap();
-        assert!(store.insert(&key, &artifact()).is_err());
-        let mut unreadable = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(root.path().join("w"))
-            .unwrap();
-        unreadable.write_all(b"x").unwrap();
-        assert!(write(&shelf(root.path().join("other")), &key, &unreadable).is_err());
-        assert_eq!(fs::read_dir(root.path().join("other")).unwrap().count(), 0);
-    }
-}
+mod tests;

@@ -82,7 +82,8 @@ impl SandboxError {
             Self::Hook(err) => err.code(),
             Self::Cleanup(err) => err.code(),
             Self::Key(_) => ErrorCode::FailedPrecondition,
-            Self::Store(_) | Self::Step { .. } => ErrorCode::Internal,
+            Self::Store(err) => err.code(),
+            Self::Step { .. } => ErrorCode::Internal,
         }
     }
 }

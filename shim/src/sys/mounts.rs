@@ -59,3 +59,14 @@ pub fn change_mount(mount: impl AsFd, change: MountChange) -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// Gives the calling thread a root and working directory of its own: only such a thread may enter another
+/// mount namespace (`setns(2)`).
+///
+/// # Errors
+/// `unshare(2)`'s.
+pub fn leave_shared_directories() -> io::Result<()> {
+    // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
+    Ok(())
+}

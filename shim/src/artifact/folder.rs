@@ -1,0 +1,355 @@
+//! One directory of artifacts, held open: what is in it by our names, and nothing else.
+//!
+//! An artifact's name is its key, 64 hexadecimal digits; what is being written is `.KEY.N.PID`. Nothing
+//! with another name is ever listed, read or removed, and a directory that holds anything else is
+//! refused: it is somebody's. All work is done relative to the descriptor, so that a path that leads
+//! elsewhere meanwhile changes nothing.
+//!
+//! What VMs map is opened through a mount of its own that is read-only: a VMM that a guest has taken over
+//! is still user 0, and could otherwise open the descriptor's file again, for writing, by its name in
+//! `/proc`.
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock, fstat,
+    openat, renameat, statat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::ArtifactKey;
+use crate::sys::mounts::{MountChange, change_mount};
+
+/// Hexadecimal digits of a key.
+const KEY_DIGITS: usize = 64;
+/// Write permission of the group and of all others.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// Numbers what this process writes.
+static WRITES: AtomicU64 = AtomicU64::new(0);
+
+/// Why a directory is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// It is somebody else's.
+    #[error("{setting} = {:?} is refused: {reason}", path.display())]
+    Refused {
+        /// What names it.
+        setting: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong, and what to change.
+        reason: String,
+    },
+    /// The operating system refuses.
+    #[error("cannot use the directory of artifacts {}", path.display())]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// What it says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a name in the directory is.
+#[derive(Debug, PartialEq, Eq)]
+enum Name {
+    Artifact,
+    /// Being written by the process of this pid.
+    Writing(u32),
+}
+
+/// By its form.
+fn name_of(name: &str) -> Option<Name> {
+    let is_key = |text: &str| {
+        let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        text.len() == KEY_DIGITS && text.bytes().all(digit)
+    };
+    let Some(hidden) = name.strip_prefix('.') else {
+        return is_key(name).then_some(Name::Artifact);
+    };
+    let mut parts = hidden.split('.');
+    let (key, nth, pid) = (parts.next()?, parts.next()?, parts.next()?);
+    let whole = parts.next().is_none() && is_key(key) && nth.parse::<u64>().is_ok();
+    whole.then_some(Name::Writing(pid.parse().ok()?))
+}
+
+/// One artifact that is there.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub name: String,
+    pub used: (i64, i64),
+    pub bytes: u64,
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    directory: OwnedFd,
+    /// The root of a mount of its own that nobody else sees, and that cannot be written through.
+    read_only: OwnedFd,
+}
+
+impl Folder {
+    /// Opens the directory that `setting` names. `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`FolderError`]: `Refused` when it is not ours alone.
+    pub fn open(setting: &'static str, path: &Path) -> Result<Option<Self>, FolderError> {
+        let failed = |source: io::Error| FolderError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = match openat(CWD, path, flags, Mode::empty()) {
+            Ok(directory) => directory,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        let folder = Self {
+            path: path.to_owned(),
+            read_only: read_only(&directory).map_err(failed)?,
+            directory,
+        };
+        match folder.foreign_owner().map_err(failed)? {
+            None => Ok(Some(folder)),
+            Some(reason) => Err(folder.refused(setting, reason)),
+        }
+    }
+
+    /// Makes the directory, with its parents, unless it is there.
+    ///
+    /// # Errors
+    /// [`FolderError::Open`].
+    pub fn make(path: &Path) -> Result<(), FolderError> {
+        let mut builder = DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(path);
+        made.map_err(|source| FolderError::Open {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Makes sure that nothing but artifacts lies in it.
+    ///
+    /// # Errors
+    /// [`FolderError`]: `Refused` when it holds anything else.
+    pub fn refuse_foreign(&self, setting: &'static str) -> Result<(), FolderError> {
+        let names = self.names().map_err(|source| FolderError::Open {
+            path: self.path.clone(),
+            source,
+        })?;
+        match names.into_iter().find(|name| name_of(name).is_none()) {
+            None => Ok(()),
+            Some(name) => Err(self.refused(
+                setting,
+                format!("it holds {name:?}, which is no artifact; name a directory of its own"),
+            )),
+        }
+    }
+
+    fn refused(&self, setting: &'static str, reason: String) -> FolderError {
+        FolderError::Refused {
+            setting,
+            path: self.path.clone(),
+            reason,
+        }
+    }
+
+    /// Why others could change what is in it.
+    fn foreign_owner(&self) -> io::Result<Option<String>> {
+        let stat = fstat(&self.directory)?;
+        let reason = if stat.st_uid != rustix::process::geteuid().as_raw() {
+            format!(
+                "it belongs to user {}; it has to belong to root",
+                stat.st_uid
+            )
+        } else if stat.st_mode & WRITABLE_BY_OTHERS != 0 {
+            format!(
+                "others may write to it (mode {:04o}); `chmod 0700` mends that",
+                stat.st_mode & 0o7777
+            )
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(reason))
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.directory)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The descriptor.
+    pub fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
+    /// The artifacts.
+    pub fn artifacts(&self) -> Vec<Entry> {
+        let names = self.names().unwrap_or_default();
+        let facts = |name: String| {
+            let stat = statat(&self.directory, &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+            let bytes = u64::try_from(stat.st_size).ok()?;
+            let used = (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).ok()?);
+            Some(Entry { name, used, bytes })
+        };
+        let ours = |name: &String| name_of(name) == Some(Name::Artifact);
+        names.into_iter().filter(ours).filter_map(facts).collect()
+    }
+
+    /// Opens an artifact as VMs map it; `None` when there is none of this name. It counts as in use until
+    /// the last descriptor and mapping of it is gone ([`Folder::remove_unused`]).
+    pub fn find(&self, key: &ArtifactKey) -> io::Result<Option<File>> {
+        match self.open_read_only(key.as_str()) {
+            Ok(file) => {
+                let now = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: UTIME_NOW,
+                };
+                let times = Timestamps {
+                    last_access: now,
+                    last_modification: now,
+                };
+                // That its use cannot be noted only makes it go earlier.
+                let flags = AtFlags::SYMLINK_NOFOLLOW;
+                let noted = utimensat(&self.directory, key.as_str(), &times, flags);
+                if let Err(error) = noted {
+                    tracing::debug!(%error, "cannot note the use of an artifact");
+                }
+                Ok(Some(file))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_read_only(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.read_only, name, flags, Mode::empty())?);
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::other("it is no regular file of ours"));
+        }
+        // Whoever is about to remove it holds it for a moment: then it is used without a name.
+        let _ = flock(&file, FlockOperation::NonBlockingLockShared);
+        Ok(file)
+    }
+
+    /// Removes an artifact, whoever maps it: they keep theirs.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        match unlinkat(&self.directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Removes an artifact that nobody maps; whether it did. Another's removal gives no room.
+    pub fn remove_unused(&self, name: &str) -> bool {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let removed = openat(&self.directory, name, flags, Mode::empty())
+            .and_then(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).map(|()| file))
+            .map_err(io::Error::from)
+            .and_then(|_held| self.remove(name));
+        removed.is_ok()
+    }
+
+    /// Writes `artifact` under its key: to a name nobody looks for, then renamed. Returns it as VMs map
+    /// it.
+    pub fn write(&self, key: &ArtifactKey, artifact: &File, sync: bool) -> io::Result<File> {
+        // Two may write the same artifact at once, also in one shim: each has a name of its own, the
+        // last wins.
+        let nth = WRITES.fetch_add(1, Ordering::Relaxed);
+        let temporary = format!(".{}.{nth}.{}", key.as_str(), std::process::id());
+        let written = self.copy(artifact, &temporary, sync).and_then(|()| {
+            let file = self.open_read_only(&temporary)?;
+            renameat(&self.directory, &temporary, &self.directory, key.as_str())?;
+            Ok(file)
+        });
+        if written.is_err() {
+            // What was written is of no use; that it cannot be removed either changes nothing.
+            let _ = self.remove(&temporary);
+        }
+        written
+    }
+
+    fn copy(&self, mut artifact: &File, name: &str, sync: bool) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)?;
+        let mut target = File::from(file);
+        artifact.seek(SeekFrom::Start(0))?;
+        io::copy(&mut artifact, &mut target)?;
+        if sync { target.sync_all() } else { Ok(()) }
+    }
+
+    /// Removes what shims that were killed while they wrote have left. A reused pid only delays that.
+    pub fn remove_abandoned(&self) {
+        for name in self.names().unwrap_or_default() {
+            if let Some(Name::Writing(pid)) = name_of(&name)
+                && !Path::new(&format!("/proc/{pid}")).exists()
+            {
+                // The next write tries again.
+                let _ = self.remove(&name);
+            }
+        }
+    }
+}
+
+/// A mount of this directory that nobody else sees, and that cannot be written through.
+fn read_only(directory: impl AsFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let root = open_tree(directory, c"", flags)?;
+    let change = MountChange {
+        read_only: true,
+        harmless: true,
+        ..MountChange::default()
+    };
+    change_mount(&root, change)?;
+    Ok(root)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_ours() {
+        let key = "0a".repeat(32);
+        assert_eq!(name_of(&key), Some(Name::Artifact));
+        assert_eq!(name_of(&format!(".{key}.3.42")), Some(Name::Writing(42)));
+        for foreign in [
+            "customer-database",
+            ".backup.4194305",
+            "lost+found",
+            &key[1..],
+            &format!("{key}0"),
+            &key.to_uppercase(),
+            &format!(".{key}.42"),
+            &format!(".{key}.x.42"),
+            &format!(".{key}.3.42.bak"),
+            &format!("{key}.3.42"),
+        ] {
+            assert_eq!(name_of(foreign), None, "{foreign}");
+        }
+    }
+}
