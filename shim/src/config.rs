@@ -7,9 +7,9 @@
 //! load_timeout_s = 60           # from a compiled program to one that can start
 //! compile_timeout_s = 300       # for one program
 //! compilers_max = 2             # programs that are compiled at once on this host; each takes up to 2 GiB
-//! artifact_dir = "/var/lib/wasmvm/artifacts"
+//! artifact_dir = "/var/lib/wasmvm/artifacts"  # a directory of their own
 //! artifact_dir_mib_max = 8192   # beyond it, what was not used for longest goes
-//! artifact_memory_mib_max = 2048  # the same for the copies in memory (/run) that VMs map
+//! artifact_memory_mib_max = 2048  # the same for the copies in memory that VMs map
 //! ```
 
 use std::fs::File;

@@ -1,12 +1,15 @@
-//! The program: `args[0]` found inside the tree, judged by its first bytes, copied and hashed.
+//! The program: `args[0]` found inside the tree, judged by its first bytes, hashed; and copied to be compiled.
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::bundle::ProcessSpec;
+use crate::cgroup::Birth;
 
 pub use self::error::ProgramError;
+pub use self::seal::SealedProgram;
 
 mod error;
 mod format;
@@ -24,40 +27,46 @@ pub enum ProgramKind {
     Component,
 }
 
-/// A program that no tenant can change any more.
+/// A program as it lies in the tree, where its tenant may change it at any time.
 #[derive(Debug)]
 pub struct Program {
     /// Where it was found, inside the tree.
     pub path: PathBuf,
-    /// Its bytes: a memfd sealed against every change, positioned at the start.
-    pub file: File,
-    /// SHA-256 of what the memfd holds.
+    /// SHA-256 of what it held when it was read.
     pub sha256: [u8; 32],
-    /// Length, bytes.
+    /// Its length then, bytes.
     pub bytes: u64,
     /// By its header.
     pub kind: ProgramKind,
+    file: File,
 }
 
 impl Program {
-    /// Opens the spec's program in the tree whose root is `root`.
+    /// Opens and reads the spec's program in the tree whose root is `root`. Nothing of its size is kept.
     ///
     /// # Errors
     /// [`ProgramError`], with what was looked for, or what was found instead.
     pub fn open(root: BorrowedFd<'_>, spec: &ProcessSpec) -> Result<Self, ProgramError> {
-        let (path, source) = lookup::find(root, spec)?;
-        // A large file that is something else is not worth the copy; only the copy is believed.
-        format::glance(&source, &path)?;
-        let copy = seal::copy(&source, &path)?;
-        let kind = format::judge(&copy.file, &path, copy.bytes)?;
-        let program = Self {
+        let (path, file) = lookup::find(root, spec)?;
+        // A large file that is something else is not worth reading.
+        format::glance(&file, &path)?;
+        let (sha256, bytes) = seal::digest(&file, &path)?;
+        let kind = format::judge(&file, &path, 0, bytes)?;
+        tracing::debug!(?path, bytes, ?kind, "program found");
+        Ok(Self {
             path,
-            file: copy.file,
-            sha256: copy.sha256,
-            bytes: copy.bytes,
+            sha256,
+            bytes,
             kind,
-        };
-        tracing::debug!(path = ?program.path, bytes = program.bytes, kind = ?program.kind, "program found");
-        Ok(program)
+            file,
+        })
+    }
+
+    /// Copies it, as it is now, into memory that is charged to `cgroup`. Blocks, no longer than `limit`.
+    ///
+    /// # Errors
+    /// [`ProgramError`]; also when it is no program any more.
+    pub fn seal(&self, cgroup: &Birth, limit: Duration) -> Result<SealedProgram, ProgramError> {
+        seal::copy(&self.file, &self.path, cgroup, limit)
     }
 }

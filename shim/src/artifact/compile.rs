@@ -7,8 +7,9 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -23,7 +24,7 @@ use super::store::content_sha256;
 use crate::cgroup::Birth;
 use crate::error::{ErrorCode, printable};
 use crate::journal::STATE_ROOT;
-use crate::program::Program;
+use crate::program::SealedProgram;
 use crate::vm::launch::{LaunchError, LaunchRequest, Network, VmFiles, launch};
 use crate::vm::{Vm, VmError};
 
@@ -41,8 +42,10 @@ pub struct Compile<'a> {
     pub files: VmFiles,
     /// The cgroup it is born in.
     pub cgroup: Birth,
-    /// The module.
-    pub program: &'a Program,
+    /// The module, in the image.
+    pub path: &'a Path,
+    /// What nobody can change any more.
+    pub module: &'a SealedProgram,
     /// For the guest's boot.
     pub boot_limit: Duration,
     /// For the compile itself.
@@ -128,13 +131,6 @@ impl CompileError {
 /// # Errors
 /// [`CompileError`]; the VM is gone in any case.
 pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
-    let module = request
-        .program
-        .file
-        .try_clone()
-        .map_err(|source| failed("copy the module's descriptor", source))?;
-    let (bytes, sha256) = (request.program.bytes, request.program.sha256);
-    let slot = off_thread(move || module_slot(module, bytes, sha256)).await?;
     let launch_request = LaunchRequest {
         name: request.name,
         files: request.files,
@@ -153,8 +149,8 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
     })
     .await?;
     vm.ready(request.boot_limit).await?;
-    vm.map_slot(0, slot.as_fd()).await?;
-    let path = request.program.path.display().to_string();
+    vm.map_slot(0, request.module.slot.as_fd()).await?;
+    let path = request.path.display().to_string();
     let received = run_compiler(&vm, path, request.compile_limit).await;
     vm.kill();
     vm.ended().await;
@@ -163,7 +159,7 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
     off_thread(move || received.into_artifact()).await
 }
 
-/// What copies or hashes a whole module waits on a thread of its own.
+/// What hashes a whole artifact waits on a thread of its own.
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CompileError> + Send + 'static,
 ) -> Result<T, CompileError> {
@@ -266,28 +262,6 @@ impl Received {
             .map_err(|errno| failed("seal the artifact", errno.into()))?;
         Ok(self.file)
     }
-}
-
-/// The module as a slot: header page, content; sealed, and opened again read-only.
-fn module_slot(mut module: File, bytes: u64, sha256: [u8; 32]) -> Result<File, CompileError> {
-    let slot = memfd("module")?;
-    let header = SlotHeader {
-        kind: SlotKind::Wasm,
-        content_bytes: bytes,
-        sha256,
-    };
-    let mut copy = || -> io::Result<()> {
-        slot.write_all_at(&header.encode(), 0)?;
-        let mut target = &slot;
-        target.seek(SeekFrom::Start(SLOT_HEADER_BYTES as u64))?;
-        module.rewind()?;
-        io::copy(&mut module, &mut target).map(drop)
-    };
-    copy().map_err(|source| failed("copy the module for the compiler", source))?;
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-    fcntl_add_seals(&slot, seals).map_err(|errno| failed("seal the module", errno.into()))?;
-    File::open(format!("/proc/self/fd/{}", slot.as_raw_fd()))
-        .map_err(|source| failed("open the module read-only", source))
 }
 
 /// The tree of a VM that has none: an empty, read-only tmpfs over our own state directory, seen by

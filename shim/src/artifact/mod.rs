@@ -1,9 +1,12 @@
 //! From a module to an artifact: the store, and the compiler VM behind it.
 //!
 //! ```text
-//! program (sealed memfd) ─► key ─► Store::find ──found──► file, mapped as the task VM's slot
-//!                                     └─not─► turn ─► compile (one-shot VM) ─► Store::insert ─┘
+//! program, hashed ─► key ─► Store::find ──found──► file, mapped as the task VM's slot
+//!                              └─not─► turn ─► sealed copy, its key ─► compile (one-shot VM) ─► Store::insert ─┘
 //! ```
+//!
+//! Before the turn nothing is kept that has the size of a tenant's file; after it all of that is charged to
+//! the compiler's cgroup. The store's own memory is a tmpfs of bounded size.
 //!
 //! Tenant code is never compiled on the host nor in a VM that runs a tenant: [`compile`] boots a VM of
 //! its own for each module. What it returns is kept under a key that names everything the result
@@ -23,7 +26,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use store::{Shelf, Store, StoreError};
-pub use turn::{TurnError, Turns};
+pub use turn::{Next, Turn, TurnError, Turns};
 
 /// Names an artifact: 64 hexadecimal digits, a file name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -95,12 +98,6 @@ impl ArtifactKey {
     #[cfg(test)]
     pub fn fake(name: &str) -> Self {
         Self(name.to_owned())
-    }
-
-    /// A number that is the same for the same key.
-    fn bucket(&self) -> u64 {
-        let digits = self.0.get(..8).unwrap_or_default();
-        u64::from_str_radix(digits, 16).unwrap_or(0)
     }
 
     /// The file name.

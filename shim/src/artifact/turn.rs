@@ -1,43 +1,55 @@
-//! Whose turn it is to compile, among all shims of the host: one compile per artifact, and a bounded
-//! number of compiler VMs at once.
+//! Whose turn it is to compile, among all shims of the host: a bounded number of compiler VMs at once, one
+//! for each program, and in an order that is fair between tenants.
 //!
-//! Both are locks (flock(2)) on files in one directory of a tmpfs. The kernel gives them up with the
-//! process, so a killed shim holds nobody up. A lock is waited for on a thread of its own, as it can
-//! neither be polled nor given a deadline: whoever stops waiting leaves the thread behind, which gives
-//! the lock back as soon as it gets it.
+//! A program is wanted by a *tenant*: the pod's namespace where there is one, else containerd's. Tenants
+//! take turns, whatever number of programs each of them wants, so that one waits for the programs that
+//! run and for one program of each tenant before it, never for a queue of theirs. Nobody fails because
+//! others compile; a tenant that has [`WAITING_MAX`] programs waiting already is told so.
+//!
+//! ```text
+//! want ─► compiled right now? ──yes──► follow: wait for its end, look in the store, else want again
+//!            └no─► ticket ─► wait ─► a compiler is free, and nobody is before ─► turn
+//! ```
+//!
+//! A program that another *tenant* compiles is followed once only: whoever starts it and gives up each time
+//! shall not keep others from it. The state is files and their locks ([`queue`]), which the kernel gives
+//! up with the process: a killed shim holds nobody up.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+mod queue;
+#[cfg(test)]
+mod tests;
+
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-use tokio::sync::oneshot;
 
 use super::ArtifactKey;
 use crate::error::ErrorCode;
+use queue::{Queue, Seen, Ticket};
 
-/// Files for the locks of keys; keys that share one wait for each other without need, which is rare.
-const KEY_LOCKS: u64 = 256;
+pub use queue::Turn;
+
+/// Different programs of one tenant that may wait at once.
+const WAITING_MAX: usize = 64;
+/// Between two looks of who is next.
+const LOOK_MIN: Duration = Duration::from_millis(20);
+/// The same for who is far from being next.
+const LOOK_MAX: Duration = Duration::from_millis(500);
 
 /// Why it is nobody's turn.
 #[derive(Debug, thiserror::Error)]
 pub enum TurnError {
-    /// Others compile, for too long.
+    /// The tenant's own.
     #[error(
-        "cannot compile within {waited:?}: {what}; `compile_timeout_s` in the configuration sets how \
-         long is waited, `compilers_max` how many compile at once"
+        "cannot compile: {WAITING_MAX} other programs of tenant {tenant} wait already; try again later, \
+         or raise `compilers_max`, how many compile at once"
     )]
-    Late {
-        /// What others do.
-        what: &'static str,
-        /// How long it was waited.
-        waited: Duration,
+    Full {
+        /// As in [`Turns::next`].
+        tenant: String,
     },
-    /// A lock file.
-    #[error("cannot lock {}", path.display())]
+    /// A file of the queue.
+    #[error("cannot use {}, the queue of those who compile", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -45,6 +57,9 @@ pub enum TurnError {
         #[source]
         source: io::Error,
     },
+    /// The thread that looks.
+    #[error("cannot look whose turn it is to compile")]
+    Look(#[source] io::Error),
 }
 
 impl TurnError {
@@ -52,175 +67,106 @@ impl TurnError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Late { .. } => ErrorCode::ResourceExhausted,
-            Self::File { .. } => ErrorCode::Internal,
+            Self::Full { .. } => ErrorCode::ResourceExhausted,
+            Self::File { .. } | Self::Look(_) => ErrorCode::Internal,
         }
     }
 }
 
-/// A turn: as long as it lives, nobody else has it.
+/// What came of waiting.
 #[derive(Debug)]
-pub struct Turn {
-    _lock: File,
+pub enum Next {
+    /// Compile now; look in the store before.
+    Turn(Turn),
+    /// Somebody has compiled it, or has tried to.
+    Followed {
+        /// Another tenant.
+        stranger: bool,
+    },
 }
 
-/// The locks of a host.
+/// Who wants what.
+#[derive(Clone, Debug)]
+struct Want {
+    tenant: String,
+    key: ArtifactKey,
+    /// Whether another tenant's compile of it is waited for.
+    follows_strangers: bool,
+}
+
+/// The queue of a host.
 #[derive(Clone, Debug)]
 pub struct Turns {
-    directory: PathBuf,
-    compilers_max: u64,
+    queue: Queue,
 }
 
 impl Turns {
-    /// Locks in `directory`, which is made when needed; at most `compilers_max` compile at once.
+    /// A queue in `directory`, which is made when needed; at most `compilers_max` compile at once.
     #[must_use]
     pub fn new(directory: PathBuf, compilers_max: u64) -> Self {
-        Self {
-            directory,
-            compilers_max,
-        }
+        let queue = Queue::new(directory, compilers_max);
+        Self { queue }
     }
 
-    /// Waits until nobody else compiles this artifact. Who waited finds it in the store, perhaps.
+    /// Waits until `tenant` may compile the artifact, or whoever compiles it has ended. As long as a
+    /// [`Turn`] lives, its compiler is taken.
     ///
     /// # Errors
     /// [`TurnError`].
-    pub async fn of_key(&self, key: &ArtifactKey, limit: Duration) -> Result<Turn, TurnError> {
-        let number = key.bucket() % KEY_LOCKS;
-        let path = self.directory.join(format!("key-{number}"));
-        wait(vec![path], "another task compiles the same program", limit).await
-    }
-
-    /// Waits for one of the host's compilers. To be called with the turn of the key, never before.
-    ///
-    /// # Errors
-    /// [`TurnError`].
-    pub async fn of_compiler(&self, limit: Duration) -> Result<Turn, TurnError> {
-        let count = self.compilers_max.max(1);
-        // Each shim has its own favourite, so that those who wait spread out.
-        let first = u64::from(std::process::id()) % count;
-        let numbers = (first..count).chain(0..first);
-        let paths = numbers.map(|number| self.directory.join(format!("compiler-{number}")));
-        wait(paths.collect(), "all compilers of the host are busy", limit).await
-    }
-}
-
-/// Takes the first free lock; when none is, waits for the first.
-async fn wait(paths: Vec<PathBuf>, what: &'static str, limit: Duration) -> Result<Turn, TurnError> {
-    let files = paths
-        .iter()
-        .map(|path| open(path))
-        .collect::<Result<Vec<_>, _>>()?;
-    for (file, path) in files.iter().zip(&paths) {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
-                let lock = file.try_clone().map_err(|err| failed(path, err))?;
-                return Ok(Turn { _lock: lock });
-            }
-            Err(Errno::WOULDBLOCK) => {}
-            Err(errno) => return Err(failed(path, errno.into())),
-        }
-    }
-    let late = TurnError::Late {
-        what,
-        waited: limit,
-    };
-    let Some((file, path)) = files.into_iter().zip(paths).next() else {
-        return Err(late);
-    };
-    tracing::debug!(?path, what, "waiting for a turn");
-    let (sender, receiver) = oneshot::channel();
-    let lock = move || {
-        let locked = match flock(&file, FlockOperation::LockExclusive) {
-            Ok(()) => Ok(Turn { _lock: file }),
-            Err(errno) => Err(failed(&path, errno.into())),
+    pub async fn next(
+        &self,
+        tenant: &str,
+        key: &ArtifactKey,
+        follows_strangers: bool,
+    ) -> Result<Next, TurnError> {
+        let want = Want {
+            tenant: tenant.to_owned(),
+            key: key.clone(),
+            follows_strangers,
         };
-        // Nobody waits any more: the turn ends here.
-        let _ = sender.send(locked);
-    };
-    std::thread::Builder::new()
-        .name("turn".into())
-        .spawn(lock)
-        .map_err(|source| failed(Path::new("(thread)"), source))?;
-    match tokio::time::timeout(limit, receiver).await {
-        Ok(Ok(turn)) => turn,
-        _ => Err(late),
+        let mut ticket = None;
+        let mut waits = false;
+        loop {
+            let look = match self.look(&want, ticket.take()).await? {
+                Seen::Turn(turn) => return Ok(Next::Turn(turn)),
+                Seen::Compiled { stranger } => return self.follow(want, stranger).await,
+                Seen::Waits { own, ahead } => {
+                    ticket = Some(own);
+                    LOOK_MIN * u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1)
+                }
+            };
+            if !waits {
+                tracing::debug!(tenant, key = key.as_str(), "waits for its turn to compile");
+                waits = true;
+            }
+            tokio::time::sleep(look.min(LOOK_MAX)).await;
+        }
+    }
+
+    async fn look(&self, want: &Want, ticket: Option<Ticket>) -> Result<Seen, TurnError> {
+        let (queue, want) = (self.queue.clone(), want.clone());
+        off_thread(move || queue.look(&want, ticket)).await
+    }
+
+    /// Waits for the end of whoever compiles it.
+    async fn follow(&self, want: Want, mut stranger: bool) -> Result<Next, TurnError> {
+        let mut look = LOOK_MIN;
+        loop {
+            tokio::time::sleep(look).await;
+            look = (look * 2).min(LOOK_MAX);
+            let (queue, want) = (self.queue.clone(), want.clone());
+            match off_thread(move || queue.compiled_by(&want)).await? {
+                Some(now) => stranger = now,
+                None => return Ok(Next::Followed { stranger }),
+            }
+        }
     }
 }
 
-fn open(path: &Path) -> Result<File, TurnError> {
-    let made = path.parent().map_or(Ok(()), |directory| {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-    });
-    made.and_then(|()| {
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-    })
-    .map_err(|source| failed(path, source))
-}
-
-fn failed(path: &Path, source: io::Error) -> TurnError {
-    TurnError::File {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tempfile::{TempDir, tempdir};
-
-    const SOON: Duration = Duration::from_millis(50);
-    const LONG: Duration = Duration::from_secs(60);
-
-    fn turns(compilers_max: u64) -> (TempDir, Turns) {
-        let root = tempdir().unwrap();
-        let turns = Turns::new(root.path().join("compile"), compilers_max);
-        (root, turns)
-    }
-
-    fn key(digest: u8) -> ArtifactKey {
-        ArtifactKey::of_parts(&[digest; 32], "c", "sse")
-    }
-
-    #[tokio::test]
-    async fn one_program_is_compiled_once_at_a_time() {
-        let (_root, turns) = turns(4);
-        let first = turns.of_key(&key(1), LONG).await.unwrap();
-        let other = (2..)
-            .map(key)
-            .find(|other| other.bucket() % KEY_LOCKS != key(1).bucket() % KEY_LOCKS);
-        let _other = turns.of_key(&other.unwrap(), SOON).await.unwrap();
-        let error = turns.of_key(&key(1), SOON).await.unwrap_err();
-        assert_eq!(error.code(), ErrorCode::ResourceExhausted);
-        let start = "cannot compile within 50ms: another task compiles the same program; ";
-        assert!(error.to_string().starts_with(start), "{error}");
-        let same = key(1);
-        let waiting = turns.of_key(&same, LONG);
-        let (turn, ()) = tokio::join!(waiting, async { drop(first) });
-        turn.unwrap();
-    }
-
-    #[tokio::test]
-    async fn compilers_are_counted() {
-        let (_root, turns) = turns(2);
-        let first = turns.of_compiler(LONG).await.unwrap();
-        let _second = turns.of_compiler(LONG).await.unwrap();
-        let error = turns.of_compiler(SOON).await.unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("all compilers of the host are busy")
-        );
-        let (turn, ()) = tokio::join!(turns.of_compiler(LONG), async { drop(first) });
-        turn.unwrap();
-    }
+/// Runs what waits for a file's lock on a thread of its own.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TurnError> + Send + 'static,
+) -> Result<T, TurnError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| TurnError::Look(error.into()))?
 }

@@ -20,18 +20,27 @@ const ELFOSABI_WASMTIME: u8 = 200;
 
 /// What the first bytes of a file say; enough to refuse what was never meant to be WebAssembly.
 pub(super) fn glance(file: &File, path: &Path) -> Result<ProgramKind, ProgramError> {
+    glance_at(file, path, 0)
+}
+
+fn glance_at(file: &File, path: &Path, start: u64) -> Result<ProgramKind, ProgramError> {
     let mut head = [0; HEAD_BYTES];
-    let len = read_at(file, &mut head, 0).map_err(|source| ProgramError::Read {
+    let len = read_at(file, &mut head, start).map_err(|source| ProgramError::Read {
         path: path.to_owned(),
         source,
     })?;
     kind(&head[..len]).map_err(|what| not_wasm(path, what))
 }
 
-/// The kind of a program of `bytes` bytes.
-pub(super) fn judge(file: &File, path: &Path, bytes: u64) -> Result<ProgramKind, ProgramError> {
-    let kind = glance(file, path)?;
-    let cut_off = cut_off(file, bytes).map_err(|source| ProgramError::Copy {
+/// The kind of a program of `bytes` bytes that begins at byte `start` of the file.
+pub(super) fn judge(
+    file: &File,
+    path: &Path,
+    start: u64,
+    bytes: u64,
+) -> Result<ProgramKind, ProgramError> {
+    let kind = glance_at(file, path, start)?;
+    let cut_off = cut_off(file, start, bytes).map_err(|source| ProgramError::Copy {
         path: path.to_owned(),
         source,
     })?;
@@ -120,14 +129,14 @@ fn describe(head: &[u8]) -> String {
 }
 
 /// Walks the sections: one byte id, the length in LEB128, content. Core modules and components alike.
-fn cut_off(file: &File, bytes: u64) -> io::Result<Option<String>> {
+fn cut_off(file: &File, origin: u64, bytes: u64) -> io::Result<Option<String>> {
     let mut at = WASM_HEADER_BYTES as u64;
     for section in 0..SECTIONS_MAX {
         if at >= bytes {
             break;
         }
         let mut start = [0; 6];
-        let len = read_at(file, &mut start, at)?;
+        let len = read_at(file, &mut start, origin + at)?;
         let Some((length, length_bytes)) = leb128(&start[1..len]) else {
             let what =
                 format!("is truncated WebAssembly: section {section} at byte {at} is cut off");

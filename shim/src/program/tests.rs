@@ -1,18 +1,21 @@
 //! Programs in real directories, found and judged.
 
-use std::fs;
-use std::io::{Read, Seek, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::symlink;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, SealFlags};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use wasmvm_protocol::slot::{SlotHeader, SlotKind};
 
-use super::{Program, ProgramError, ProgramKind};
+use super::{Program, ProgramError, ProgramKind, SealedProgram};
 use crate::bundle::TaskSpec;
+use crate::cgroup::Birth;
 use crate::error::{ErrorCode, chain};
 
 /// An empty core module with one custom section, "name".
@@ -60,7 +63,7 @@ impl Root {
         let bundle = tempfile::tempdir().unwrap();
         fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
         let spec = TaskSpec::load(bundle.path()).unwrap();
-        let root = fs::File::open(self.directory.path()).unwrap();
+        let root = File::open(self.directory.path()).unwrap();
         Program::open(root.as_fd(), &spec.process)
     }
 
@@ -70,26 +73,107 @@ impl Root {
     }
 }
 
+/// No cgroup: the copy is charged to the test.
+fn nobody() -> Birth {
+    Birth {
+        unified: None,
+        procs: Vec::new(),
+    }
+}
+
+fn seal(program: &Program) -> Result<SealedProgram, ProgramError> {
+    program.seal(&nobody(), Duration::from_secs(60))
+}
+
+/// What follows the header page of a sealed copy.
+fn content(mut sealed: &File) -> Vec<u8> {
+    let mut content = Vec::new();
+    sealed.seek(SeekFrom::Start(4096)).unwrap();
+    sealed.read_to_end(&mut content).unwrap();
+    content
+}
+
 #[test]
-fn a_module_is_copied_hashed_and_sealed() {
+fn a_module_is_hashed_copied_and_sealed() {
     let root = Root::new("/bin/hello.wasm").with("bin/hello.wasm", CORE);
-    let mut program = root.open().unwrap();
+    let program = root.open().unwrap();
     assert_eq!(program.path, Path::new("/bin/hello.wasm"));
     assert_eq!(
         (program.kind, program.bytes),
         (ProgramKind::Core, CORE.len() as u64)
     );
     assert_eq!(program.sha256[..], Sha256::digest(CORE)[..]);
-    let mut content = Vec::new();
-    program.file.read_to_end(&mut content).unwrap();
-    assert_eq!(content, CORE);
-    let seals = rustix::fs::fcntl_get_seals(&program.file).unwrap();
+    let sealed = seal(&program).unwrap();
+    assert_eq!(content(&sealed.slot), CORE);
+    assert_eq!(sealed.sha256, program.sha256);
+    let mut header = [0; 4096];
+    sealed.slot.read_exact_at(&mut header, 0).unwrap();
+    let expected = SlotHeader {
+        kind: SlotKind::Wasm,
+        content_bytes: CORE.len() as u64,
+        sha256: program.sha256,
+    };
+    assert_eq!(SlotHeader::decode(&header).unwrap(), expected);
+    let seals = rustix::fs::fcntl_get_seals(&sealed.slot).unwrap();
     assert!(
         seals.contains(SealFlags::SEAL | SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK)
     );
-    program.file.rewind().unwrap();
-    assert!(program.file.write(b"x").is_err());
-    assert!(program.file.set_len(0).is_err());
+    let again = format!("/proc/self/fd/{}", sealed.slot.as_raw_fd());
+    let mut writable = fs::OpenOptions::new().write(true).open(again).unwrap();
+    assert!(writable.write(b"x").is_err());
+    assert!(writable.set_len(0).is_err());
+}
+
+#[test]
+fn a_file_that_is_swapped_is_kept_under_the_digest_of_the_copy() {
+    let root = Root::new("/a").with("a", CORE);
+    let program = root.open().unwrap();
+    let mut other = CORE.to_vec();
+    *other.last_mut().unwrap() = b'x';
+    fs::write(root.at("a"), &other).unwrap();
+    let sealed = seal(&program).unwrap();
+    assert_eq!(content(&sealed.slot), other);
+    assert_eq!(sealed.sha256[..], Sha256::digest(&other)[..]);
+    assert_ne!(sealed.sha256, program.sha256);
+    for (content, what) in [
+        (&CORE[..12], "is truncated WebAssembly"),
+        (b"", "is an empty file"),
+        (b"#!/bin/sh", "is a script for"),
+    ] {
+        fs::write(root.at("a"), content).unwrap();
+        let error = seal(&program).unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    let file = fs::OpenOptions::new().write(true).open(root.at("a"));
+    file.unwrap().set_len((256 << 20) + 1).unwrap();
+    assert!(matches!(
+        seal(&program).unwrap_err(),
+        ProgramError::TooLarge { .. }
+    ));
+}
+
+#[test]
+fn starts_that_wait_hold_no_memory_of_their_programs_size() {
+    const BYTES: u64 = 4 << 20;
+    let root = Root::new("/a").with("a", b"\0asm\x01\0\0\0\0\xf3\xff\xff\x01");
+    let file = fs::OpenOptions::new().write(true).open(root.at("a"));
+    file.unwrap().set_len(BYTES).unwrap();
+    // Other tests of this process have memory files of other lengths.
+    let copies = || {
+        let files = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let lengths = files.filter_map(|file| {
+            let link = fs::read_link(file.path()).ok()?;
+            let is_memory = link.to_str()?.starts_with("/memfd:");
+            is_memory.then(|| fs::metadata(file.path()).map_or(0, |metadata| metadata.len()))
+        });
+        lengths
+            .filter(|length| (BYTES..=BYTES + 4096).contains(length))
+            .count()
+    };
+    let waiting: Vec<_> = (0..4).map(|_| root.open().unwrap()).collect();
+    assert_eq!(copies(), 0);
+    let _sealed = seal(&waiting[0]).unwrap();
+    assert!(copies() > 0, "the copy is seen here");
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub(super) async fn boot(
     let (vm, (tree, program)) = launch(launch_request, move || {
         let tree = tree::assemble(&spec, &rootfs)?;
         let program = Program::open(tree.root.as_fd(), &spec.process)?;
-        Ok::<_, SandboxError>((tree, program))
+        Ok::<_, SandboxError>((tree, Arc::new(program)))
     })
     .await?;
     let start_time = start_time(vm.pid()).map_err(|source| SandboxError::Step {
@@ -94,6 +94,8 @@ pub(super) async fn boot(
     };
     let (boot_time, artifact, ()) = tokio::try_join!(booted, resolved, hooked)?;
     tracing::debug!(boot_us = boot_time.as_micros(), "the agent listens");
+    // Its descriptor would hold the task's mounts.
+    drop(program);
     let mut slots = Slots::default();
     let slot = slots.lease(&vm, artifact).await?;
     debug_assert_eq!(slot.index(), 0, "init's program comes first");

@@ -81,7 +81,7 @@ impl Sandbox {
         let (namespace, id) = (request.namespace.clone(), request.id.clone());
         let bundle = request.bundle.clone();
         let ram_mib = ram_mib(spec.memory_bytes_max(), config.default_memory_mib);
-        let resolver = Resolver::new(&namespace, &id, config, guest);
+        let resolver = Resolver::new(&namespace, &id, &spec, config, guest);
         match boot(request, Arc::clone(&spec), ram_mib, &journal, &resolver).await {
             Ok(Booted {
                 cgroup,
@@ -166,6 +166,7 @@ impl Sandbox {
     /// [`SandboxError`]; `Exec` says what can be executed.
     pub async fn load(&self, process: &ProcessSpec) -> Result<SlotLease, SandboxError> {
         let (vmm, wanted) = (self.vm.process().clone(), process.clone());
+        let reading = self.resolver.reading().await;
         let program = off_thread(move || {
             // Dropped with this closure: an open descriptor would hold the task's mounts.
             let root = vmm.root().map_err(|source| SandboxError::Step {
@@ -175,6 +176,8 @@ impl Sandbox {
             Program::open(root.as_fd(), &wanted).map_err(SandboxError::Exec)
         })
         .await?;
+        drop(reading);
+        let program = Arc::new(program);
         let artifact = self.resolver.resolve(&program, &self.journal).await?;
         Ok(self.slots.lock().await.lease(&self.vm, artifact).await?)
     }

@@ -1,21 +1,36 @@
 //! From a program to its artifact: out of the store, or compiled now.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tokio::sync::{Mutex, MutexGuard};
 use wasmvm_protocol::control::Role;
 
 use super::{SandboxError, off_thread};
 use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, compile};
-use crate::artifact::{ArtifactKey, Shelf, Store, Turns};
-use crate::bundle::{Limit, Resources};
-use crate::cgroup::{Cgroup, Hierarchies, Place};
+use crate::artifact::{ArtifactKey, Next, Shelf, Store, Turn, Turns};
+use crate::bundle::{Limit, Resources, TaskSpec};
+use crate::cgroup::{Birth, Cgroup, Hierarchies, Place};
 use crate::cleanup;
 use crate::config::{Config, GuestFiles};
 use crate::journal::{Journal, STATE_ROOT, Step};
 use crate::program::Program;
 use crate::vm::launch::VmFiles;
+
+/// Names a pod's namespace, in the specs that CRI makes (containerd, `pkg/cri/annotations`).
+const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+/// What all compiler VMs of the host live in, below the root of each hierarchy.
+const COMPILERS: &str = "wasmvm-compile";
+
+/// Its files: a fifth of the default weight (cgroup-v2.rst, cgroup-v1's `cpu.shares`), and no swap.
+const GIVE_WAY: [(&str, &str); 3] = [
+    ("cpu.weight", "20"),
+    ("cpu.shares", "204"),
+    ("memory.swap.max", "0"),
+];
 
 /// A program as VMs map it.
 #[derive(Debug)]
@@ -33,19 +48,38 @@ pub struct Resolver {
     pub id: String,
     pub config: Config,
     pub guest: GuestFiles,
-    /// Compiler VMs so far: two execs may compile at the same time.
+    /// Who waits for others' compiles only as long as is fair.
+    tenant: String,
+    /// Compiler VMs so far.
     compilers: AtomicU32,
+    /// One program of the task is read at a time, and one compiled.
+    reading: Mutex<()>,
+    compiling: Mutex<()>,
 }
 
 impl Resolver {
-    pub fn new(namespace: &str, id: &str, config: &Config, guest: GuestFiles) -> Self {
+    pub fn new(
+        namespace: &str,
+        id: &str,
+        spec: &TaskSpec,
+        config: &Config,
+        guest: GuestFiles,
+    ) -> Self {
         Self {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             config: config.clone(),
             guest,
+            tenant: tenant(namespace, spec.annotations.get(POD_NAMESPACE)),
             compilers: AtomicU32::new(0),
+            reading: Mutex::new(()),
+            compiling: Mutex::new(()),
         }
+    }
+
+    /// To be held while a program of an exec is read.
+    pub async fn reading(&self) -> MutexGuard<'_, ()> {
+        self.reading.lock().await
     }
 
     /// The artifact of a program. When the future is dropped the compiler VM ends with it.
@@ -54,23 +88,24 @@ impl Resolver {
     /// [`SandboxError`]
     pub async fn resolve(
         &self,
-        program: &Program,
+        program: &Arc<Program>,
         journal: &Journal,
     ) -> Result<Artifact, SandboxError> {
-        let store = self.store();
-        let files = vm_files(&self.guest, Role::Compiler);
-        let (looked, sha256, compiler) = (store.clone(), program.sha256, files.initramfs.clone());
-        let (key, found) = off_thread(move || {
-            let key = ArtifactKey::new(&sha256, &compiler)?;
-            let found = looked.find(&key)?;
-            Ok::<_, SandboxError>((key, found))
-        })
-        .await?;
-        let file = match found {
-            Some(file) => file,
-            None => self.compile(program, files, journal, &store, &key).await?,
-        };
-        Ok(Artifact { key, file })
+        let key = self.key(program.sha256).await?;
+        match self.find(&key).await? {
+            Some(file) => Ok(Artifact { key, file }),
+            None => self.compile_in_turn(program, key, journal).await,
+        }
+    }
+
+    async fn key(&self, sha256: [u8; 32]) -> Result<ArtifactKey, SandboxError> {
+        let compiler = self.guest.compiler.clone();
+        off_thread(move || ArtifactKey::new(&sha256, &compiler)).await
+    }
+
+    async fn find(&self, key: &ArtifactKey) -> Result<Option<File>, SandboxError> {
+        let (store, key) = (self.store(), key.clone());
+        off_thread(move || store.find(&key)).await
     }
 
     fn store(&self) -> Store {
@@ -85,51 +120,129 @@ impl Resolver {
         )
     }
 
-    async fn compile(
+    async fn compile_in_turn(
         &self,
-        program: &Program,
-        files: VmFiles,
+        program: &Arc<Program>,
+        key: ArtifactKey,
         journal: &Journal,
-        store: &Store,
-        key: &ArtifactKey,
-    ) -> Result<File, SandboxError> {
-        let Self { namespace, id, .. } = self;
-        let limit = self.config.compile_timeout();
+    ) -> Result<Artifact, SandboxError> {
+        let _alone = self.compiling.lock().await;
         let turns = Turns::new(
             Path::new(STATE_ROOT).join("compile"),
             self.config.compilers_max,
         );
-        let _key_turn = turns.of_key(key, limit).await?;
-        let (looked, wanted) = (store.clone(), key.clone());
-        if let Some(file) = off_thread(move || looked.find(&wanted)).await? {
-            return Ok(file);
+        let mut follows_strangers = true;
+        loop {
+            let next = turns.next(&self.tenant, &key, follows_strangers).await?;
+            if let Some(file) = self.find(&key).await? {
+                return Ok(Artifact { key, file });
+            }
+            match next {
+                Next::Turn(turn) => return self.compile(program, key, journal, turn).await,
+                Next::Followed { stranger } => follows_strangers &= !stranger,
+            }
         }
-        let _compiler_turn = turns.of_compiler(limit).await?;
+    }
+
+    /// Compiles a copy of the program that nobody can change, and keeps the result under the digest of
+    /// that copy. All that has the program's size is charged to the compiler's cgroup.
+    async fn compile(
+        &self,
+        program: &Arc<Program>,
+        looked_up: ArtifactKey,
+        journal: &Journal,
+        turn: Turn,
+    ) -> Result<Artifact, SandboxError> {
+        let Self { namespace, id, .. } = self;
+        let (path, bytes, kind) = (&program.path, program.bytes, program.kind);
+        tracing::info!(?path, bytes, ?kind, "a program is compiled");
         let name = match self.compilers.fetch_add(1, Ordering::Relaxed) {
             0 => format!("{namespace}-{id}"),
             n => format!("{namespace}-{id}.{n}"),
         };
-        let place = Hierarchies::find()?.place(&Path::new("wasmvm-compile").join(name));
+        let place = Hierarchies::find()?.place(&Path::new(COMPILERS).join(name));
+        let memory = Limit::At(u64::from(COMPILER_MEMORY_MIB) << 20);
         let limits = Resources {
-            memory: Some(Limit::At(u64::from(COMPILER_MEMORY_MIB) << 20)),
+            memory: Some(memory),
+            // No swap.
+            memory_swap: Some(memory),
             ..Resources::default()
         };
+        let cgroup = make_cgroup(&place, &limits, journal)?;
+        give_way(&Hierarchies::find()?.place(Path::new(COMPILERS)));
+        let compiled = self
+            .compile_in(&cgroup, program, looked_up, Arc::new(turn))
+            .await;
+        let removed = off_thread(move || place.remove(cleanup::KILL_MAX)).await;
+        let artifact = compiled?;
+        removed?;
+        Ok(artifact)
+    }
+
+    async fn compile_in(
+        &self,
+        cgroup: &Cgroup,
+        program: &Arc<Program>,
+        looked_up: ArtifactKey,
+        turn: Arc<Turn>,
+    ) -> Result<Artifact, SandboxError> {
+        let limit = self.config.compile_timeout();
+        let birth: Birth = cgroup.birth()?;
+        let (source, held) = (program.clone(), turn.clone());
+        // Also when nobody waits for the copy any more it is made under the turn.
+        let module = off_thread(move || {
+            let sealed = source.seal(&birth, limit);
+            drop(held);
+            sealed
+        })
+        .await?;
+        let key = self.key(module.sha256).await?;
+        if key != looked_up {
+            tracing::warn!(path = %program.path.display(), "the program was changed while it was read");
+            if let Some(file) = self.find(&key).await? {
+                return Ok(Artifact { key, file });
+            }
+        }
         let compiled = compile(Compile {
-            name: format!("{id} (compiler)"),
-            files,
-            cgroup: make_cgroup(&place, &limits, journal)?.birth()?,
-            program,
+            name: format!("{} (compiler)", self.id),
+            files: vm_files(&self.guest, Role::Compiler),
+            cgroup: cgroup.birth()?,
+            path: &program.path,
+            module: &module,
             boot_limit: self.config.boot_timeout(),
             compile_limit: limit,
             console: self.config.console,
         })
-        .await;
-        let removed = off_thread(move || place.remove(cleanup::KILL_MAX)).await;
-        let compiled = compiled?;
-        let (store, key) = (store.clone(), key.clone());
-        let file = off_thread(move || store.insert(&key, &compiled)).await?;
-        removed?;
-        Ok(file)
+        .await?;
+        drop(module);
+        let (store, kept) = (self.store(), key.clone());
+        let file = off_thread(move || store.insert(&kept, &compiled)).await?;
+        Ok(Artifact { key, file })
+    }
+}
+
+/// Compilers together get less of a busy processor than tasks: no tenant's first start is to be felt by
+/// others' programs. That it cannot be written costs a start nothing.
+fn give_way(compilers: &Place) {
+    for directory in compilers.paths() {
+        for (file, value) in GIVE_WAY {
+            let path = directory.join(file);
+            let opened = OpenOptions::new().write(true).open(&path);
+            match opened.and_then(|mut file| file.write_all(value.as_bytes())) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::debug!(path = %path.display(), %error, "cannot be written");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Who a task belongs to: a pod's namespace where it is part of one, else containerd's.
+fn tenant(namespace: &str, pod_namespace: Option<&String>) -> String {
+    match pod_namespace {
+        Some(pod) => format!("{namespace}/{pod}"),
+        None => namespace.to_owned(),
     }
 }
 
@@ -156,5 +269,17 @@ pub(super) fn vm_files(guest: &GuestFiles, role: Role) -> VmFiles {
             Role::Task => guest.agent.clone(),
             Role::Compiler => guest.compiler.clone(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_is_a_pods_namespace_or_containerds() {
+        assert_eq!(tenant("default", None), "default");
+        let pod = "shop".to_owned();
+        assert_eq!(tenant("k8s.io", Some(&pod)), "k8s.io/shop");
     }
 }

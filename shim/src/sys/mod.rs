@@ -1,10 +1,12 @@
 //! The shim's only unsafe code: what no safe wrapper offers.
 //!
+//! * [`copy`][]: a file copied at another cgroup's cost.
 //! * [`inherit`][]: descriptors under fixed numbers in a child.
 //! * [`mounts`][]: `mount_setattr`.
 //! * [`spawn`][]: `clone3` and exec of a VMM into its namespaces and cgroup.
 //! * [`watch`][]: a descriptor of our own on the runtime's poll loop.
 
+pub mod copy;
 pub mod inherit;
 pub mod mounts;
 pub mod spawn;

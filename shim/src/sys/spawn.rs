@@ -151,8 +151,26 @@ fn clone_child(request: &SpawnRequest<'_>, child: &Child) -> Result<Spawned, Spa
     } else {
         0
     };
-    let into_cgroup = request.cgroup.map_or(0, |_| CLONE_INTO_CGROUP);
-    let flags = u64::from((namespaces | network | libc::CLONE_PIDFD).unsigned_abs())
+    // SAFETY: the child runs `run_child` only.
+    let spawned = unsafe { clone_process(namespaces | network, request.cgroup) };
+    match spawned.map_err(SpawnError::Clone)? {
+        Some(spawned) => Ok(spawned),
+        None => run_child(child),
+    }
+}
+
+/// `clone3(2)` with a descriptor of the child, which has these namespaces of its own and is born into this
+/// cgroup; `None` in the child.
+///
+/// # Safety
+/// The child is a copy of a process with other threads: it may only make system calls, on what was
+/// allocated before, and has to end or execute without returning to its caller.
+pub(super) unsafe fn clone_process(
+    namespaces: i32,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Option<Spawned>> {
+    let into_cgroup = cgroup.map_or(0, |_| CLONE_INTO_CGROUP);
+    let flags = u64::from((namespaces | libc::CLONE_PIDFD).unsigned_abs())
         | into_cgroup
         | CLONE_CLEAR_SIGHAND;
     let mut pidfd: RawFd = -1;
@@ -167,9 +185,7 @@ fn clone_child(request: &SpawnRequest<'_>, child: &Child) -> Result<Spawned, Spa
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: request
-            .cgroup
-            .map_or(0, |cgroup| u64::from(cgroup.as_raw_fd().unsigned_abs())),
+        cgroup: cgroup.map_or(0, |cgroup| u64::from(cgroup.as_raw_fd().unsigned_abs())),
     };
     // SAFETY: `args` is a valid clone_args that outlives the call, `pidfd` receives the descriptor.
     // Without CLONE_VM the child runs on its own copy of this stack.
@@ -181,22 +197,21 @@ fn clone_child(request: &SpawnRequest<'_>, child: &Child) -> Result<Spawned, Spa
         )
     };
     match pid {
-        -1 => Err(SpawnError::Clone(io::Error::last_os_error())),
-        0 => run_child(child),
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
         pid => {
             // SAFETY: the kernel has just created this descriptor for us (CLONE_PIDFD).
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            let pid = u32::try_from(pid).map_err(|_| {
-                SpawnError::Clone(io::Error::other(format!("clone3 returned pid {pid}")))
-            })?;
-            Ok(Spawned { pid, pidfd })
+            let pid = u32::try_from(pid)
+                .map_err(|_| io::Error::other(format!("clone3 returned pid {pid}")))?;
+            Ok(Some(Spawned { pid, pidfd }))
         }
     }
 }
 
 /// The child between `clone3` and exec: system calls only, no allocation, no return.
 fn run_child(child: &Child) -> ! {
-    let failure: Failure = match enter_cgroups(child) {
+    let failure: Failure = match enter_cgroups(&child.cgroup_procs) {
         0 => [EXECUTE, exec_child(child)],
         errno => [ENTER, errno],
     };
@@ -214,8 +229,8 @@ fn run_child(child: &Child) -> ! {
 
 /// Moves this process, before it holds anything, into the cgroups of version 1, where 0 means the writer
 /// (cgroup-v1/cgroups.rst); returns 0 or the errno of what failed.
-fn enter_cgroups(child: &Child) -> i32 {
-    for procs in &child.cgroup_procs {
+pub(super) fn enter_cgroups(cgroup_procs: &[OwnedFd]) -> i32 {
+    for procs in cgroup_procs {
         // SAFETY: writes one byte of a constant to an open descriptor.
         if unsafe { libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
             return errno();
@@ -273,7 +288,7 @@ fn exec_child(child: &Child) -> i32 {
     errno()
 }
 
-fn errno() -> i32 {
+pub(super) fn errno() -> i32 {
     io::Error::last_os_error()
         .raw_os_error()
         .unwrap_or(libc::EIO)

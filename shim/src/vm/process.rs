@@ -135,7 +135,7 @@ impl Process {
 ///
 /// # Errors
 /// `poll(2)`'s but `EINTR`.
-pub(super) fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
+pub(crate) fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
