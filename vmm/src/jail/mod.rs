@@ -27,6 +27,7 @@ mod check;
 mod inherited;
 mod landlock;
 mod limits;
+mod merging;
 mod privileges;
 mod speculation;
 mod tree;
@@ -112,6 +113,7 @@ pub fn close(control: BorrowedFd<'_>, role: Role) -> Result<Jail, JailError> {
     tree::make_root()?;
     let guest_fds = limits::set(role)?;
     speculation::forbid()?;
+    merging::forbid().step("turn the merging of memory pages off")?;
     privileges::leave_session_keyring()?;
     privileges::enter_user_namespace()?;
     await_maps(control)?;
