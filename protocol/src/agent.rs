@@ -14,6 +14,9 @@ pub const CHANGE_TYPE_URL: &str = "wasmvm.agent.v1.Change";
 pub const USAGE_TYPE_URL: &str = "wasmvm.agent.v1.Usage";
 /// `type_url` of an [`Instance`] in `ProcessInfo.info` of a `PidsResponse`.
 pub const INSTANCE_TYPE_URL: &str = "wasmvm.agent.v1.Instance";
+/// How an agent's refusal of Create begins when the artifact was made for another processor or by another
+/// version: the shim has it compiled again, once.
+pub const UNFIT: &str = "the compiled module does not fit this agent";
 
 /// Largest ttrpc message either end accepts, bytes; containerd's own limit.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;

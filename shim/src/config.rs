@@ -10,12 +10,15 @@
 //! artifact_dir = "/var/lib/wasmvm/artifacts"  # a directory of their own
 //! artifact_dir_mib_max = 8192   # beyond it, what was not used for longest goes
 //! artifact_memory_mib_max = 2048  # the same for the copies in memory that VMs map
+//! sharing = "host"              # whose VMs share memory pages of programs: "host", "tenant", "none"
 //! ```
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde::Deserialize;
 
 use crate::error::ErrorCode;
 
@@ -35,6 +38,19 @@ const COMPILERS_MAX: u64 = 256;
 const ARTIFACTS_MIB_MAX: u64 = 1 << 30;
 /// Longest timeout, seconds.
 const TIMEOUT_S_MAX: u64 = 24 * 3600;
+
+/// Whose VMs share the memory pages of a compiled program, the guest's kernel and its initramfs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sharing {
+    /// All of the host.
+    #[default]
+    Host,
+    /// Those of one tenant: a pod's namespace, else containerd's.
+    Tenant,
+    /// None: each has copies of its own, charged to it.
+    None,
+}
 
 /// The operator's choices.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +73,8 @@ pub struct Config {
     pub artifact_dir_mib_max: u64,
     /// The most that is kept in memory for VMs to map, MiB.
     pub artifact_memory_mib_max: u64,
+    /// Whose VMs share memory pages.
+    pub sharing: Sharing,
 }
 
 impl Default for Config {
@@ -71,6 +89,7 @@ impl Default for Config {
             artifact_dir: "/var/lib/wasmvm/artifacts".into(),
             artifact_dir_mib_max: 8 * 1024,
             artifact_memory_mib_max: 2 * 1024,
+            sharing: Sharing::Host,
         }
     }
 }

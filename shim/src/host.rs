@@ -114,6 +114,12 @@ impl TaskSandbox for Sandbox {
         Ok(LoadedProgram { program, slot })
     }
 
+    async fn compile_again(&self) -> Result<(), Refusal> {
+        Self::compile_again(self)
+            .await
+            .map_err(|error| refuse(&error))
+    }
+
     async fn pause(&self) -> Result<(), Refusal> {
         Self::pause(self)
             .await

@@ -5,7 +5,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bundle::{Limit, RAM_MIB_MAX, Resources, wasm_memory_bytes_max};
-use crate::cgroup::{Cgroup, CgroupError, Undo};
+use crate::cgroup::{Birth, Cgroup, CgroupError, Undo};
 use crate::error::ErrorCode;
 use crate::stats::Metrics;
 
@@ -70,6 +70,14 @@ struct State {
 }
 
 impl Meter {
+    /// For what is to be charged to the task.
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub fn birth(&self) -> Result<Birth, CgroupError> {
+        self.cgroup.birth()
+    }
+
     /// `memory_bytes_max` is the limit it was made with.
     #[must_use]
     pub fn new(cgroup: Cgroup, ram_mib: u32, memory_bytes_max: Option<u64>) -> Self {

@@ -348,6 +348,21 @@ async fn a_refused_program_is_a_sentence_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn an_artifact_that_does_not_fit_is_compiled_again_once() {
+    let f = fixture();
+    let unfit = "the compiled module does not fit this agent: it was made for another processor";
+    *f.maker.guest.refuses_create.lock().unwrap() = Some((ttrpc::Code::INVALID_ARGUMENT, unfit));
+    assert_eq!(f.create(Default::default()).await.unwrap(), PID);
+    assert_eq!(f.maker.sandbox().compiled_again.load(Ordering::Relaxed), 1);
+    let f = fixture();
+    f.maker.guest.fits_never.store(true, Ordering::Relaxed);
+    *f.maker.guest.refuses_create.lock().unwrap() = Some((ttrpc::Code::INVALID_ARGUMENT, unfit));
+    let refused = code(&f.create(Default::default()).await.unwrap_err());
+    assert_eq!(refused, (ErrorCode::InvalidArgument, unfit.into()));
+    assert_eq!(f.maker.sandbox().compiled_again.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
 async fn what_a_client_says_of_a_terminals_stderr_is_ignored() {
     let f = fixture();
     let terminal = pb::CreateTaskRequest {

@@ -41,6 +41,7 @@ mod resources;
 mod restart;
 mod run;
 mod settings;
+mod sharing;
 mod signals;
 mod soak;
 mod streams;

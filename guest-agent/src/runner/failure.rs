@@ -3,6 +3,7 @@
 use std::io;
 
 use wasmtime_wasi::I32Exit;
+use wasmvm_protocol::agent::UNFIT;
 
 use crate::log::chain;
 use crate::report::Report;
@@ -26,7 +27,7 @@ pub enum LoadError {
     #[error("the runner's engine does not start: {0:#}")]
     Engine(wasmtime::Error),
     /// Compiled by another version or for another processor.
-    #[error("the compiled module does not fit this agent: {0:#}")]
+    #[error("{UNFIT}: {0:#}")]
     Artifact(wasmtime::Error),
     /// Something is imported that we do not have.
     #[error("{what} imports {name}, which wasmvm does not offer")]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use wasmvm_protocol::agent::UNFIT;
 use wasmvm_protocol::stream::StreamHeaderError;
 
 use crate::error::{ErrorCode, Refusal};
@@ -64,6 +65,13 @@ impl AgentError {
             Self::Stream(_) => ErrorCode::InvalidArgument,
             Self::Encode(_) => ErrorCode::Internal,
         }
+    }
+
+    /// Whether the artifact is at fault: it was made for another processor, or by another version. Only to be
+    /// believed before tenant code has run.
+    #[must_use]
+    pub fn is_unfit(&self) -> bool {
+        matches!(self, Self::Refused { sentence, .. } if sentence.starts_with(UNFIT))
     }
 
     /// Whether the guest is at fault beyond one request: silent, or gone.

@@ -15,16 +15,19 @@
 pub mod compile;
 mod folder;
 mod memory;
+mod private;
 mod room;
 mod store;
 mod turn;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+pub use private::private_copy;
 pub use store::{Shelf, Store, StoreError};
 pub use turn::{Next, Turn, TurnError, Turns};
 
@@ -58,11 +61,15 @@ pub enum KeyError {
 impl ArtifactKey {
     /// The key of a module of this digest, compiled by `compiler` (its initramfs; the digest lies
     /// beside it in `<compiler>.sha256`, as `sha256sum` writes it) for this host's CPU. The compiler
-    /// image pins the wasmtime version and all its settings.
+    /// image pins the wasmtime version and all its settings. With an `owner` nobody else has this key.
     ///
     /// # Errors
     /// [`KeyError`].
-    pub fn new(module_sha256: &[u8; 32], compiler: &Path) -> Result<Self, KeyError> {
+    pub fn new(
+        module_sha256: &[u8; 32],
+        compiler: &Path,
+        owner: Option<&str>,
+    ) -> Result<Self, KeyError> {
         let digest_path = format!("{}.sha256", compiler.display());
         let digest = match fs::read_to_string(&digest_path) {
             Ok(digest) => digest,
@@ -81,13 +88,33 @@ impl ArtifactKey {
             module_sha256,
             compiler_sha256,
             cpu_features(&cpuinfo),
+            owner,
         ))
     }
 
-    fn of_parts(module_sha256: &[u8; 32], compiler_sha256: &str, cpu: &str) -> Self {
+    fn of_parts(
+        module_sha256: &[u8; 32],
+        compiler_sha256: &str,
+        cpu: &str,
+        owner: Option<&str>,
+    ) -> Self {
+        let texts = [compiler_sha256, cpu].into_iter().chain(owner);
+        Self::of_texts(module_sha256, texts)
+    }
+
+    /// The key of an owner's copy of an installed file, which is root's: whoever changes it changes this.
+    fn of_installed(metadata: &fs::Metadata, owner: &str) -> Self {
+        let identity = [metadata.dev(), metadata.ino(), metadata.len()].map(|n| n.to_string());
+        let [changed, nanos] = [metadata.ctime(), metadata.ctime_nsec()].map(|n| n.to_string());
+        let texts = ["installed file", &changed, &nanos, owner];
+        let identity = identity.iter().map(String::as_str);
+        Self::of_texts(&[], texts.into_iter().chain(identity))
+    }
+
+    fn of_texts<'a>(start: &[u8], texts: impl Iterator<Item = &'a str>) -> Self {
         let mut hash = Sha256::new();
-        hash.update(module_sha256);
-        for text in [compiler_sha256, cpu] {
+        hash.update(start);
+        for text in texts {
             hash.update(text.len().to_le_bytes());
             hash.update(text);
         }
@@ -132,12 +159,16 @@ mod tests {
 
     #[test]
     fn a_key_depends_on_all_its_parts() {
-        let key = ArtifactKey::of_parts(&[1; 32], "c", "sse");
+        let key = ArtifactKey::of_parts(&[1; 32], "c", "sse", None);
         assert_eq!(key.as_str().len(), 64);
-        assert_ne!(key, ArtifactKey::of_parts(&[2; 32], "c", "sse"));
-        assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "d", "sse"));
-        assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "c", "avx"));
-        assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "cs", "se"));
+        let of_owner = |owner| ArtifactKey::of_parts(&[1; 32], "c", "sse", Some(owner));
+        assert_ne!(key, of_owner(""));
+        assert_ne!(of_owner("a"), of_owner("b"));
+        assert_eq!(of_owner("a"), of_owner("a"));
+        assert_ne!(key, ArtifactKey::of_parts(&[2; 32], "c", "sse", None));
+        assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "d", "sse", None));
+        assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "c", "avx", None));
+        assert_ne!(key, ArtifactKey::of_parts(&[1; 32], "cs", "se", None));
     }
 
     #[test]
@@ -145,7 +176,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let compiler = directory.path().join("compiler.cpio");
         let digest = directory.path().join("compiler.cpio.sha256");
-        let key = || ArtifactKey::new(&[1; 32], &compiler);
+        let key = || ArtifactKey::new(&[1; 32], &compiler, None);
         assert!(matches!(key(), Err(KeyError::Compiler { .. })));
         let wrong = "z".repeat(64);
         for text in ["", "\n", "abc", &wrong] {

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use wasmvm_protocol::slot::{
@@ -41,7 +41,7 @@ pub struct Shelf {
 /// The two directories.
 #[derive(Clone, Debug)]
 pub struct Store {
-    shared: Memory,
+    shared: Option<Memory>,
     kept: Shelf,
 }
 
@@ -68,15 +68,14 @@ impl StoreError {
 }
 
 impl Store {
-    /// `shared` becomes a tmpfs, `kept` is a directory on a disk.
+    /// `shared` becomes a tmpfs, if VMs are to share memory; `kept` is a directory on a disk.
     #[must_use]
-    pub fn new(shared: Shelf, kept: Shelf) -> Self {
-        let Shelf { path, bytes_max } = shared;
-        let shared = Memory {
-            path,
-            bytes_max,
+    pub fn new(shared: Option<Shelf>, kept: Shelf) -> Self {
+        let shared = shared.map(|shelf| Memory {
+            path: shelf.path,
+            bytes_max: shelf.bytes_max,
             namespace: HOST_MOUNTS,
-        };
+        });
         Self { shared, kept }
     }
 
@@ -133,7 +132,6 @@ impl Store {
     }
 
     /// Removes an artifact that turned out not to fit.
-    #[cfg(test)]
     pub fn forget(&self, key: &ArtifactKey) {
         let disk = self.disk().ok().flatten();
         for folder in self.memory().into_iter().chain(disk) {
@@ -143,9 +141,29 @@ impl Store {
         }
     }
 
+    /// An owner's copy of a file that was installed with this program, for the VMs of the owner alone;
+    /// `None` when there is no room for it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn installed(&self, path: &Path, owner: &str) -> io::Result<Option<File>> {
+        let source = File::open(path)?;
+        let metadata = source.metadata()?;
+        let key = ArtifactKey::of_installed(&metadata, owner);
+        let Some(memory) = self.memory() else {
+            return Ok(None);
+        };
+        let is_whole = |file: &File| {
+            file.metadata()
+                .is_ok_and(|copy| copy.len() == metadata.len())
+        };
+        let found = memory.find(&key).ok().flatten().filter(is_whole);
+        Ok(found.or_else(|| self.share(&memory, &key, &source)))
+    }
+
     /// Without it VMs map what lies on disk.
     fn memory(&self) -> Option<Folder> {
-        let opened = self.shared.open();
+        let opened = self.shared.as_ref()?.open();
         opened
             .inspect_err(|error| tracing::warn!(error = %chain(error), "artifacts are not shared"))
             .ok()
@@ -169,7 +187,8 @@ impl Store {
     }
 
     fn share(&self, memory: &Folder, key: &ArtifactKey, artifact: &File) -> Option<File> {
-        keep(memory, self.shared.budget(), key, artifact, false)
+        let budget = self.shared.as_ref()?.budget();
+        keep(memory, budget, key, artifact, false)
     }
 }
 

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ARTIFACTS_MIB_MAX, COMPILERS_MAX, Config, ConfigError, MEMORY_MIB_MAX, TIMEOUT_S_MAX};
+use super::{
+    ARTIFACTS_MIB_MAX, COMPILERS_MAX, Config, ConfigError, MEMORY_MIB_MAX, Sharing, TIMEOUT_S_MAX,
+};
 
 /// What one text may say. The keys with capitals come from containerd's CRI plugin, which passes its
 /// whole `options` table on when there is no `ConfigPath` in it.
@@ -21,6 +23,7 @@ struct Layer {
     artifact_dir: Option<Spanned<PathBuf>>,
     artifact_dir_mib_max: Option<Spanned<u64>>,
     artifact_memory_mib_max: Option<Spanned<u64>>,
+    sharing: Option<Sharing>,
     /// Accepted: the form of `linux.cgroupsPath` says how it is meant.
     #[serde(rename = "SystemdCgroup")]
     _systemd_cgroup: Option<bool>,
@@ -54,6 +57,7 @@ pub(super) fn lay(config: Config, text: &str, path: &Path) -> Result<Config, Con
         config.default_memory_mib = mib.into_inner();
     }
     config.console = layer.console.unwrap_or(config.console);
+    config.sharing = layer.sharing.unwrap_or(config.sharing);
     for (key, value, max, target) in [
         (
             "boot_timeout_s",

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Config, ConfigError, GuestFiles};
+use super::{Config, ConfigError, GuestFiles, Sharing};
 use crate::error::ErrorCode;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -22,7 +22,7 @@ fn every_key_is_taken() {
     let config = parse(
         "default_memory_mib = 512\nconsole = true\nboot_timeout_s = 5\n\
          load_timeout_s = 9\ncompile_timeout_s = 6\ncompilers_max = 3\nartifact_dir = \"/srv/a\"\n\
-         artifact_dir_mib_max = 7\nartifact_memory_mib_max = 8\n",
+         artifact_dir_mib_max = 7\nartifact_memory_mib_max = 8\nsharing = \"tenant\"\n",
     );
     let expected = Config {
         default_memory_mib: 512,
@@ -34,6 +34,7 @@ fn every_key_is_taken() {
         artifact_dir: PathBuf::from("/srv/a"),
         artifact_dir_mib_max: 7,
         artifact_memory_mib_max: 8,
+        sharing: Sharing::Tenant,
     };
     assert_eq!(config.unwrap(), expected);
 }
@@ -50,6 +51,10 @@ fn a_mistake_is_named_with_its_line() {
             ":1: invalid type: integer `1`, expected a boolean",
         ),
         ("# fine\nconsole = \n", ":2: "),
+        (
+            "sharing = \"all\"\n",
+            ":1: unknown variant `all`, expected one of `host`, `tenant`, `none`",
+        ),
         (
             "boot_timeout_s = 0",
             ":1: boot_timeout_s = 0 is refused: it lies between 1 and 86400",

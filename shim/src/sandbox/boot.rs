@@ -7,7 +7,7 @@ use std::sync::Arc;
 use wasmvm_protocol::control::{BootConfig, Role};
 
 use super::hooked::{hook_state, run_create_hooks};
-use super::resolve::{Resolver, make_cgroup, vm_files};
+use super::resolve::{Resolver, make_cgroup};
 use super::slots::{SlotLease, Slots};
 use super::{SandboxError, SandboxRequest};
 use crate::bundle::{Network as SpecNetwork, TaskSpec};
@@ -52,7 +52,7 @@ pub(super) async fn boot(
     let cgroup = make_task_cgroup(&namespace, &id, &spec, journal)?;
     let launch_request = LaunchRequest {
         name: id.clone(),
-        files: vm_files(&resolver.guest, Role::Task),
+        files: resolver.vm_files(Role::Task, cgroup.birth()?).await?,
         boot: BootConfig {
             role: Role::Task,
             ram_mib,
@@ -97,6 +97,7 @@ pub(super) async fn boot(
     // Its descriptor would hold the task's mounts.
     drop(program);
     let mut slots = Slots::default();
+    let artifact = resolver.own(artifact, cgroup.birth()?).await?;
     let slot = slots.lease(&vm, artifact).await?;
     debug_assert_eq!(slot.index(), 0, "init's program comes first");
     Ok(Booted {

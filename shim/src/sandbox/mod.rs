@@ -66,7 +66,7 @@ pub struct Sandbox {
     vm: Vm,
     slots: Mutex<Slots>,
     /// Init's, for as long as the VM lives.
-    _slot: SlotLease,
+    slot: SlotLease,
 }
 
 impl Sandbox {
@@ -101,7 +101,7 @@ impl Sandbox {
                 load_limit: config.load_timeout(),
                 vm,
                 slots: Mutex::new(slots),
-                _slot: slot,
+                slot,
             }),
             Err(err) => {
                 if let Err(left) = undo(cleanup::undo, namespace, id).await {
@@ -165,8 +165,34 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`]; `Exec` says what can be executed.
     pub async fn load(&self, process: &ProcessSpec) -> Result<SlotLease, SandboxError> {
+        let program = self.read_program(process).await?;
+        let artifact = self.resolver.resolve(&program, &self.journal).await?;
+        drop(program);
+        let mut slots = self.slots.lock().await;
+        if let Some(lease) = slots.find(&artifact.key) {
+            return Ok(lease);
+        }
+        let artifact = self.resolver.own(artifact, self.meter.birth()?).await?;
+        Ok(slots.lease(&self.vm, artifact).await?)
+    }
+
+    /// Compiles init's program again, as the guest cannot load its artifact, and maps the result in its
+    /// place.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub async fn compile_again(&self) -> Result<(), SandboxError> {
+        let program = self.read_program(&self.spec.process).await?;
+        let again = self.resolver.compile_again(&program, &self.journal);
+        let artifact = self.resolver.own(again.await?, self.meter.birth()?).await?;
+        let mut slots = self.slots.lock().await;
+        Ok(slots.replace(&self.vm, &self.slot, artifact).await?)
+    }
+
+    /// One at a time: it takes a processor of the host's as long as the file is long.
+    async fn read_program(&self, process: &ProcessSpec) -> Result<Arc<Program>, SandboxError> {
         let (vmm, wanted) = (self.vm.process().clone(), process.clone());
-        let reading = self.resolver.reading().await;
+        let _reading = self.resolver.reading().await;
         let program = off_thread(move || {
             // Dropped with this closure: an open descriptor would hold the task's mounts.
             let root = vmm.root().map_err(|source| SandboxError::Step {
@@ -176,10 +202,7 @@ impl Sandbox {
             Program::open(root.as_fd(), &wanted).map_err(SandboxError::Exec)
         })
         .await?;
-        drop(reading);
-        let program = Arc::new(program);
-        let artifact = self.resolver.resolve(&program, &self.journal).await?;
-        Ok(self.slots.lock().await.lease(&self.vm, artifact).await?)
+        Ok(Arc::new(program))
     }
 
     /// Stops the guest.

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,11 +12,11 @@ use wasmvm_protocol::control::Role;
 
 use super::{SandboxError, off_thread};
 use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, compile};
-use crate::artifact::{ArtifactKey, Next, Shelf, Store, Turn, Turns};
+use crate::artifact::{ArtifactKey, Next, Shelf, Store, Turn, Turns, private_copy};
 use crate::bundle::{Limit, Resources, TaskSpec};
 use crate::cgroup::{Birth, Cgroup, Hierarchies, Place};
 use crate::cleanup;
-use crate::config::{Config, GuestFiles};
+use crate::config::{Config, GuestFiles, Sharing};
 use crate::journal::{Journal, STATE_ROOT, Step};
 use crate::program::Program;
 use crate::vm::launch::VmFiles;
@@ -98,9 +99,74 @@ impl Resolver {
         }
     }
 
+    /// The same for a program whose artifact does not fit this host any more.
+    ///
+    /// # Errors
+    /// [`SandboxError`]
+    pub async fn compile_again(
+        &self,
+        program: &Arc<Program>,
+        journal: &Journal,
+    ) -> Result<Artifact, SandboxError> {
+        let key = self.key(program.sha256).await?;
+        let (store, unfit) = (self.store(), key.clone());
+        off_thread(move || {
+            store.forget(&unfit);
+            Ok::<_, SandboxError>(())
+        })
+        .await?;
+        self.compile_in_turn(program, key, journal).await
+    }
+
+    /// The artifact as the VM of `cgroup` maps it: its own copy, charged to it, where no memory is shared.
+    ///
+    /// # Errors
+    /// [`SandboxError::Step`].
+    pub async fn own(&self, artifact: Artifact, cgroup: Birth) -> Result<Artifact, SandboxError> {
+        if self.config.sharing != Sharing::None {
+            return Ok(artifact);
+        }
+        let Artifact { key, file } = artifact;
+        let file = off_thread(move || own_copy(&file, &cgroup)).await?;
+        Ok(Artifact { key, file })
+    }
+
+    /// What the VM of `cgroup` is made of: files that it shares with whom it may share memory.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub async fn vm_files(&self, role: Role, cgroup: Birth) -> Result<VmFiles, SandboxError> {
+        let mut files = vm_files(&self.guest, role);
+        let Some(owner) = self.owner() else {
+            return Ok(files);
+        };
+        let store = self.store();
+        off_thread(move || {
+            for path in [&mut files.kernel, &mut files.initramfs] {
+                let failed = |source| SandboxError::Step {
+                    action: "open the guest's kernel and initramfs",
+                    source,
+                };
+                let copy = match store.installed(path, &owner).map_err(failed)? {
+                    Some(copy) => copy,
+                    None => own_copy(&File::open(&path).map_err(failed)?, &cgroup)?,
+                };
+                *path = format!("/proc/self/fd/{}", copy.as_raw_fd()).into();
+                files.held.push(Arc::new(copy));
+            }
+            Ok::<_, SandboxError>(files)
+        })
+        .await
+    }
+
+    /// Who has the artifacts, where not all tasks of the host share them.
+    fn owner(&self) -> Option<String> {
+        (self.config.sharing != Sharing::Host).then(|| self.tenant.clone())
+    }
+
     async fn key(&self, sha256: [u8; 32]) -> Result<ArtifactKey, SandboxError> {
-        let compiler = self.guest.compiler.clone();
-        off_thread(move || ArtifactKey::new(&sha256, &compiler)).await
+        let (compiler, owner) = (self.guest.compiler.clone(), self.owner());
+        off_thread(move || ArtifactKey::new(&sha256, &compiler, owner.as_deref())).await
     }
 
     async fn find(&self, key: &ArtifactKey) -> Result<Option<File>, SandboxError> {
@@ -114,8 +180,9 @@ impl Resolver {
             bytes_max: mib << 20,
         };
         let (config, shared) = (&self.config, Path::new(STATE_ROOT).join("artifacts"));
+        let shares = config.sharing != Sharing::None;
         Store::new(
-            shelf(shared, config.artifact_memory_mib_max),
+            shares.then(|| shelf(shared, config.artifact_memory_mib_max)),
             shelf(config.artifact_dir.clone(), config.artifact_dir_mib_max),
         )
     }
@@ -205,7 +272,7 @@ impl Resolver {
         }
         let compiled = compile(Compile {
             name: format!("{} (compiler)", self.id),
-            files: vm_files(&self.guest, Role::Compiler),
+            files: self.vm_files(Role::Compiler, cgroup.birth()?).await?,
             cgroup: cgroup.birth()?,
             path: &program.path,
             module: &module,
@@ -219,6 +286,13 @@ impl Resolver {
         let file = off_thread(move || store.insert(&kept, &compiled)).await?;
         Ok(Artifact { key, file })
     }
+}
+
+fn own_copy(file: &File, cgroup: &Birth) -> Result<File, SandboxError> {
+    private_copy(file, cgroup).map_err(|source| SandboxError::Step {
+        action: "make the VM's own copy of a file, as sharing = \"none\" wants",
+        source,
+    })
 }
 
 /// Compilers together get less of a busy processor than tasks: no tenant's first start is to be felt by
@@ -261,7 +335,7 @@ pub(super) fn make_cgroup(
     Ok(Cgroup::create(place, limits)?)
 }
 
-pub(super) fn vm_files(guest: &GuestFiles, role: Role) -> VmFiles {
+fn vm_files(guest: &GuestFiles, role: Role) -> VmFiles {
     VmFiles {
         vmm: guest.vmm.clone(),
         kernel: guest.kernel.clone(),
@@ -269,6 +343,7 @@ pub(super) fn vm_files(guest: &GuestFiles, role: Role) -> VmFiles {
             Role::Task => guest.agent.clone(),
             Role::Compiler => guest.compiler.clone(),
         },
+        held: Vec::new(),
     }
 }
 

@@ -85,7 +85,25 @@ impl Slots {
         Ok(self.fill(index, artifact.key))
     }
 
-    fn find(&self, key: &ArtifactKey) -> Option<SlotLease> {
+    /// Maps another artifact where the one of this lease lies, for all who have it.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub async fn replace(
+        &mut self,
+        vm: &Vm,
+        lease: &SlotLease,
+        artifact: Artifact,
+    ) -> Result<(), VmError> {
+        vm.map_slot(lease.index, artifact.file.as_fd()).await?;
+        if let Some(Some(mapped)) = self.0.get_mut(lease.index as usize) {
+            mapped.key = artifact.key;
+        }
+        Ok(())
+    }
+
+    /// The artifact's slot, if it is mapped.
+    pub fn find(&self, key: &ArtifactKey) -> Option<SlotLease> {
         let mapped = (0..).zip(&self.0).find_map(|(index, slot)| {
             let mapped = slot.as_ref().filter(|mapped| mapped.key == *key)?;
             Some((index, mapped.user.clone()))

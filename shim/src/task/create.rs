@@ -111,12 +111,23 @@ impl Task {
     ) -> Result<(Agent, GuestStreams), CreateError> {
         let load = async {
             let agent = Agent::connect(sandbox, &self.order.id, self.flow.clock()).await?;
-            let streams = agent.create(sandbox, stdio, self.init.terminal).await?;
-            Ok::<_, AgentError>((agent, streams))
+            let streams = match agent.create(sandbox, stdio, self.init.terminal).await {
+                // Nothing of the tenant has run, so the agent is still ours to believe.
+                Err(error) if error.is_unfit() => {
+                    tracing::warn!(task_id = %self.order.id, %error, "compiling it again");
+                    sandbox
+                        .compile_again()
+                        .await
+                        .map_err(CreateError::Sandbox)?;
+                    agent.create(sandbox, stdio, self.init.terminal).await
+                }
+                first => first,
+            };
+            Ok::<_, CreateError>((agent, streams?))
         };
         tokio::select! {
             biased;
-            loaded = load => Ok(loaded?),
+            loaded = load => loaded,
             end = sandbox.vm_ended() => Err(CreateError::VmEnded {
                 reason: end.reason,
                 console_tail: end.console_tail,

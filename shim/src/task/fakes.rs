@@ -98,6 +98,8 @@ pub struct Guest {
     pub obedience: Mutex<Obedience>,
     /// Of Create and Exec.
     pub refuses_create: Mutex<Option<(ttrpc::Code, &'static str)>>,
+    /// What is compiled again is refused as well.
+    pub fits_never: AtomicBool,
     pub created: Mutex<Option<pb::CreateTaskRequest>>,
     pub changes: Mutex<Vec<Change>>,
     pub refuses_update: AtomicBool,
@@ -114,6 +116,7 @@ impl Default for Guest {
             answers_start: watch::Sender::new(true),
             obedience: Mutex::default(),
             refuses_create: Mutex::default(),
+            fits_never: AtomicBool::new(false),
             created: Mutex::default(),
             changes: Mutex::default(),
             refuses_update: AtomicBool::new(false),
@@ -362,6 +365,7 @@ pub struct FakeSandbox {
     pub destroyed: AtomicU32,
     pub destroy_fails: AtomicBool,
     pub poststart_fails: AtomicBool,
+    pub compiled_again: AtomicU32,
     pub pause_fails: AtomicBool,
     /// A program is found only when this is true.
     pub loads: watch::Sender<bool>,
@@ -396,6 +400,7 @@ impl FakeSandbox {
             destroy_fails: AtomicBool::new(false),
             poststart_fails: AtomicBool::new(false),
             pause_fails: AtomicBool::new(false),
+            compiled_again: AtomicU32::new(0),
             loads: watch::Sender::new(true),
         }
     }
@@ -450,6 +455,15 @@ impl TaskSandbox for FakeSandbox {
             },
             slot: SlotLease::fake(3),
         })
+    }
+
+    async fn compile_again(&self) -> Result<(), Refusal> {
+        let mut refuses = self.guest.refuses_create.lock().unwrap();
+        if !self.guest.fits_never.load(Ordering::Relaxed) {
+            *refuses = None;
+        }
+        self.compiled_again.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn pause(&self) -> Result<(), Refusal> {

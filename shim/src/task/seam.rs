@@ -70,6 +70,8 @@ pub trait TaskSandbox: Send + Sync + 'static {
     fn load_limit(&self) -> Duration;
     /// Finds the program of an exec and has it mapped.
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal>;
+    /// Has init's program compiled again and mapped, as its artifact does not fit.
+    async fn compile_again(&self) -> Result<(), Refusal>;
     /// Stops the guest: afterwards nothing of it runs.
     async fn pause(&self) -> Result<(), Refusal>;
     /// Lets it go on. Not an error when it runs.

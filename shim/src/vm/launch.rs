@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
@@ -50,6 +51,8 @@ pub struct VmFiles {
     pub kernel: PathBuf,
     /// The guest's initramfs, an uncompressed cpio.
     pub initramfs: PathBuf,
+    /// Files that the paths name by their descriptors (`/proc/self/fd`).
+    pub held: Vec<Arc<File>>,
 }
 
 /// What to launch.

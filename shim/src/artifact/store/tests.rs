@@ -30,12 +30,15 @@ impl Host {
             path: root.path().join(name),
             bytes_max,
         };
-        let store = Store::new(shelf("shared", shared_bytes_max), shelf("kept", 1 << 20));
+        let store = Store::new(
+            Some(shelf("shared", shared_bytes_max)),
+            shelf("kept", 1 << 20),
+        );
         Self { root, store }
     }
 
     fn shared(&self) -> &Path {
-        &self.store.shared.path
+        &self.store.shared.as_ref().unwrap().path
     }
 
     fn kept(&self) -> &Path {
@@ -65,9 +68,9 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        for path in [self.shared(), self.kept()] {
+        for name in ["shared", "kept"] {
             // Not mounted is fine.
-            let _ = unmount(path, UnmountFlags::DETACH);
+            let _ = unmount(self.root.path().join(name), UnmountFlags::DETACH);
         }
     }
 }
@@ -90,7 +93,7 @@ fn artifact() -> File {
 }
 
 fn key(digest: u8) -> ArtifactKey {
-    ArtifactKey::of_parts(&[digest; 32], "c", "sse")
+    ArtifactKey::of_parts(&[digest; 32], "c", "sse", None)
 }
 
 fn content(mut file: File) -> Vec<u8> {
@@ -325,4 +328,31 @@ fn what_does_not_fit_is_forgotten_everywhere() {
     host.store.insert(&key(1), &artifact()).unwrap();
     host.store.forget(&key(1));
     assert!(host.store.find(&key(1)).unwrap().is_none());
+}
+
+#[test]
+fn an_installed_file_is_copied_once_for_each_owner() {
+    let host = Host::new(1 << 20);
+    let path = host.root.path().join("kernel");
+    fs::write(&path, b"kernel").unwrap();
+    let copy = |owner| host.store.installed(&path, owner).unwrap().unwrap();
+    let inode = |file: File| std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+    let original = inode(File::open(&path).unwrap());
+    let (a, again, b) = (inode(copy("a")), inode(copy("a")), inode(copy("b")));
+    assert!(a == again && a != b && a != original);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, b"another kernel").unwrap();
+    let mut text = String::new();
+    copy("a").read_to_string(&mut text).unwrap();
+    assert_eq!(text, "another kernel");
+}
+
+#[test]
+fn who_shares_with_nobody_finds_artifacts_on_disk() {
+    let mut host = Host::new(1 << 20);
+    host.store.shared = None;
+    let inserted = host.store.insert(&key(1), &artifact()).unwrap();
+    assert_eq!(content(inserted), CONTENT);
+    let found = host.store.find(&key(1)).unwrap().unwrap();
+    assert_eq!(content(found), CONTENT);
 }

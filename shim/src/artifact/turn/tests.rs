@@ -60,7 +60,7 @@ impl Host {
 }
 
 fn key(digest: u8) -> ArtifactKey {
-    ArtifactKey::of_parts(&[digest; 32], "c", "sse")
+    ArtifactKey::of_parts(&[digest; 32], "c", "sse", None)
 }
 
 fn want(tenant: &str, digest: u8) -> Want {
