@@ -19,6 +19,7 @@ pub mod layout;
 pub mod library_log;
 pub mod long_mode;
 pub mod memory;
+pub mod offer;
 pub mod seccomp;
 pub mod vcpu;
 pub mod virtio;

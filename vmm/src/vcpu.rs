@@ -18,9 +18,11 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use kvm_bindings::{KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK, KVM_RUN_X86_BUS_LOCK};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use rustix::thread::{ClockId, Timespec, clock_nanosleep_relative};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::{MmioBus, NoDevice, WriteError};
@@ -29,6 +31,9 @@ use crate::control::sentence;
 use crate::gate::{Gate, Pass};
 use crate::seccomp::{Thread, confine};
 use crate::vm::{Vm, VmError};
+
+/// Bus locks of one guest in a second, where the host lets its VMM hear of them.
+pub const BUS_LOCKS_PER_SECOND_MAX: u32 = 1000;
 
 /// Why the guest runs no more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -195,6 +200,10 @@ impl Vcpu {
                     if let Some(exit) = handle_exit(exit, &mut self.bus, &self.console) {
                         return self.describe(exit);
                     }
+                    // Of any exit, as a lock may come with another reason to leave the guest.
+                    if u32::from(self.fd.get_kvm_run().flags) & KVM_RUN_X86_BUS_LOCK != 0 {
+                        sit_out_a_bus_lock();
+                    }
                 }
                 Err(errno) if errno.errno() == libc::EINTR => self.fd.set_kvm_immediate_exit(0),
                 Err(errno) if errno.errno() == libc::EAGAIN => {}
@@ -272,9 +281,24 @@ fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, console: &Console) -> Opti
         }),
         VcpuExit::FailEntry(reason, _cpu) => Some(GuestEnd::FailEntry { reason }),
         VcpuExit::Intr | VcpuExit::IrqWindowOpen => None,
+        // What there is to do is in the flags.
+        VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK) => None,
+        // Asked for is only the one that the guest cannot go on from (`crate::offer`).
+        VcpuExit::Unsupported(KVM_EXIT_NOTIFY) => Some(GuestEnd::Unexpected {
+            exit: "KVM_EXIT_NOTIFY, the processor's state is lost".into(),
+        }),
         other => Some(GuestEnd::Unexpected {
             exit: format!("{other:?}"),
         }),
+    }
+}
+
+/// A bus lock, such as that of an atomic access over two cache lines, holds up every processor of the
+/// host. So a guest that takes them gets at most [`BUS_LOCKS_PER_SECOND_MAX`]. A kick ends the wait.
+fn sit_out_a_bus_lock() {
+    let wait = Duration::from_secs(1) / BUS_LOCKS_PER_SECOND_MAX;
+    if let Ok(wait) = Timespec::try_from(wait) {
+        let _kicked = clock_nanosleep_relative(ClockId::Monotonic, &wait);
     }
 }
 
@@ -403,6 +427,18 @@ mod tests {
         let sentence = "a device of the guest does not work: \
             the driver of virtio device 26 set up a queue that cannot be used";
         assert_eq!(end.to_string(), sentence);
+    }
+
+    #[test]
+    fn a_bus_lock_is_sat_out_within_the_list_of_system_calls() {
+        assert_eq!(end_of(VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK)), None);
+        let confined = thread::spawn(|| {
+            crate::seccomp::apply(Thread::Vcpu).unwrap();
+            sit_out_a_bus_lock();
+        });
+        confined.join().unwrap();
+        let lost = end_of(VcpuExit::Unsupported(KVM_EXIT_NOTIFY)).unwrap();
+        assert!(lost.to_string().contains("KVM_EXIT_NOTIFY"), "{lost}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SLOTS_MAX, slot_address};
 
 use crate::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, page_ceil};
+use crate::offer;
 
 /// KVM's number for the first read-only slot; RAM has the numbers below.
 const SLOT_NUMBER: u32 = 8;
@@ -128,6 +129,8 @@ impl Vm {
     /// [`VmError`].
     pub fn new(kvm: Kvm, memory: GuestMemoryMmap) -> Result<Self, VmError> {
         let fd = kvm.create_vm().map_err(VmError::of("KVM_CREATE_VM"))?;
+        // Before the first vCPU, which takes its counters from what is asked for here.
+        offer::restrict_vm(&kvm, &fd)?;
         // kvm_intel needs both for guests in real mode; before the first vCPU.
         fd.set_identity_map_address(KVM_IDENTITY_MAP_ADDRESS)
             .map_err(VmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
@@ -189,6 +192,7 @@ impl Vm {
             .map_err(VmError::of("KVM_CREATE_VCPU"))?;
         vcpu.set_tsc_khz(HOST_RATE)
             .map_err(VmError::of("KVM_SET_TSC_KHZ"))?;
+        offer::restrict_vcpu(&self.kvm, &vcpu)?;
         Ok(vcpu)
     }
 

@@ -11,8 +11,9 @@ usage: wasmvm check        say whether this host can run wasmvm's VMs
        wasmvm --help
        wasmvm --version
 
-check prints one sentence per finding, marked `ok` or `BAD`, and a last one with the
-verdict. It opens /dev/kvm and runs a small guest on it for at most ten seconds.
+check prints one sentence per finding, marked `ok`, `low` (guests run, with less between
+them and the host) or `BAD`, and a last one with the verdict. It opens /dev/kvm and runs
+two small guests on it for at most ten seconds each.
 
 exit status: 0  fine (this help, this version, or a host that will do)
              1  this host's KVM cannot be used
@@ -51,10 +52,10 @@ fn print_check() -> io::Result<ExitCode> {
     for finding in findings.iter().chain([&verdict]) {
         print(&format!("{finding}\n"))?;
     }
-    Ok(if verdict.good {
-        ExitCode::SUCCESS
-    } else {
+    Ok(if verdict.is_bad() {
         ExitCode::from(UNUSABLE)
+    } else {
+        ExitCode::SUCCESS
     })
 }
 

@@ -5,9 +5,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use vm_memory::GuestMemoryError;
+use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 
 use super::Finding;
 use super::program::{self, BRAND, BRAND_LEAF, BREAKPOINT, LOOP_INSTRUCTIONS, Notes, Stage};
@@ -72,11 +72,26 @@ pub enum RunEnd {
 /// # Errors
 /// [`GuestError`].
 pub fn run(kvm: Kvm) -> Result<Run, GuestError> {
+    let (memory, fastest_loop, end) = execute(kvm, &program::registers(), program::load)?;
+    let notes = program::notes(&memory).map_err(GuestError::Program)?;
+    Ok(Run {
+        notes,
+        fastest_loop,
+        end,
+    })
+}
+
+/// Runs what `load` wrote, from the state in `registers`; answers with what the guest left in its memory.
+pub(super) fn execute(
+    kvm: Kvm,
+    registers: &kvm_regs,
+    load: impl FnOnce(&GuestMemoryMmap) -> Result<(), GuestMemoryError>,
+) -> Result<(GuestMemoryMmap, Option<Duration>, RunEnd), GuestError> {
     let memory = memory::allocate(RAM_MIB_MIN, false).map_err(GuestError::Memory)?;
-    program::load(&memory).map_err(GuestError::Program)?;
+    load(&memory).map_err(GuestError::Program)?;
     let vm = Vm::new(kvm, memory.clone()).map_err(GuestError::Kvm)?;
     let mut vcpu = vm.create_vcpu().map_err(GuestError::Kvm)?;
-    set_state(&vm, &vcpu).map_err(GuestError::Kvm)?;
+    set_state(&vm, &vcpu, registers).map_err(GuestError::Kvm)?;
 
     let (ended, end) = mpsc::channel();
     thread::Builder::new()
@@ -93,15 +108,10 @@ pub fn run(kvm: Kvm) -> Result<Run, GuestError> {
         Ok(outcome) => outcome,
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => (None, RunEnd::TimedOut),
     };
-    let notes = program::notes(&memory).map_err(GuestError::Program)?;
-    Ok(Run {
-        notes,
-        fastest_loop,
-        end,
-    })
+    Ok((memory, fastest_loop, end))
 }
 
-fn set_state(vm: &Vm, vcpu: &VcpuFd) -> Result<(), VmError> {
+fn set_state(vm: &Vm, vcpu: &VcpuFd, registers: &kvm_regs) -> Result<(), VmError> {
     let mut cpuid = guest_cpuid(vm.kvm())?;
     set_brand(&mut cpuid);
     vcpu.set_cpuid2(&cpuid)
@@ -110,7 +120,7 @@ fn set_state(vm: &Vm, vcpu: &VcpuFd) -> Result<(), VmError> {
     program::set_special_registers(&mut sregs);
     vcpu.set_sregs(&sregs)
         .map_err(VmError::of("KVM_SET_SREGS"))?;
-    vcpu.set_regs(&program::registers())
+    vcpu.set_regs(registers)
         .map_err(VmError::of("KVM_SET_REGS"))?;
     let entries = program::syscall_msrs().map(|(index, data)| kvm_msr_entry {
         index,
@@ -330,7 +340,7 @@ mod tests {
     fn bad_sentences(run: &Run) -> Vec<String> {
         findings(run)
             .into_iter()
-            .filter(|finding| !finding.good)
+            .filter(|finding| finding.is_bad())
             .map(|f| f.sentence)
             .collect()
     }

@@ -8,6 +8,7 @@ use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
 
 use super::Finding;
+use crate::offer::{RESTRICTIONS, Restriction};
 use crate::vm::open_kvm;
 
 /// Where KVM is.
@@ -85,6 +86,7 @@ pub fn findings(kvm: &Kvm) -> Vec<Finding> {
         .into_iter()
         .map(|(capability, name, purpose)| has(kvm.check_extension(capability), name, purpose))
         .collect();
+    findings.extend(RESTRICTIONS.map(|one| restricts(&one, one.is_offered(kvm))));
     match kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES) {
         Ok(cpuid) => {
             let leaf = |number| cpuid.as_slice().iter().find(|leaf| leaf.function == number);
@@ -114,6 +116,15 @@ fn has(there: bool, name: &str, purpose: &str) -> Finding {
     Finding::bad(format!("{name} is missing, which {purpose} would need"))
 }
 
+/// A host without it runs guests all the same.
+fn restricts(restriction: &Restriction, offered: bool) -> Finding {
+    let (name, what) = (restriction.name, restriction.keeps_out);
+    if offered {
+        return Finding::good(format!("{name} is there (guests get no {what})"));
+    }
+    Finding::weak(format!("{name} is missing, so that guests may get {what}"))
+}
+
 fn address_bits(bits: u32) -> Finding {
     if bits >= ADDRESS_BITS_MIN {
         return Finding::good(format!("guest-physical addresses have {bits} bits"));
@@ -132,7 +143,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let finding = open(&directory.path().join("kvm")).unwrap_err();
         assert!(
-            !finding.good && finding.sentence.contains("does not exist"),
+            finding.is_bad() && finding.sentence.contains("does not exist"),
             "{finding:?}"
         );
     }
@@ -153,7 +164,16 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_cannot_restrict_its_guests_runs_them_all_the_same() {
+        for restriction in RESTRICTIONS {
+            let missing = restricts(&restriction, false);
+            assert!(!missing.is_bad() && missing.to_string().starts_with("low KVM_CAP_"));
+            assert!(restricts(&restriction, true).to_string().starts_with("ok "));
+        }
+    }
+
+    #[test]
     fn narrow_addresses_are_a_bad_finding() {
-        assert!(!address_bits(32).good && address_bits(40).good);
+        assert!(address_bits(32).is_bad() && !address_bits(40).is_bad());
     }
 }

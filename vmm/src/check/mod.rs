@@ -2,44 +2,70 @@
 //!
 //! Flags do not tell: some hosts offer a `/dev/kvm` that emulates the guest's kernel and cannot run an
 //! ordinary one. So after asking for capabilities ([`host`]) a small guest ([`program`], [`guest`])
-//! does what Linux does: it enters ring 3, makes a system call, returns, takes an exception.
+//! does what Linux does: it enters ring 3, makes a system call, returns, takes an exception. Where that
+//! works, a second one ([`probe`]) tries from ring 0 what it should not get.
 
 pub mod guest;
 pub mod host;
+pub mod probe;
 pub mod program;
 
 use std::error::Error;
 use std::fmt;
 use std::path::Path;
 
+/// What a finding means for the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// It is as it has to be.
+    Good,
+    /// Guests run; something that would keep them in better is not there.
+    Weak,
+    /// Guests do not run.
+    Bad,
+}
+
 /// One thing found out, in one sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether it is as it has to be.
-    pub good: bool,
+    /// What it means.
+    pub mark: Mark,
     /// What was found.
     pub sentence: String,
 }
 
 impl Finding {
+    fn new(mark: Mark, sentence: impl Into<String>) -> Self {
+        let sentence = sentence.into();
+        Self { mark, sentence }
+    }
+
     fn good(sentence: impl Into<String>) -> Self {
-        Self {
-            good: true,
-            sentence: sentence.into(),
-        }
+        Self::new(Mark::Good, sentence)
+    }
+
+    fn weak(sentence: impl Into<String>) -> Self {
+        Self::new(Mark::Weak, sentence)
     }
 
     fn bad(sentence: impl Into<String>) -> Self {
-        Self {
-            good: false,
-            sentence: sentence.into(),
-        }
+        Self::new(Mark::Bad, sentence)
+    }
+
+    /// Whether this host cannot run guests because of it.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        self.mark == Mark::Bad
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mark = if self.good { "ok " } else { "BAD" };
+        let mark = match self.mark {
+            Mark::Good => "ok ",
+            Mark::Weak => "low",
+            Mark::Bad => "BAD",
+        };
         write!(f, "{mark} {}.", self.sentence)
     }
 }
@@ -58,13 +84,27 @@ pub fn check(path: &Path) -> Vec<Finding> {
         Ok(run) => findings.extend(guest::findings(&run)),
         Err(error) => findings.push(Finding::bad(chain(&error))),
     }
+    // Not worth a try where the first guest does not run.
+    if findings.iter().any(Finding::is_bad) {
+        return findings;
+    }
+    let probed = host::open(path).map(|(kvm, _)| probe::run(kvm, &probe::probes()));
+    match probed {
+        Ok(Ok((made, end))) => findings.extend(probe::findings(&made, &end)),
+        Ok(Err(error)) => findings.push(Finding::bad(chain(&error))),
+        Err(finding) => findings.push(finding),
+    }
     findings
 }
 
 /// The last line: whether the host will do.
 #[must_use]
 pub fn verdict(findings: &[Finding]) -> Finding {
-    match findings.iter().filter(|finding| !finding.good).count() {
+    let weak = findings.iter().filter(|finding| finding.mark == Mark::Weak);
+    match findings.iter().filter(|finding| finding.is_bad()).count() {
+        0 if weak.count() > 0 => Finding::good(
+            "this host can run wasmvm; what is marked low above, a newer kernel or processor adds",
+        ),
         0 => Finding::good("this host can run wasmvm"),
         1 => Finding::bad("this host cannot run wasmvm, for the one reason above"),
         count => Finding::bad(format!(
@@ -92,7 +132,9 @@ mod tests {
     #[test]
     fn the_verdict_counts_reasons() {
         let (good, bad) = (Finding::good("a"), Finding::bad("b"));
-        assert!(verdict(std::slice::from_ref(&good)).good);
+        assert!(!verdict(std::slice::from_ref(&good)).is_bad());
+        let weak = verdict(&[good.clone(), Finding::weak("c")]);
+        assert!(!weak.is_bad() && weak.sentence.contains("marked low"));
         assert!(
             verdict(&[good.clone(), bad.clone()])
                 .to_string()
@@ -110,6 +152,6 @@ mod tests {
     fn without_kvm_there_is_one_finding() {
         let findings = check(Path::new("/nonexistent/kvm"));
         assert_eq!(findings.len(), 1);
-        assert!(!verdict(&findings).good);
+        assert!(verdict(&findings).is_bad());
     }
 }

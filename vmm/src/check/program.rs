@@ -36,7 +36,8 @@ const TSS_ADDRESS: u64 = 0x3000;
 const PAGE_TABLES: [u64; 3] = [0x5000, 0x6000, 0x7000];
 const KERNEL_STACK: u64 = 0x9000;
 const USER_STACK: u64 = 0xa000;
-const CODE_ADDRESS: u64 = 0x1_0000;
+/// Where the program lies and begins.
+pub(super) const CODE_ADDRESS: u64 = 0x1_0000;
 
 /// Ring-0 code, ring-0 data, (32-bit ring-3 code, which SYSRET only counts from,) ring-3 data, ring-3
 /// code; the two of 16 bytes at the end are the task state segment's.
@@ -59,8 +60,9 @@ const TASK: u16 = 0x30;
 const TSS_BYTES: u32 = 104;
 const TSS_RSP0_OFFSET: u64 = 4;
 
-const VECTORS: u64 = 32;
-const STUB_BYTES: u64 = 16;
+/// Exceptions, each with a stub of so many bytes.
+pub(super) const VECTORS: u64 = 32;
+pub(super) const STUB_BYTES: u64 = 16;
 /// Present, 64-bit interrupt gate; the second one open to ring 3.
 const GATE: u64 = 0x8e00;
 const USER_GATE: u64 = 0xee00;
@@ -233,13 +235,21 @@ fn address_of(label: *const u8) -> u64 {
 /// # Errors
 /// vm-memory's, when RAM is smaller than the program.
 pub fn load(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    load_tables(memory, address_of(&raw const wasmvm_check_stubs))?;
+    memory.write_slice(code(), GuestAddress(CODE_ADDRESS))
+}
+
+/// Writes the tables of a program whose exceptions go to `stubs`.
+///
+/// # Errors
+/// vm-memory's.
+pub(super) fn load_tables(memory: &GuestMemoryMmap, stubs: u64) -> Result<(), GuestMemoryError> {
     let [top, upper, directory] = PAGE_TABLES;
     memory.write_obj(upper | PRESENT_WRITABLE_USER, GuestAddress(top))?;
     memory.write_obj(directory | PRESENT_WRITABLE_USER, GuestAddress(upper))?;
     memory.write_obj(LARGE_PAGE | PRESENT_WRITABLE_USER, GuestAddress(directory))?;
     memory.write_obj(GDT, GuestAddress(GDT_ADDRESS))?;
     memory.write_obj(KERNEL_STACK, GuestAddress(TSS_ADDRESS + TSS_RSP0_OFFSET))?;
-    let stubs = address_of(&raw const wasmvm_check_stubs);
     for vector in 0..VECTORS {
         let kind = if vector == u64::from(BREAKPOINT) {
             USER_GATE
@@ -250,7 +260,7 @@ pub fn load(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
         memory.write_obj(low, GuestAddress(IDT_ADDRESS + vector * 16))?;
         memory.write_obj(high, GuestAddress(IDT_ADDRESS + vector * 16 + 8))?;
     }
-    memory.write_slice(code(), GuestAddress(CODE_ADDRESS))
+    Ok(())
 }
 
 /// A descriptor of the IDT (Intel SDM vol. 3A, figure 6-8).
