@@ -58,6 +58,7 @@ checks:
 	@for check in lint deny docs-check unit; do $(MAKE) --no-print-directory $$check; done
 
 lint:
+	@tests/step "vendored crate" guest-agent/vendored/check
 	@tests/step "format" $(CARGO) fmt --check
 	@tests/step "clippy" $(CARGO) clippy --workspace --all-targets -- -D warnings
 	@tests/step "clippy, compiler" $(CARGO) clippy -p wasmvm-guest-agent --all-targets --features compiler -- -D warnings
