@@ -11,6 +11,7 @@ use wasmvm_protocol::stream::ID_BYTES_MAX;
 
 use crate::table::InstanceId;
 use crate::terminal::WindowSize;
+use crate::tree::TASK_DEVICES;
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
@@ -67,11 +68,14 @@ pub enum RequestError {
     /// A path that is not one.
     #[error("{field} {value:?} is not an absolute path without `..`")]
     Path {
-        /// `cwd` or `preopens`.
+        /// `cwd` or `devices`.
         field: &'static str,
         /// The refused value.
         value: String,
     },
+    /// A device that the guest does not give.
+    #[error("the guest has no device {0:?} for a program")]
+    Device(String),
     /// A stream that is not named by a token.
     #[error("{field} {value:?} is not a stream's token")]
     Token {
@@ -221,10 +225,13 @@ fn check(program: &Program) -> Result<(), RequestError> {
     if !program.cwd.is_empty() {
         path("cwd", &program.cwd)?;
     }
-    program
-        .preopens
-        .iter()
-        .try_for_each(|preopen| path("preopens", preopen))
+    for mount in &program.devices {
+        path("devices", &mount.destination)?;
+        if !TASK_DEVICES.iter().any(|(name, ..)| *name == mount.device) {
+            return Err(RequestError::Device(mount.device.clone()));
+        }
+    }
+    Ok(())
 }
 
 fn path(field: &'static str, value: &str) -> Result<(), RequestError> {
@@ -262,6 +269,7 @@ fn token(field: &'static str, value: &str) -> Result<Option<u64>, RequestError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wasmvm_protocol::agent::DeviceMount;
 
     fn any(type_url: &str, message: &impl Message) -> MessageField<Any> {
         let mut any = Any::new();
@@ -326,7 +334,15 @@ mod tests {
         assert!(refusal(|_, program| program.env.push("=x".into())).contains("\"=x\""));
         assert!(refusal(|_, program| program.args.push("a\0".into())).contains("zero byte"));
         assert!(refusal(|_, program| program.cwd = "work".into()).contains("cwd \"work\""));
-        assert!(refusal(|_, program| program.preopens.push("/a/../b".into())).contains("preopens"));
+        let device = |device: &str, destination: &str| DeviceMount {
+            device: device.into(),
+            destination: destination.into(),
+            ..Default::default()
+        };
+        let mount = device("null", "/a/../b");
+        assert!(refusal(|_, program| program.devices.push(mount)).contains("devices \"/a/../b\""));
+        let mount = device("kmsg", "/a");
+        assert!(refusal(|_, program| program.devices.push(mount)).contains("no device \"kmsg\""));
         assert_eq!(
             refusal(|_, program| program.slot = 16),
             "there is no slot 16; they are numbered 0 to 15"

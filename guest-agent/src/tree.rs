@@ -1,7 +1,7 @@
 //! The guest's set-up for a task: clock, host name, the file tree and its devices.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const TASK_NODES: &str = "/dev/task";
 /// Where the task's proc is mounted before it is given.
 const TASK_PROC: &str = "/dev/task-proc";
 /// Name, major and minor of the task's devices (kernel `Documentation/admin-guide/devices.txt`).
-const TASK_DEVICES: [Device; 5] = [
+pub const TASK_DEVICES: [Device; 5] = [
     ("null", 1, 3),
     ("zero", 1, 5),
     ("full", 1, 7),
@@ -69,8 +69,22 @@ pub fn prepare(program: &Program, mounted: &AtomicBool) -> Result<(), GuestError
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     mount(TASK_TAG, TASK_ROOT, "virtiofs", safe, None)?;
     mounted.store(true, Ordering::Relaxed);
+    if program.guest_dev || !program.devices.is_empty() {
+        make_nodes()?;
+    }
     if program.guest_dev {
-        give_devices()?;
+        for (name, ..) in TASK_DEVICES {
+            give(&format!("{TASK_NODES}/{name}"), &format!("dev/{name}"))?;
+        }
+    }
+    for mount in &program.devices {
+        // Unlike those of /dev: the task was promised that what lies below is not to be seen.
+        let node = format!("{TASK_NODES}/{}", mount.device);
+        give_below(
+            task_root()?.as_fd(),
+            &node,
+            mount.destination.trim_start_matches('/'),
+        )?;
     }
     if program.guest_proc {
         give_proc()?;
@@ -89,19 +103,14 @@ pub fn set_clock(wall_clock_ns: u64) -> Result<(), GuestError> {
     rustix::time::clock_settime(ClockId::Realtime, time).map_err(doing("set the clock"))
 }
 
-/// Puts the guest's devices onto the files of their names in the tree's /dev; the rest of it stays what
-/// the spec made it. A tree without such a file can be run all the same.
-fn give_devices() -> Result<(), GuestError> {
+/// Makes the task's devices, to be mounted onto files of their names in the tree's /dev and onto others.
+fn make_nodes() -> Result<(), GuestError> {
     rustix::fs::mkdir(TASK_NODES, Mode::from_bits_truncate(0o755))
         .map_err(doing(format!("make {TASK_NODES}")))?;
     let umask = rustix::process::umask(Mode::empty());
     let made = make_devices(TASK_NODES, &TASK_DEVICES, 0o666);
     rustix::process::umask(umask);
-    made?;
-    for (name, ..) in TASK_DEVICES {
-        give(&format!("{TASK_NODES}/{name}"), &format!("dev/{name}"))?;
-    }
-    Ok(())
+    made
 }
 
 /// Puts the guest's proc onto the tree's `/proc`: read-only, and of the processes a program sees itself alone.
@@ -117,13 +126,15 @@ fn give_proc() -> Result<(), GuestError> {
 /// Mounts what lies at `path` in the guest onto `point` of the task's tree. A tree without that point can
 /// be run all the same.
 fn give(path: &str, point: &str) -> Result<(), GuestError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(TASK_ROOT, flags, Mode::empty())
-        .map_err(doing(format!("open {TASK_ROOT}")))?;
-    if let Err(error) = give_below(root.as_fd(), path, point) {
+    if let Err(error) = give_below(task_root()?.as_fd(), path, point) {
         log::line(Level::Warning, &log::chain(&error));
     }
     Ok(())
+}
+
+fn task_root() -> Result<OwnedFd, GuestError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(TASK_ROOT, flags, Mode::empty()).map_err(doing(format!("open {TASK_ROOT}")))
 }
 
 fn give_below(root: BorrowedFd<'_>, path: &str, point: &str) -> Result<(), GuestError> {

@@ -44,6 +44,7 @@ mod generated {
 }
 
 pub use generated::agent::{
-    Change, CompileRequest, CompileResponse, Instance, ModuleKind, Program, Thread, Usage,
+    Change, CompileRequest, CompileResponse, DeviceMount, Instance, ModuleKind, Program, Thread,
+    Usage,
 };
 pub use generated::agent_ttrpc::{Compiler, CompilerClient, create_compiler};

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
-use wasmvm_protocol::agent::Program;
+use wasmvm_protocol::agent::{DeviceMount, Program};
 
 use crate::bundle::ProcessSpec;
 use crate::cleanup;
@@ -39,7 +39,11 @@ fn environment(given: &[String], hostname: &str) -> Vec<String> {
 fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
     let spec = sandbox.spec();
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let preopens = sandbox.mounted_directories().iter();
+    let devices = sandbox.devices().iter().map(|mount| DeviceMount {
+        device: mount.device.to_owned(),
+        destination: text(&mount.destination),
+        ..Default::default()
+    });
     Program {
         args: process.args.clone(),
         env: environment(&process.env, &spec.hostname),
@@ -48,11 +52,12 @@ fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
         gid: process.user.gid,
         additional_gids: process.user.additional_gids.clone(),
         memory_bytes_max: sandbox.meter().wasm_memory_bytes_max(),
-        preopens: preopens.map(|path| text(path)).collect(),
         guest_dev: spec.guest_dev,
         guest_proc: spec.guest_proc,
         hostname: spec.hostname.clone(),
         slot,
+        preopen_cwd: spec.preopen_cwd,
+        devices: devices.collect(),
         ..Default::default()
     }
 }

@@ -3,6 +3,7 @@
 //! * [`run`]: what a program sees, and what its user sees of it.
 //! * [`examples`]: the example images' cases, third-party programs among them.
 //! * [`busybox`]: a shell, as a user's first container.
+//! * [`files`]: paths, links, devices and many files.
 //! * [`streams`]: standard input and output, large and slow.
 //! * [`pause`]: a task that stands still.
 //! * [`signals`]: ending a program from outside.
@@ -30,6 +31,7 @@ mod debug;
 mod examples;
 mod exec;
 mod faults;
+mod files;
 mod hooks;
 mod hostile;
 mod load;

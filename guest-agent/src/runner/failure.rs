@@ -17,6 +17,15 @@ pub enum LoadError {
     /// The system refused.
     #[error("the runner cannot {0}")]
     System(&'static str, #[source] io::Error),
+    /// A directory that the program is to begin with cannot be opened.
+    #[error("the program's directory {path:?} cannot be opened")]
+    Directory {
+        /// `/`, or the working directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The slot cannot be read.
     #[error("the runner finds no artifact")]
     Slot(#[source] SlotError),
@@ -64,6 +73,7 @@ impl LoadError {
             Self::System(..) | Self::Slot(_) | Self::NotCompiled | Self::Engine(_) => {
                 Report::Failed(chain(self))
             }
+            Self::Directory { .. } => Report::Refused(chain(self)),
             Self::Artifact(_)
             | Self::Import { .. }
             | Self::Link(_)

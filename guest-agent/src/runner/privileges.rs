@@ -36,6 +36,7 @@ pub fn drop_to(program: &Program, root: &str) -> Result<(), LoadError> {
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     step("enter the file tree", rustix::process::chroot(root))?;
     step("enter the file tree", rustix::process::chdir("/"))?;
+    enter_working_directory(program)?;
     for capability in CapabilitySet::all().difference(ROOT_KEEPS).iter() {
         // Numbers that this kernel does not know are refused with EINVAL.
         let _ = rustix::thread::remove_capability_from_bounding_set(capability);
@@ -74,6 +75,15 @@ pub fn drop_to(program: &Program, root: &str) -> Result<(), LoadError> {
         "give up new privileges",
         rustix::thread::set_no_new_privs(true),
     )
+}
+
+/// Before the user is the program's, as a directory that only root may enter does for runc too.
+fn enter_working_directory(program: &Program) -> Result<(), LoadError> {
+    let path = super::wasi::directory(program);
+    rustix::process::chdir(path).map_err(|errno| LoadError::Directory {
+        path: path.to_owned(),
+        source: errno.into(),
+    })
 }
 
 fn step(what: &'static str, result: rustix::io::Result<()>) -> Result<(), LoadError> {

@@ -28,20 +28,15 @@ impl State {
             .stdout(Output::new(1, component))
             .stderr(Output::new(2, component))
             // One program per process: there is nothing else that could run meanwhile.
-            .allow_blocking_current_thread(true);
+            .allow_blocking_current_thread(true)
+            // The runner is confined to the tree, so that the tree's own links and `..` may lead anywhere.
+            .process_paths(true);
         for entry in &program.env {
             let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
             builder.env(key, value);
         }
         working_directory(&mut builder, program, component);
-        let root = |error: wasmtime::Error| std::io::Error::other(format!("{error:#}"));
-        builder
-            .preopened_dir("/", "/", FsPerms::ReadWrite)
-            .map_err(|error| LoadError::System("open the file tree's root", root(error)))?;
-        for preopen in &program.preopens {
-            // A mount that is a file, or that this user may not open, is still reached below `/`.
-            let _ = builder.preopened_dir(preopen, preopen, FsPerms::ReadWrite);
-        }
+        preopen(&mut builder, program, component)?;
         Ok(Self {
             wasi: builder.build_p1(),
             limits,
@@ -73,12 +68,36 @@ pub fn seed_random() {
     drop(wasmtime_wasi::thread_rng());
 }
 
-/// Components are told; a preview 1 module has no such notion and gets `PWD`, unless it is set.
-fn working_directory(builder: &mut WasiCtxBuilder, program: &Program, component: bool) {
-    let cwd = match program.cwd.as_str() {
+/// All of the tree is below one preopened directory, `/`: a path means the same whatever is mounted on the
+/// way. A preview 1 module can have `.` before it, where its container says so.
+fn preopen(
+    builder: &mut WasiCtxBuilder,
+    program: &Program,
+    component: bool,
+) -> Result<(), LoadError> {
+    let cwd = (program.preopen_cwd && !component).then(|| (directory(program), "."));
+    for (path, name) in cwd.into_iter().chain([("/", "/")]) {
+        builder
+            .preopened_dir(path, name, FsPerms::ReadWrite)
+            .map_err(|error| LoadError::Directory {
+                path: path.to_owned(),
+                source: std::io::Error::other(format!("{error:#}")),
+            })?;
+    }
+    Ok(())
+}
+
+/// The program's working directory.
+pub fn directory(program: &Program) -> &str {
+    match program.cwd.as_str() {
         "" => "/",
         cwd => cwd,
-    };
+    }
+}
+
+/// Components are told; a preview 1 module has no such notion and gets `PWD`, unless it is set.
+fn working_directory(builder: &mut WasiCtxBuilder, program: &Program, component: bool) {
+    let cwd = directory(program);
     if component {
         builder.initial_cwd(cwd);
     } else if !program.env.iter().any(|entry| entry.starts_with("PWD=")) {

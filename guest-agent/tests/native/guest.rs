@@ -169,7 +169,7 @@ impl Guest {
         write_artifact(&self.directory.path().join("slots"), slot, &artifact);
     }
 
-    fn tree(&self, name: &str) -> PathBuf {
+    pub fn tree(&self, name: &str) -> PathBuf {
         self.directory.path().join("tree").join(name)
     }
 
@@ -178,6 +178,10 @@ impl Guest {
         fs::set_permissions(self.tree(name), fs::Permissions::from_mode(mode)).unwrap();
         // Other users may enter the tree.
         fs::set_permissions(self.tree(""), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    pub fn make_directory(&self, name: &str) {
+        fs::create_dir(self.tree(name)).unwrap();
     }
 
     pub fn chown(&self, name: &str, uid: u32) {

@@ -8,9 +8,11 @@
 )]
 
 mod execs;
+mod files;
 mod guest;
 mod process;
 mod programs;
+mod script;
 mod terminals;
 
 use std::io::{Read, Write};
@@ -347,6 +349,7 @@ async fn root_opens_files_of_other_users() {
 async fn arguments_and_environment_arrive() {
     // argc * 16 + envc
     let guest = Guest::with(programs::COUNTS).await;
+    guest.make_directory("work");
     let ended = guest
         .run(|program| {
             program.args.push("second".into());

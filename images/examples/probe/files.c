@@ -145,3 +145,44 @@ int run_many(char **arguments)
 	say(1, " files written, read and removed\n");
 	return 0;
 }
+
+/* Counts what lies below a directory, the directory itself included. */
+static int walk(const char *path, uint64_t *count)
+{
+	struct dirent *entry;
+	int bad = 0;
+	DIR *directory = opendir(path);
+	if (directory == NULL)
+		return failed(path);
+	++*count;
+	while (!bad && (entry = readdir(directory)) != NULL) {
+		struct stat status;
+		char below[PATH_BYTES_MAX];
+		if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+			continue;
+		if (strlen(path) + strlen(entry->d_name) + 2 > sizeof below)
+			_Exit(2);
+		strcpy(below, path);
+		strcat(below, "/");
+		strcat(below, entry->d_name);
+		if (fstatat(dirfd(directory), entry->d_name, &status, AT_SYMLINK_NOFOLLOW) < 0)
+			bad = failed(below);
+		else if (S_ISDIR(status.st_mode))
+			bad = walk(below, count);
+		else
+			++*count;
+	}
+	closedir(directory);
+	return bad;
+}
+
+int run_walk(char **arguments)
+{
+	uint64_t count = 0, times = strtoull(arguments[1], NULL, 10);
+	for (uint64_t i = 0; i < times; i++)
+		if (walk(arguments[0], &count) != 0)
+			return 1;
+	say_number(1, count);
+	say(1, " seen\n");
+	return 0;
+}

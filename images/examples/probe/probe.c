@@ -10,6 +10,8 @@
 
 #include "probe.h"
 
+static int run_each(char **arguments);
+
 static const struct command {
 	const char *name, *usage;
 	int arguments_min;
@@ -23,6 +25,7 @@ static const struct command {
 #ifdef PROBE_COMPONENT
 	{ "cwd", "print wasi:cli's initial-cwd, or 'none'", 0, run_cwd },
 #endif
+	{ "each", "COMMAND... [, COMMAND...]: run one after the other; status 1 when one has failed", 1, run_each },
 	{ "echo", "print 'ready', then 'got ' and each line of stdin at once", 0, run_echo },
 	{ "env", "print the environment", 0, run_env },
 	{ "err", "TEXT: print a line on stderr", 1, run_err },
@@ -46,6 +49,7 @@ static const struct command {
 	{ "stat", "PATH: print type (f, d, l, ?), size of a file, and PATH", 1, run_stat },
 	{ "swallow", "read stdin to its end; it must be a start of the pattern", 0, run_swallow },
 	{ "trap", "unreachable|divide|bounds|recursion, three functions deep", 1, run_trap },
+	{ "walk", "DIR N: look at every file below DIR, N times, and print how many there are", 2, run_walk },
 	{ "write", "FILE TEXT", 2, run_write },
 };
 
@@ -60,6 +64,31 @@ static int help(int fd)
 		say(fd, "\n");
 	}
 	return fd == 1 ? 0 : 2;
+}
+
+/* Runs the command that the NULL-terminated arguments begin with; -1 when there is none such. */
+static int run_one(int count, char **arguments)
+{
+	for (size_t i = 0; count > 0 && i < COMMANDS; i++)
+		if (strcmp(arguments[0], commands[i].name) == 0 && count - 1 >= commands[i].arguments_min)
+			return commands[i].run(arguments + 1);
+	return -1;
+}
+
+static int run_each(char **arguments)
+{
+	int bad = 0;
+	while (*arguments != NULL) {
+		int count = 0;
+		while (arguments[count] != NULL && strcmp(arguments[count], ",") != 0)
+			count++;
+		char **next = arguments + count + (arguments[count] != NULL);
+		arguments[count] = NULL;
+		if (run_one(count, arguments) != 0)
+			bad = 1;
+		arguments = next;
+	}
+	return bad;
 }
 
 #ifdef PROBE_COMPONENT
@@ -79,8 +108,6 @@ int main(int argc, char **argv)
 		return help(2);
 	if (strcmp(argv[1], "help") == 0)
 		return help(1);
-	for (size_t i = 0; i < COMMANDS; i++)
-		if (strcmp(argv[1], commands[i].name) == 0 && argc - 2 >= commands[i].arguments_min)
-			return commands[i].run(argv + 2);
-	return help(2);
+	int status = run_one(argc - 1, argv + 1);
+	return status < 0 ? help(2) : status;
 }

@@ -61,6 +61,7 @@ int run_rm(char **arguments);
 int run_mv(char **arguments);
 int run_ln(char **arguments);
 int run_many(char **arguments);
+int run_walk(char **arguments);
 
 #ifdef PROBE_COMPONENT
 /* ../probe-component/cwd.c */

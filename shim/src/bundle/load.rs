@@ -64,6 +64,7 @@ impl TaskSpec {
         let resources: LinuxResources = section(document, "linux.resources")?.unwrap_or_default();
         let resources = Resources::of_task(&resources)?;
         let mounts = mounts::convert(&list(document, "mounts")?, bundle)?;
+        let annotations = section(document, "annotations")?.unwrap_or_else(BTreeMap::new);
         Ok(Self {
             oci_version,
             process: ProcessSpec::from_oci(&process)?,
@@ -76,11 +77,27 @@ impl TaskSpec {
             mounts: mounts.tree,
             guest_dev: mounts.guest_dev,
             guest_proc: mounts.guest_proc,
+            preopen_cwd: preopen_cwd(&annotations)?,
             rootfs: bundle.join(root.path()),
             rootfs_readonly: root.readonly().unwrap_or(false),
             hooks: hooks::parse(document)?,
-            annotations: section(document, "annotations")?.unwrap_or_else(BTreeMap::new),
+            annotations,
         })
+    }
+}
+
+/// The annotation by which a container of an old preview 1 module asks for the preopened directory `.`.
+const PREOPEN_CWD: &str = "io.wasmvm.preopen-cwd";
+
+fn preopen_cwd(annotations: &BTreeMap<String, String>) -> Result<bool, BundleError> {
+    match annotations.get(PREOPEN_CWD).map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(refused(
+            &format!("annotations[{PREOPEN_CWD:?}]"),
+            &format!("{other:?}"),
+            "it is either \"true\" or \"false\"",
+        )),
     }
 }
 

@@ -14,6 +14,7 @@ mod hooks;
 mod load;
 mod memory;
 mod mounts;
+mod paths;
 mod process;
 mod resources;
 mod spec;

@@ -1,11 +1,11 @@
 //! The spec's mounts: which enter the tree, and as what.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
 use super::fields::refused;
-use super::{BundleError, MountSource, TmpfsOptions, TreeMount};
+use super::{BundleError, MountSource, TmpfsOptions, TreeMount, paths};
 
 /// Most mounts of one task.
 const MOUNTS_MAX: usize = 1024;
@@ -92,7 +92,7 @@ fn is_read_only(options: &[String]) -> bool {
         .unwrap_or(false)
 }
 
-/// Absolute (older specs allow relative ones: from the root), without `..`, not the root itself.
+/// Absolute (older specs allow relative ones: from the root), cleaned, not the root itself.
 fn destination(mount: &Mount, i: usize) -> Result<PathBuf, BundleError> {
     let given = mount.destination();
     let field = format!("mounts[{i}].destination");
@@ -100,14 +100,7 @@ fn destination(mount: &Mount, i: usize) -> Result<PathBuf, BundleError> {
     if given.to_string_lossy().contains('\0') {
         return refuse("it contains a zero byte");
     }
-    let mut path = PathBuf::from("/");
-    for component in given.components() {
-        match component {
-            Component::Normal(name) => path.push(name),
-            Component::RootDir | Component::CurDir => {}
-            _ => return refuse("'..' is not supported in a mount's destination"),
-        }
-    }
+    let path = paths::cleaned(given);
     if path == Path::new("/") {
         return refuse("the root itself cannot be a mount's destination");
     }

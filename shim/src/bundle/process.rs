@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::error::EXEC;
 use super::fields::{self, refused};
 use super::load::{missing, section, sift};
-use super::{BundleError, ProcessSpec, User};
+use super::{BundleError, ProcessSpec, User, paths};
 
 /// What containerd calls the JSON of an exec's spec.
 pub const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -114,7 +114,7 @@ fn cwd(process: &Process) -> Result<PathBuf, BundleError> {
             "the working directory must be absolute",
         ));
     }
-    Ok(cwd.clone())
+    Ok(paths::cleaned(cwd))
 }
 
 #[cfg(test)]

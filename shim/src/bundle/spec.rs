@@ -28,6 +28,8 @@ pub struct TaskSpec {
     pub guest_dev: bool,
     /// The guest mounts its own proc over the tree's `/proc`.
     pub guest_proc: bool,
+    /// Preview 1 modules get their working directory as the preopened directory `.`.
+    pub preopen_cwd: bool,
     /// The root directory on the host; absolute.
     pub rootfs: PathBuf,
     /// The tree's root is read-only; mounts decide for themselves.
@@ -45,7 +47,7 @@ pub struct ProcessSpec {
     pub args: Vec<String>,
     /// `KEY=value`, without zero bytes.
     pub env: Vec<String>,
-    /// Working directory; absolute.
+    /// Working directory; absolute, without `.` and `..`.
     pub cwd: PathBuf,
     /// Who the program runs as.
     pub user: User,

@@ -1,7 +1,6 @@
 //! From the first step on the host to a guest that listens and a mapped slot.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use wasmvm_protocol::control::{BootConfig, Role};
@@ -14,7 +13,7 @@ use crate::bundle::{Network as SpecNetwork, TaskSpec};
 use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
 use crate::journal::{Journal, Step};
 use crate::program::Program;
-use crate::tree;
+use crate::tree::{self, DeviceMount};
 use crate::vm::launch::{LaunchRequest, Network, launch};
 use crate::vm::process::start_time;
 use crate::vm::{Vm, VmError};
@@ -30,7 +29,7 @@ pub(super) struct Booted {
     pub slots: Slots,
     /// Init's, for as long as the VM lives.
     pub slot: SlotLease,
-    pub mounted_directories: Vec<PathBuf>,
+    pub devices: Vec<DeviceMount>,
 }
 
 /// From the first step on the host to a mapped slot and a guest that listens.
@@ -105,7 +104,7 @@ pub(super) async fn boot(
         vm,
         slots,
         slot,
-        mounted_directories: tree.mounted_directories,
+        devices: tree.devices,
     })
 }
 

@@ -35,7 +35,7 @@ use crate::hooks::HookError;
 use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step};
 use crate::meter::Meter;
 use crate::program::Program;
-use crate::tree::RootfsMount;
+use crate::tree::{DeviceMount, RootfsMount};
 use crate::vm::{Vm, VmEnd, VmError};
 
 /// What containerd asks for.
@@ -58,7 +58,7 @@ pub struct Sandbox {
     id: String,
     bundle: PathBuf,
     spec: Arc<TaskSpec>,
-    mounted_directories: Vec<PathBuf>,
+    devices: Vec<DeviceMount>,
     meter: Arc<Meter>,
     journal: Journal,
     resolver: Resolver,
@@ -88,14 +88,14 @@ impl Sandbox {
                 vm,
                 slots,
                 slot,
-                mounted_directories,
+                devices,
             }) => Ok(Self {
                 namespace,
                 id,
                 bundle,
                 meter: Arc::new(Meter::new(cgroup, ram_mib, spec.memory_bytes_max())),
                 spec,
-                mounted_directories,
+                devices,
                 journal,
                 resolver,
                 load_limit: config.load_timeout(),
@@ -148,10 +148,10 @@ impl Sandbox {
         &self.spec
     }
 
-    /// Directories of the tree that are mounts of their own.
+    /// Files of the tree that the guest is to mount devices of its own on.
     #[must_use]
-    pub fn mounted_directories(&self) -> &[PathBuf] {
-        &self.mounted_directories
+    pub fn devices(&self) -> &[DeviceMount] {
+        &self.devices
     }
 
     /// What it may use and has used.

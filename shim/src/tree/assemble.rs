@@ -15,8 +15,17 @@ use crate::sys::mounts::{MountChange, change_mount};
 pub struct AssembledTree {
     /// Its root, which is a mount point (`O_PATH`).
     pub root: OwnedFd,
-    /// Directories mounted into it that the guest can reach, in the spec's order.
-    pub mounted_directories: Vec<PathBuf>,
+    /// Files on which the guest is to mount devices of its own.
+    pub devices: Vec<DeviceMount>,
+}
+
+/// A device of the host's that the spec binds into the tree: the guest has one that is as good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceMount {
+    /// Its name in the guest, as in `/dev`.
+    pub device: &'static str,
+    /// The file in the tree that it goes onto.
+    pub destination: PathBuf,
 }
 
 /// Puts the tree of `spec` together, in the calling thread's mount namespace. The thread has done
@@ -42,7 +51,8 @@ pub fn assemble(
             );
         }
     }
-    let mounted_directories = mount_all(root.as_fd(), spec)?;
+    let devices = mount_all(root.as_fd(), spec)?;
+    point::ensure_working_directory(root.as_fd(), &spec.process.cwd)?;
     if spec.rootfs_readonly {
         let change = MountChange {
             read_only: true,
@@ -53,30 +63,30 @@ pub fn assemble(
     // Each bind was stripped already; this is the promise that nothing was overlooked.
     bind::drop_kernels(&root, Path::new("/"))?;
     rustix::process::fchdir(&root).map_err(|errno| host("enter the tree")(errno.into()))?;
-    Ok(AssembledTree {
-        root,
-        mounted_directories,
-    })
+    Ok(AssembledTree { root, devices })
 }
 
 /// The spec's mounts in its order, so that a later one may lie on an earlier one.
-fn mount_all(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<Vec<PathBuf>, TreeError> {
-    let mut directories = Vec::new();
+fn mount_all(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<Vec<DeviceMount>, TreeError> {
+    let mut devices = Vec::new();
     for mount in &spec.mounts {
         let destination = mount.destination.as_path();
-        let is_directory = match &mount.source {
-            MountSource::Bind { path, recursive } => {
-                bind::mount(root, path, *recursive, destination, mount.read_only)?
-            }
+        match &mount.source {
+            MountSource::Bind { path, recursive } => match bind::guest_device(path) {
+                Some(device) => {
+                    point::ensure(root, destination, PointKind::File)?;
+                    devices.push(DeviceMount {
+                        device,
+                        destination: destination.to_owned(),
+                    });
+                }
+                None => bind::mount(root, path, *recursive, destination, mount.read_only)?,
+            },
             MountSource::Tmpfs(options) => {
                 let size_bytes = spec.memory_bytes_max();
                 tmpfs::mount(root, options, destination, mount.read_only, size_bytes)?;
-                true
             }
-        };
-        if is_directory {
-            directories.push(destination.to_owned());
         }
     }
-    Ok(directories)
+    Ok(devices)
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::TreeError;
@@ -16,14 +16,41 @@ use crate::sys::mounts::{MountChange, change_mount};
 /// Most mounts dropped from one bind; a host has about twenty of such.
 const DROPPED_MAX: usize = 4096;
 
-/// Binds `source` on `destination` inside the tree and says whether it is a directory.
+/// Name, major and minor of the host's devices that a guest has too (kernel
+/// `Documentation/admin-guide/devices.txt`).
+const GUEST_DEVICES: [(&str, u32, u32); 5] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+];
+
+/// The guest's own device of that name, where `source` is one: `/dev/null` above all, with which files are
+/// masked. Whatever else it is, binding it says what is wrong.
+pub(super) fn guest_device(source: &Path) -> Option<&'static str> {
+    let stat = rustix::fs::stat(source).ok()?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
+        return None;
+    }
+    let number = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    let device = GUEST_DEVICES
+        .iter()
+        .find(|(_, major, minor)| (*major, *minor) == number);
+    device.map(|(name, ..)| *name)
+}
+
+/// Binds `source` on `destination` inside the tree.
 pub(super) fn mount(
     root: BorrowedFd<'_>,
     source: &Path,
     recursive: bool,
     destination: &Path,
     read_only: bool,
-) -> Result<bool, TreeError> {
+) -> Result<(), TreeError> {
     let (copy, kind) = copy(source, recursive, destination)?;
     let change = MountChange {
         read_only,
@@ -40,7 +67,7 @@ pub(super) fn mount(
     if recursive {
         drop_kernels(&copy, destination)?;
     }
-    Ok(kind == PointKind::Directory)
+    Ok(())
 }
 
 /// A detached copy of the mounts at `source`, which must lie on storage.

@@ -84,6 +84,15 @@ pub enum TreeError {
         #[source]
         source: io::Error,
     },
+    /// The working directory is not there and cannot be made, or is none.
+    #[error("process.cwd = {path:?}: cannot make the working directory")]
+    WorkingDirectory {
+        /// As the spec says.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A directory on a file, or a file on a directory.
     #[error(
         "mount on {}: the source is {what}, the place inside the rootfs is not",
@@ -125,6 +134,7 @@ impl TreeError {
             Self::Host { .. } | Self::Mountinfo { .. } | Self::Attach { .. } => ErrorCode::Internal,
             Self::Rootfs { source, .. }
             | Self::Source { source, .. }
+            | Self::WorkingDirectory { source, .. }
             | Self::Point { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => ErrorCode::NotFound,
                 io::ErrorKind::ReadOnlyFilesystem => ErrorCode::FailedPrecondition,

@@ -24,7 +24,7 @@ mod rootfs;
 mod tests;
 mod tmpfs;
 
-pub use assemble::assemble;
+pub use assemble::{DeviceMount, assemble};
 pub use error::TreeError;
 pub(crate) use point::open_inside;
 pub use rootfs::RootfsMount;

@@ -73,6 +73,20 @@ pub(super) fn ensure(
     }
 }
 
+/// The directory in which the task's program begins, made if it is not there: of root and with mode 0755, as
+/// runc makes it.
+pub(super) fn ensure_working_directory(root: BorrowedFd<'_>, path: &Path) -> Result<(), TreeError> {
+    match ensure(root, path, PointKind::Directory) {
+        Ok(_) => Ok(()),
+        Err(TreeError::Point { source, .. }) => Err(source),
+        Err(_) => Err(Errno::NOTDIR.into()),
+    }
+    .map_err(|source| TreeError::WorkingDirectory {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Makes what is missing of `destination`. Each step is opened from the root anew, so that symlinks on
 /// the way lead where a process inside would be led.
 fn make(root: BorrowedFd<'_>, destination: &Path, kind: PointKind) -> io::Result<OwnedFd> {

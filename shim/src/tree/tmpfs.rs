@@ -17,6 +17,14 @@ const DEV_BYTES: &str = "262144";
 const DEV_INODES: &str = "1024";
 /// Empty files of the tree's `/dev`: where the guest's devices of these names go.
 const DEV_POINTS: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+/// Links of the tree's `/dev`, as the OCI specification has them (config-linux, "Dev symbolic links"): where
+/// the guest's proc is mounted they lead to the program's own descriptors.
+const DEV_LINKS: [(&str, &str); 4] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
 
 /// Mounts a tmpfs on `destination`. Without a size of its own it is as large as `size_bytes`, the
 /// task's memory, or half of the host's.
@@ -53,6 +61,9 @@ pub(super) fn mount_dev(root: BorrowedFd<'_>) -> Result<(), TreeError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         rustix::fs::openat(&tmpfs, name, flags, Mode::from_raw_mode(0o666))
             .map_err(|errno| failed(destination, errno))?;
+    }
+    for (name, target) in DEV_LINKS {
+        rustix::fs::symlinkat(target, &tmpfs, name).map_err(|errno| failed(destination, errno))?;
     }
     attach(root, &tmpfs, destination)
 }

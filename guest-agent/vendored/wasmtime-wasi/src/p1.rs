@@ -339,7 +339,7 @@ enum Descriptor {
         /// The path this directory was preopened as.
         /// `None` means this directory was opened using `open-at`.
         preopen_path: Option<String>,
-        /// What `fd_readdir` is telling, until it has told the end.
+        /// What the directory held when `fd_readdir` began at its start.
         #[cfg(target_os = "linux")]
         listing: Option<Arc<[process::Listed]>>,
     },

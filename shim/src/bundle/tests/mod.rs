@@ -103,6 +103,7 @@ fn what_ctr_run_writes_is_understood() {
         ],
         guest_dev: true,
         guest_proc: true,
+        preopen_cwd: false,
         rootfs: "/bundle/rootfs".into(),
         rootfs_readonly: false,
         hooks: Hooks::default(),

@@ -16,11 +16,10 @@ fn a_file_is_bound_on_a_file_that_is_made_for_it() {
     let mounts = serde_json::json!([bundle.bind("hosts", "/etc/hosts", &["rbind", "ro"])]);
     let spec = bundle.spec(&mounts, false);
     in_namespace(|| {
-        let tree = assemble(&spec, &[]).unwrap();
+        assemble(&spec, &[]).unwrap();
         assert_eq!(read("/etc/hosts"), "127.0.0.1 localhost");
         let err = fs::write(inside("/etc/hosts"), "x").unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::ReadOnlyFilesystem);
-        assert!(tree.mounted_directories.is_empty());
     });
     assert_eq!(fs::read(bundle.rootfs().join("etc/hosts")).unwrap(), b"");
 }
@@ -165,6 +164,83 @@ fn a_recursive_bind_leaves_the_kernels_file_systems_behind() {
 }
 
 #[test]
+fn a_bind_of_dev_null_is_left_to_the_guests_own() {
+    let bundle = Bundle::new();
+    fs::create_dir(bundle.rootfs().join("etc")).unwrap();
+    fs::write(bundle.rootfs().join("etc/hostname"), "web").unwrap();
+    let bind = |source: &str, destination: &str| serde_json::json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "ro"]});
+    let mounts = serde_json::json!([
+        bind("/dev/null", "/etc/hostname"),
+        bind("/dev/null", "/var/log/new"),
+        bind("/dev/urandom", "/etc/../chroot/dev/urandom"),
+    ]);
+    let spec = bundle.spec(&mounts, false);
+    in_namespace(|| {
+        let tree = assemble(&spec, &[]).unwrap();
+        let devices: Vec<_> = tree
+            .devices
+            .iter()
+            .map(|mount| (mount.device, mount.destination.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            devices,
+            [
+                ("null", "/etc/hostname"),
+                ("null", "/var/log/new"),
+                ("urandom", "/chroot/dev/urandom")
+            ]
+        );
+        assert!(inside("/var/log/new").is_file());
+    });
+    // Any other device is the host kernel's own still.
+    let spec = bundle.spec(&serde_json::json!([bind("/dev/kmsg", "/kmsg")]), false);
+    in_namespace(|| {
+        let (_, text) = refused(assemble(&spec, &[]));
+        assert!(text.contains("/dev/kmsg"), "{text}");
+    });
+}
+
+#[test]
+fn a_missing_working_directory_is_made() {
+    let bundle = Bundle::new();
+    fs::create_dir(bundle.host("data")).unwrap();
+    fs::write(bundle.rootfs().join("file"), "x").unwrap();
+    let mounts = serde_json::json!([bundle.bind("data", "/data", &["rbind", "ro"])]);
+    let spec = |cwd: &str, read_only: bool| {
+        let mut spec = bundle.spec(&mounts, read_only);
+        spec.process.cwd = cwd.into();
+        spec
+    };
+    for (cwd, read_only) in [("/work/deep", false), ("/late", true)] {
+        let spec = spec(cwd, read_only);
+        in_namespace(|| {
+            assemble(&spec, &[]).unwrap();
+            let made = fs::metadata(inside(cwd)).unwrap();
+            assert!(made.is_dir());
+            assert_eq!(
+                (made.uid(), made.gid(), made.mode() & 0o7777),
+                (0, 0, 0o755)
+            );
+        });
+    }
+    for (cwd, code) in [
+        ("/file", ErrorCode::InvalidArgument),
+        ("/file/below", ErrorCode::InvalidArgument),
+        ("/data/new", ErrorCode::FailedPrecondition),
+    ] {
+        let spec = spec(cwd, false);
+        in_namespace(|| {
+            let (refused, text) = refused(assemble(&spec, &[]));
+            assert_eq!(refused, code, "{text}");
+            assert!(
+                text.starts_with(&format!("process.cwd = \"{cwd}\"")),
+                "{text}"
+            );
+        });
+    }
+}
+
+#[test]
 fn nothing_mounted_is_a_device_or_setuid() {
     let bundle = Bundle::new();
     fs::create_dir(bundle.host("data")).unwrap();
@@ -201,9 +277,17 @@ fn the_guests_dev_has_its_places_outside_the_rootfs() {
     ]);
     let spec = bundle.spec(&mounts, false);
     in_namespace(|| {
-        let tree = assemble(&spec, &[]).unwrap();
-        assert_eq!(tree.mounted_directories, [Path::new("/dev/shm")]);
+        assemble(&spec, &[]).unwrap();
         assert!(inside("/dev/null").is_file());
+        for (name, target) in [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+        ] {
+            let link = fs::read_link(inside("/dev").join(name)).unwrap();
+            assert_eq!(link, Path::new(target));
+        }
         assert_eq!(
             fs::metadata(inside("/dev/shm")).unwrap().mode() & 0o7777,
             0o1777

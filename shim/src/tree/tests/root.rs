@@ -156,16 +156,12 @@ fn a_read_only_root_keeps_its_mounts_writable() {
     ]);
     let spec = bundle.spec(&mounts, true);
     in_namespace(|| {
-        let tree = assemble(&spec, &[]).unwrap();
+        assemble(&spec, &[]).unwrap();
         fs::write(inside("/data/x"), "written").unwrap();
         fs::write(inside("/run/x"), "written").unwrap();
         assert_eq!(fs::metadata(inside("/run")).unwrap().mode() & 0o777, 0o700);
         let err = fs::write(inside("/x"), "x").unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::ReadOnlyFilesystem);
-        assert_eq!(
-            tree.mounted_directories,
-            [Path::new("/data"), Path::new("/run")]
-        );
     });
     assert_eq!(
         fs::read_to_string(bundle.host("data/x")).unwrap(),

@@ -258,8 +258,8 @@ impl WasiP1Ctx {
     }
 
     /// What `fd_readdir` writes, at most `size` bytes, from the entry number
-    /// `cookie` on. A directory is read once from its start to its end: what's
-    /// made or removed meanwhile moves no entry.
+    /// `cookie` on. A directory is read when the first entry is asked for: what's
+    /// made or removed afterwards moves no entry.
     pub(super) async fn process_readdir(
         &mut self,
         fd: types::Fd,
@@ -290,13 +290,12 @@ impl WasiP1Ctx {
                 break;
             }
         }
-        let whole = told.len() < size;
         told.truncate(size);
         let mut t = self.transact()?;
         if let Some(Descriptor::Directory { listing: kept, .. }) =
             t.descriptors.used.get_mut(&fd.into())
         {
-            *kept = (!whole).then_some(listing);
+            *kept = Some(listing);
         }
         Ok(told)
     }

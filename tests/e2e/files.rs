@@ -1,0 +1,153 @@
+//! Files as a program of the container sees them, which is as under runc.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use wasmvm_tests::task::Run;
+
+/// More than the descriptors that a guest can make its VMM hold (`vmm/src/jail/limits.rs`).
+const FILES: usize = 70_000;
+
+fn bind(source: &Path, destination: &str) -> String {
+    let source = source.display();
+    format!("type=bind,src={source},dst={destination},options=rbind:rw")
+}
+
+/// A volume with links out of it.
+fn volume() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    symlink("/data/greeting", folder.path().join("absolute")).expect("a link");
+    symlink("../data/greeting", folder.path().join("relative")).expect("a link");
+    folder
+}
+
+#[test]
+fn paths_lead_where_they_do_under_runc() {
+    for image in ["probe", "probe-component"] {
+        let folder = volume();
+        let outcome = Run::image(image)
+            .option("--mount", &bind(folder.path(), "/mnt/../volume"))
+            .option(
+                "--mount",
+                "type=bind,src=/dev/null,dst=/scratch/masked,options=rbind:ro",
+            )
+            .option("--cwd", "/made/../work/deep")
+            .args([
+                "/probe",
+                "each", //
+                "read",
+                "/volume/absolute",
+                ",", //
+                "read",
+                "/volume/relative",
+                ",", //
+                "read",
+                "/volume/../data/greeting",
+                ",", //
+                "ln",
+                "/data/greeting",
+                "/scratch/link",
+                ",", //
+                "read",
+                "/scratch/link",
+                ",", //
+                "stat",
+                "/work/deep",
+                ",", //
+                "read",
+                "/scratch/masked",
+                ",", //
+                "write",
+                "/scratch/masked",
+                "gone",
+                ",", //
+                "read",
+                "/scratch/masked",
+                ",", //
+                "write",
+                "/dev/stdout",
+                "by name\n",
+                ",", //
+                "write",
+                "/dev/stderr",
+                "to stderr\n",
+                ",", //
+                "read",
+                "/dev/fd/0",
+                ",", //
+                "mv",
+                "/data/greeting",
+                "/volume/moved",
+                ",", //
+                "read",
+                "/proc/self/exe",
+                ",", //
+                "read",
+                "/proc/self/root/data/greeting",
+                ",", //
+                "read",
+                "/proc/self/mem",
+            ])
+            .stdin("from stdin\n")
+            .to_end()
+            .expect_status(1);
+        let greeting = "from the image\n".repeat(4);
+        let expected = format!("{greeting}d /work/deep\nby name\nfrom stdin\n");
+        assert_eq!(outcome.text(), expected, "{outcome}");
+        let expected = "to stderr\n\
+            probe: /data/greeting: Cross-device link\n\
+            probe: /proc/self/exe: Symbolic link loop\n\
+            probe: /proc/self/root/data/greeting: Symbolic link loop\n\
+            probe: /proc/self/mem: Permission denied\n";
+        assert_eq!(outcome.error(), expected, "{outcome}");
+    }
+}
+
+#[test]
+fn a_working_directory_that_the_image_lacks_is_made_for_the_task() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("for everybody");
+    let outcome = Run::image("probe")
+        .option("--mount", &bind(folder.path(), "/volume"))
+        .option("--cwd", "/volume/new/deep")
+        .option("--user", "1000:1000")
+        .option("--annotation", "io.wasmvm.preopen-cwd=true")
+        .args([
+            "/probe", "each", "pwd", ",", "ls", "..", ",", "write", "file", "x",
+        ])
+        .to_end()
+        .expect_status(1);
+    // What is relative starts there, by the annotation.
+    let text = outcome.text();
+    assert!(text.starts_with("PWD=/volume/new/deep\n"), "{outcome}");
+    assert!(text.ends_with("\ndeep\n"), "{outcome}");
+    assert!(
+        outcome.error().contains("file: Permission denied"),
+        "{outcome}"
+    );
+    let made = fs::metadata(folder.path().join("new/deep")).expect("it was made");
+    assert_eq!(
+        (made.uid(), made.gid(), made.mode() & 0o7777),
+        (0, 0, 0o755)
+    );
+}
+
+#[test]
+fn more_files_than_descriptors_are_walked_twice() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for directory in 0..FILES / 1000 {
+        let directory = folder.path().join(format!("d-{directory}"));
+        fs::create_dir(&directory).expect("a directory");
+        for file in 0..1000 {
+            fs::write(directory.join(format!("f-{file}")), "").expect("a file");
+        }
+    }
+    let outcome = Run::image("probe")
+        .option("--mount", &bind(folder.path(), "/volume"))
+        .args(["/probe", "walk", "/volume", "2"])
+        .to_end()
+        .expect_status(0);
+    let seen = 2 * (1 + FILES / 1000 + FILES);
+    assert_eq!(outcome.text(), format!("{seen} seen\n"));
+}
