@@ -1,17 +1,16 @@
 //! The one task that reads a VMM's control socket, until the process is gone.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::WaitIdStatus;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use wasmvm_protocol::control::{self, ControlError, FromVmm};
 
 use crate::sys::watch::watch_readable;
+use crate::vm::answers::Answers;
 use crate::vm::process::Process;
 use crate::vm::{VmEnd, VmError};
 
@@ -30,13 +29,6 @@ pub(super) struct State {
     pub end: Option<VmEnd>,
 }
 
-/// Answers that somebody waits for, by the order's id.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Answers {
-    waiting: Arc<Mutex<HashMap<u32, Option<FromVmm>>>>,
-    arrived: Arc<Notify>,
-}
-
 /// Reads the control socket and waits for the process.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -45,53 +37,6 @@ pub(super) struct Driver {
     killed: watch::Receiver<bool>,
     state: watch::Sender<State>,
     answers: Answers,
-}
-
-impl Answers {
-    /// An answer to `id` is wanted; all others are dropped.
-    pub fn expect(&self, id: u32) {
-        self.table().insert(id, None);
-    }
-
-    /// The answer to `id` is no longer wanted.
-    pub fn forget(&self, id: u32) {
-        self.table().remove(&id);
-    }
-
-    /// Waits for the next answer to `id`. A connection of a sink is answered twice, so that one stays
-    /// expected.
-    pub async fn next(&self, id: u32) -> FromVmm {
-        loop {
-            let arrived = self.arrived.notified();
-            tokio::pin!(arrived);
-            // Registered before the look, so that no answer slips in between.
-            arrived.as_mut().enable();
-            if let Some(answer) = self.take(id) {
-                return answer;
-            }
-            arrived.await;
-        }
-    }
-
-    fn take(&self, id: u32) -> Option<FromVmm> {
-        let mut table = self.table();
-        let answer = table.get_mut(&id)?.take()?;
-        if !matches!(answer, FromVmm::Connected { .. }) {
-            table.remove(&id);
-        }
-        Some(answer)
-    }
-
-    fn deliver(&self, id: u32, answer: FromVmm) {
-        if let Some(place) = self.table().get_mut(&id) {
-            *place = Some(answer);
-            self.arrived.notify_waiters();
-        }
-    }
-
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Option<FromVmm>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Driver {
@@ -189,11 +134,11 @@ impl Driver {
                 let boot = Duration::from_micros(boot_us);
                 self.state.send_modify(|state| state.ready = Some(boot));
             }
-            FromVmm::Done { id }
-            | FromVmm::Connected { id }
-            | FromVmm::Refused { id, .. }
-            | FromVmm::SinkDone { id, .. }
-            | FromVmm::SinkFailed { id, .. } => self.answers.deliver(id, message),
+            FromVmm::Done { .. }
+            | FromVmm::Connected { .. }
+            | FromVmm::Refused { .. }
+            | FromVmm::SinkDone { .. }
+            | FromVmm::SinkFailed { .. } => self.answers.deliver(message),
             FromVmm::BootFailed { reason } => {
                 return Some(VmEnd {
                     reason,
@@ -246,6 +191,8 @@ fn process_end(status: Option<&WaitIdStatus>) -> String {
 mod tests {
     use std::process::{Child, Command};
 
+    use wasmvm_protocol::control::ToVmm;
+
     use super::*;
     use crate::vm::Vm;
     use crate::vm::process::start_time;
@@ -280,6 +227,30 @@ mod tests {
         assert_eq!(end.reason, "the VMM was killed by signal 9");
         let late = vm.pause().await.unwrap_err();
         assert!(matches!(late, VmError::Ended(_)), "{late}");
+    }
+
+    #[tokio::test]
+    async fn an_order_that_is_over_is_forgotten() {
+        let (_child, vm, theirs) = deaf();
+        // A VMM that connects and does nothing else.
+        let vmm = std::thread::spawn(move || {
+            while let Ok(Some((order, _fds))) = control::recv(&theirs) {
+                if let ToVmm::Connect { id, .. } = order {
+                    control::send(&theirs, &FromVmm::Connected { id }, &[]).unwrap();
+                }
+            }
+        });
+        for _ in 0..100 {
+            vm.connect(1024).await.unwrap();
+        }
+        assert_eq!(vm.orders_pending(), 0);
+        // One that nobody waits for any more.
+        let given_up = timeout(Duration::from_millis(1), vm.pause()).await;
+        assert!(given_up.is_err());
+        assert_eq!(vm.orders_pending(), 0);
+        drop(vm);
+        let ended = tokio::task::spawn_blocking(|| vmm.join());
+        ended.await.unwrap().unwrap();
     }
 
     #[test]

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! [`launch`] spawns the process and leads it through the handshake; [`driver`] is the one task that
-//! reads the socket; [`process`] waits for and kills processes by descriptor; [`log`] carries the
+//! reads the socket; [`answers`] hands each answer to who gave the order; [`process`] waits for and kills processes by descriptor; [`log`] carries the
 //! VMM's standard error to the shim's log. Dropping the last [`Vm`] ends the VMM.
 
+mod answers;
 mod driver;
 pub mod launch;
 mod log;
@@ -26,9 +27,10 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use wasmvm_protocol::control::{self, ControlError, FromVmm, ToVmm};
+use wasmvm_protocol::control::{self, ControlError, ToVmm};
 
 use crate::error::ErrorCode;
+use crate::vm::answers::{Answers, Awaited};
 use crate::vm::driver::{Driver, State};
 use crate::vm::process::Process;
 
@@ -47,7 +49,7 @@ struct Inner {
     control: OwnedFd,
     next_id: AtomicU32,
     state: watch::Receiver<State>,
-    answers: driver::Answers,
+    answers: Answers,
     killed: watch::Sender<bool>,
 }
 
@@ -85,8 +87,8 @@ pub enum VmError {
         /// The VMM's sentence.
         reason: String,
     },
-    /// Not an answer to the order.
-    #[error("the VMM answered {0}")]
+    /// Not an answer to the order, or a refusal where none is foreseen.
+    #[error("{0}")]
     Answer(String),
     /// The control socket.
     #[error("cannot talk to the VMM")]
@@ -198,8 +200,7 @@ impl Vm {
     /// [`VmError`].
     pub async fn map_slot(&self, index: u32, file: BorrowedFd<'_>) -> Result<(), VmError> {
         let id = self.next_id();
-        let order = ToVmm::MapSlot { id, index };
-        self.done(id, &order, &[file]).await
+        self.done(id, &ToVmm::MapSlot { id, index }, &[file]).await
     }
 
     /// Stops the guest: afterwards no vCPU runs and no device works.
@@ -220,12 +221,12 @@ impl Vm {
         self.done(id, &ToVmm::Resume { id }, &[]).await
     }
 
-    /// Gives an order that is answered by [`FromVmm::Done`].
+    /// Gives an order whose answer says no more than that it is carried out.
     async fn done(&self, id: u32, order: &ToVmm, fds: &[BorrowedFd<'_>]) -> Result<(), VmError> {
-        match self.ask(id, order, fds, ANSWER_MAX).await? {
-            FromVmm::Done { .. } => Ok(()),
-            other => Err(VmError::Answer(format!("{other:?}"))),
-        }
+        let done = self.inner.answers.done(id);
+        self.send(order, fds)?;
+        let done = self.answer(done, ANSWER_MAX).await?;
+        done.map_err(VmError::Answer)
     }
 
     /// Opens a byte stream to a port of the guest.
@@ -240,21 +241,17 @@ impl Vm {
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let theirs = theirs.into_std().map_err(failed)?;
         let id = self.next_id();
-        let order = ToVmm::Connect { id, port };
-        match self.ask(id, &order, &[theirs.as_fd()], ANSWER_MAX).await? {
-            FromVmm::Connected { .. } => Ok(ours),
-            FromVmm::Refused { reason, .. } => Err(VmError::Refused { port, reason }),
-            other => Err(VmError::Refused {
-                port,
-                reason: format!("the VMM answered {other:?}"),
-            }),
-        }
+        let connected = self.inner.answers.connected(id);
+        self.send(&ToVmm::Connect { id, port }, &[theirs.as_fd()])?;
+        let connected = self.answer(connected, ANSWER_MAX).await?;
+        let refused = |reason| VmError::Refused { port, reason };
+        connected.map(|()| ours).map_err(refused)
     }
 
     /// Has the VMM append what a port of the guest sends to `file`; returns the number of bytes.
     ///
     /// # Errors
-    /// [`VmError`]; among them when the guest sends more than `bytes_max`.
+    /// [`VmError`]; among them when the guest sends more than `bytes_max`, or not all within `limit`.
     pub async fn sink(
         &self,
         port: u32,
@@ -268,20 +265,16 @@ impl Vm {
             port,
             bytes_max,
         };
-        let mut answer = self.ask(id, &order, &[file.as_fd()], limit).await?;
-        if matches!(answer, FromVmm::Connected { .. }) {
-            answer = self.answer(id, limit).await?;
-        }
-        match answer {
-            FromVmm::SinkDone { bytes, .. } => Ok(bytes),
-            FromVmm::Refused { reason, .. } | FromVmm::SinkFailed { reason, .. } => {
-                Err(VmError::Refused { port, reason })
-            }
-            other => Err(VmError::Refused {
-                port,
-                reason: format!("the VMM answered {other:?}"),
-            }),
-        }
+        let written = self.inner.answers.written(id);
+        self.send(&order, &[file.as_fd()])?;
+        let written = self.answer(written, limit).await?;
+        written.map_err(|reason| VmError::Refused { port, reason })
+    }
+
+    /// How many orders wait for an answer.
+    #[cfg(test)]
+    fn orders_pending(&self) -> usize {
+        self.inner.answers.pending()
     }
 
     fn next_id(&self) -> u32 {
@@ -303,33 +296,19 @@ impl Vm {
         }
     }
 
-    async fn ask(
-        &self,
-        id: u32,
-        order: &ToVmm,
-        fds: &[BorrowedFd<'_>],
-        limit: Duration,
-    ) -> Result<FromVmm, VmError> {
-        self.inner.answers.expect(id);
-        if let Err(err) = self.send(order, fds) {
-            self.inner.answers.forget(id);
-            return Err(err);
+    async fn answer<T>(&self, awaited: Awaited<T>, limit: Duration) -> Result<T, VmError> {
+        tokio::select! {
+            answered = timeout(limit, awaited.answer()) => match answered {
+                Ok(Some(answer)) => Ok(answer),
+                // The driver, which held the other end, has gone with the VM.
+                Ok(None) => Err(VmError::Ended(self.ended().await)),
+                Err(_) => Err(VmError::Timeout {
+                    what: "answer",
+                    limit,
+                }),
+            },
+            end = self.ended() => Err(VmError::Ended(end)),
         }
-        self.answer(id, limit).await
-    }
-
-    async fn answer(&self, id: u32, limit: Duration) -> Result<FromVmm, VmError> {
-        let answered = tokio::select! {
-            answered = timeout(limit, self.inner.answers.next(id)) => answered,
-            end = self.ended() => return Err(VmError::Ended(end)),
-        };
-        answered.map_err(|_| {
-            self.inner.answers.forget(id);
-            VmError::Timeout {
-                what: "answer",
-                limit,
-            }
-        })
     }
 }
 
