@@ -1,20 +1,23 @@
 //! `file://`: output appended to a file.
 //!
-//! A disk may make its writer wait, and the runtime has one thread for everything: so a thread copies
-//! from a pipe into the file, and the pump sees a pipe as it sees any FIFO.
+//! A disk may make who opens or writes a file wait, and the runtime has one thread for everything: so a
+//! thread opens the file and copies from a pipe into it, and the pump sees a pipe as it sees any FIFO.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::oneshot;
 
 use super::StdioError;
 use super::fifo::OutputFifo;
 
+/// To make the directories of a log file and to open it.
+const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Of the copying thread, bytes: it has one small loop.
 const STACK_BYTES: usize = 128 * 1024;
 
@@ -29,8 +32,9 @@ impl LogFile {
     ///
     /// # Errors
     /// [`StdioError::LogFile`], naming the path.
-    pub fn open(stream: &'static str, path: &Path) -> Result<(Self, OutputFifo), StdioError> {
-        start(stream, path).map_err(|source| StdioError::LogFile {
+    pub async fn open(stream: &'static str, path: &Path) -> Result<(Self, OutputFifo), StdioError> {
+        let started = start(stream, path.to_owned()).await;
+        started.map_err(|source| StdioError::LogFile {
             stream,
             path: path.to_owned(),
             source,
@@ -48,30 +52,50 @@ impl LogFile {
     }
 }
 
-fn start(stream: &'static str, path: &Path) -> io::Result<(LogFile, OutputFifo)> {
-    let file = create(path)?;
+async fn start(stream: &'static str, path: PathBuf) -> io::Result<(LogFile, OutputFifo)> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     let fifo = OutputFifo::of_pipe(stream, writer)?;
+    let (tell_opened, opened) = oneshot::channel();
     let (done, written) = oneshot::channel();
-    let name = path.display().to_string();
     std::thread::Builder::new()
         .name("log-file".into())
         .stack_size(STACK_BYTES)
         .spawn(move || {
+            let file = match create(&path) {
+                Ok(file) => file,
+                Err(error) => {
+                    // Nobody hears it who has given up already.
+                    let _ = tell_opened.send(Err(error));
+                    return;
+                }
+            };
+            if tell_opened.send(Ok(())).is_err() {
+                return;
+            }
             if let Err(error) = io::copy(&mut File::from(reader), &mut &file) {
+                let name = path.display().to_string();
                 tracing::warn!(path = name, %error, "the rest of the output is lost");
             }
             // Nobody waits any more: that is theirs to say.
             let _ = done.send(());
         })?;
+    let opened = tokio::time::timeout(OPEN_MAX, opened).await;
+    // The thread tells, unless it panics.
+    opened?.map_err(io::Error::other)??;
     Ok((LogFile { written }, fifo))
 }
 
+/// A FIFO without a reader is refused (ENXIO): to open it would wait for one.
 fn create(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o755).create(directory)?;
     }
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o644).open(path)
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    options.append(true).create(true).mode(0o644);
+    let file = options.custom_flags(nonblocking).open(path)?;
+    // From here on only the copying thread waits.
+    fcntl_setfl(&file, OFlags::APPEND)?;
+    Ok(file)
 }

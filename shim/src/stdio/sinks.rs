@@ -47,15 +47,15 @@ impl Outputs {
         }
         let mut sinks = Sinks::default();
         Ok(Self {
-            stdout: sinks.open("stdout", &stdout, names)?,
-            stderr: sinks.open("stderr", &stderr, names)?,
+            stdout: sinks.open("stdout", &stdout, names).await?,
+            stderr: sinks.open("stderr", &stderr, names).await?,
             sinks,
         })
     }
 }
 
 impl Sinks {
-    fn open(
+    async fn open(
         &mut self,
         stream: &'static str,
         target: &Target,
@@ -65,7 +65,7 @@ impl Sinks {
             Target::Null => Ok(None),
             Target::Fifo(path) => OutputFifo::open(stream, path).map(Some),
             Target::File(path) => {
-                let (file, fifo) = LogFile::open(stream, path)?;
+                let (file, fifo) = LogFile::open(stream, path).await?;
                 self.files.push(file);
                 Ok(Some(fifo))
             }

@@ -121,6 +121,23 @@ async fn a_logger_that_goes_on_is_ended() {
 }
 
 #[tokio::test]
+async fn a_fifo_named_as_a_log_file_holds_nobody_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let name = format!("file://{}", fifo.display());
+    let error = Outputs::open(&names(&name, ""), &OWNER).await.unwrap_err();
+    assert!(chain(&error).contains("No such device"), "{error}");
+    // One that is read is a file like any other.
+    let reader = crate::stdio::open_reader(&fifo);
+    let mut outputs = Outputs::open(&names(&name, ""), &OWNER).await.unwrap();
+    write(outputs.stdout, "out").await;
+    outputs.sinks.finish(soon()).await;
+    drop(reader);
+}
+
+#[tokio::test]
 async fn a_dropped_logger_is_ended() {
     let dir = tempfile::tempdir().unwrap();
     let pid = dir.path().join("pid");

@@ -34,17 +34,30 @@ impl PointKind {
     }
 }
 
+/// How often a path is resolved anew because something was renamed meanwhile. A guest that renames all the
+/// time could keep the shim at it for ever.
+const RESOLVE_ATTEMPTS_MAX: u32 = 128;
+
 /// Opens `path` as seen by a process whose root is `root`: symlinks and `..` end there.
+///
+/// # Errors
+/// openat2(2)'s; EAGAIN when renames have got in the way [`RESOLVE_ATTEMPTS_MAX`] times.
 pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = flags | OFlags::CLOEXEC;
-    loop {
-        // EAGAIN: a component was renamed while `..` was followed (openat2(2)).
-        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+    let open = || rustix::fs::openat2(root, path, flags, Mode::empty(), resolve);
+    Ok(unless_renamed(open)?)
+}
+
+/// Repeats what failed because a component was renamed while `..` was followed (EAGAIN of openat2(2)).
+fn unless_renamed<T>(mut open: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    for _ in 1..RESOLVE_ATTEMPTS_MAX {
+        match open() {
             Err(Errno::AGAIN | Errno::INTR) => {}
-            result => return Ok(result?),
+            result => return result,
         }
     }
+    open()
 }
 
 /// The place for a mount, made if it is not there.
@@ -123,5 +136,22 @@ fn make_one(parent: &OwnedFd, name: &OsStr, kind: PointKind) -> io::Result<()> {
         // Made by somebody else meanwhile, or a symlink to nowhere: opening it tells.
         Err(Errno::EXIST) => Ok(()),
         result => Ok(result?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renames_that_never_end_hold_nobody_up() {
+        let mut attempts = 0;
+        let held = unless_renamed(|| {
+            attempts += 1;
+            Err::<(), _>(Errno::AGAIN)
+        });
+        assert_eq!((held, attempts), (Err(Errno::AGAIN), RESOLVE_ATTEMPTS_MAX));
+        let mut renames = [Err(Errno::AGAIN), Err(Errno::AGAIN), Ok(7)].into_iter();
+        assert_eq!(unless_renamed(|| renames.next().unwrap()), Ok(7));
     }
 }
