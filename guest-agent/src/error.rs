@@ -1,6 +1,7 @@
 //! Why a request failed, and the one mapping to ttrpc's status codes.
 
 use ttrpc::Code;
+use wasmvm_protocol::agent::SENTENCE_BYTES_MAX;
 
 use crate::log::chain;
 use crate::reap::ProcessEnd;
@@ -104,8 +105,14 @@ impl From<AgentError> for ttrpc::Error {
             AgentError::Request(cause) => cause.to_string(),
             other => chain(other),
         };
-        Self::RpcStatus(ttrpc::get_status(error.code(), text))
+        Self::RpcStatus(ttrpc::get_status(error.code(), bounded(text)))
     }
+}
+
+/// The shim takes no longer answer.
+fn bounded(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(SENTENCE_BYTES_MAX));
+    text
 }
 
 #[cfg(test)]
@@ -117,6 +124,14 @@ mod tests {
             ttrpc::Error::RpcStatus(status) => (status.code() as i32, status.message),
             other => panic!("not a status: {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_long_sentence_is_cut_between_two_characters() {
+        let (_, text) = status(AgentError::Refused("é".repeat(SENTENCE_BYTES_MAX)));
+        assert_eq!(text, "é".repeat(SENTENCE_BYTES_MAX / 2));
+        let (_, text) = status(AgentError::Refused(format!("a{text}")));
+        assert_eq!(text.len(), SENTENCE_BYTES_MAX - 1);
     }
 
     #[test]

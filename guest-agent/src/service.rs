@@ -16,7 +16,7 @@ use wasmvm_protocol::agent::containerd::api::{
     StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use wasmvm_protocol::agent::containerd::shim_async::Task;
-use wasmvm_protocol::agent::{INSTANCE_TYPE_URL, USAGE_TYPE_URL, Usage};
+use wasmvm_protocol::agent::{INSTANCE_TYPE_URL, REPLY_BYTES_MAX, USAGE_TYPE_URL, Usage};
 
 use crate::error::AgentError;
 use crate::instance::{Exit, Phase};
@@ -24,6 +24,9 @@ use crate::request::{self, LoadRequest};
 use crate::signal::SignalNumber;
 use crate::supervisor::Supervisor;
 use crate::table::InstanceId;
+
+/// Of a PidsResponse, bytes: what the shim takes, less the frame around it.
+const PIDS_BYTES_MAX: u64 = REPLY_BYTES_MAX as u64 - 256;
 
 /// What the agent says to every method that is the shim's or the VMM's alone.
 fn unimplemented<T>(method: &'static str) -> ttrpc::Result<T> {
@@ -197,7 +200,7 @@ impl Task for TaskService {
         Ok(response)
     }
 
-    /// The pids of what runs in the guest, with what it does there.
+    /// The pids of what runs in the guest, with what it does there: as many as one answer holds.
     async fn pids(&self, _ctx: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let mut response = PidsResponse::new();
         for instance in self.supervisor.instances(&request.id)? {
@@ -206,6 +209,10 @@ impl Task for TaskService {
             let info = any(INSTANCE_TYPE_URL, &instance.look());
             process.info = MessageField::some(info?);
             response.processes.push(process);
+            if response.compute_size() > PIDS_BYTES_MAX {
+                response.processes.pop();
+                break;
+            }
         }
         Ok(response)
     }

@@ -18,8 +18,13 @@ pub const INSTANCE_TYPE_URL: &str = "wasmvm.agent.v1.Instance";
 /// version: the shim has it compiled again, once.
 pub const UNFIT: &str = "the compiled module does not fit this agent";
 
-/// Largest ttrpc message either end accepts, bytes; containerd's own limit.
-pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Largest ttrpc message of an agent, bytes: what the shim accepts, and what the agent keeps to.
+///
+/// The worst that protobuf makes of it is below 1 MiB: two bytes can become an empty `Thread` of 112, three
+/// an unknown field of some 150.
+pub const REPLY_BYTES_MAX: usize = 8 << 10;
+/// Longest sentence of a refusal in it, bytes.
+pub const SENTENCE_BYTES_MAX: usize = 4 << 10;
 
 #[allow(
     missing_docs,

@@ -10,7 +10,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-pub use self::change::Undo;
 pub use self::error::CgroupError;
 pub use self::host::{Hierarchies, Place, Version};
 pub use self::path::cgroup_path;

@@ -65,8 +65,8 @@ impl ErrorCode {
         }
     }
 
-    /// The code of a status received from the agent; what we have no name for is `Internal`.
-    #[must_use]
+    /// The code of a status; what has no name here is `Internal`.
+    #[cfg(test)]
     pub fn from_ttrpc(code: Code) -> Self {
         Self::ALL
             .into_iter()

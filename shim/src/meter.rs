@@ -5,7 +5,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bundle::{Limit, RAM_MIB_MAX, Resources, wasm_memory_bytes_max};
-use crate::cgroup::{Birth, Cgroup, CgroupError, Undo};
+use crate::cgroup::{Birth, Cgroup, CgroupError};
 use crate::error::ErrorCode;
 use crate::stats::Metrics;
 
@@ -41,14 +41,6 @@ impl ChangeError {
             Self::Cgroup(err) => err.code(),
         }
     }
-}
-
-/// How a change is taken back.
-#[derive(Debug, Default)]
-#[must_use = "a change that is not needed is taken back with it"]
-pub struct Change {
-    limits: Undo,
-    memory_bytes_max: Option<u64>,
 }
 
 /// One task's cgroup and what was counted in it.
@@ -162,28 +154,15 @@ impl Meter {
     ///
     /// # Errors
     /// [`ChangeError`].
-    pub fn change(&self, resources: &Resources) -> Result<Change, ChangeError> {
+    pub fn change(&self, resources: &Resources) -> Result<(), ChangeError> {
         self.would_be(resources)?;
         let mut state = self.state();
         if state.last.is_some() {
             return Err(ChangeError::Ended);
         }
-        let limits = self.cgroup.change(resources)?;
-        let before = state.memory_bytes_max;
-        state.memory_bytes_max = after(before, resources);
-        Ok(Change {
-            limits,
-            memory_bytes_max: before,
-        })
-    }
-
-    /// Takes a change back.
-    pub fn undo(&self, change: &Change) {
-        let mut state = self.state();
-        state.memory_bytes_max = change.memory_bytes_max;
-        if state.last.is_none() {
-            self.cgroup.undo(&change.limits);
-        }
+        self.cgroup.change(resources)?;
+        state.memory_bytes_max = after(state.memory_bytes_max, resources);
+        Ok(())
     }
 }
 
@@ -223,17 +202,13 @@ mod tests {
         let before = meter.wasm_memory_bytes_max();
         let change = memory(Limit::At(128 * MIB));
         assert!(meter.would_be(&change).unwrap() > before);
-        let undo = meter.change(&change).unwrap();
-        assert_eq!(meter.wasm_memory_bytes_max(), before + 64 * MIB);
-        let max = || fs::read_to_string(directory.path().join("memory.max")).unwrap();
-        assert_eq!(max(), (128 * MIB).to_string());
-        meter.undo(&undo);
-        assert_eq!(
-            (meter.wasm_memory_bytes_max(), max()),
-            (before, (64 * MIB).to_string())
-        );
-        let _undo = meter.change(&Resources::default()).unwrap();
-        assert_eq!(meter.wasm_memory_bytes_max(), before);
+        meter.change(&change).unwrap();
+        let more = before + 64 * MIB;
+        assert_eq!(meter.wasm_memory_bytes_max(), more);
+        let max = fs::read_to_string(directory.path().join("memory.max")).unwrap();
+        assert_eq!(max, (128 * MIB).to_string());
+        meter.change(&Resources::default()).unwrap();
+        assert_eq!(meter.wasm_memory_bytes_max(), more);
     }
 
     #[test]
@@ -245,15 +220,15 @@ mod tests {
                         the class of 256 MiB of RAM, which cannot grow; create the task with a limit \
                         above 128 MiB";
         assert_eq!(error.to_string(), expected);
-        let _all = meter.change(&memory(Limit::At(256 * MIB))).unwrap();
-        let _none = meter.change(&memory(Limit::Unlimited)).unwrap();
+        meter.change(&memory(Limit::At(256 * MIB))).unwrap();
+        meter.change(&memory(Limit::Unlimited)).unwrap();
     }
 
     #[test]
     fn a_limit_above_the_largest_class_may_stay() {
         let (_directory, meter) = meter(RAM_MIB_MAX, 1 << 40);
-        let _same = meter.change(&memory(Limit::At(1 << 40))).unwrap();
-        let _more = meter.change(&memory(Limit::At(1 << 41))).unwrap();
+        meter.change(&memory(Limit::At(1 << 40))).unwrap();
+        meter.change(&memory(Limit::At(1 << 41))).unwrap();
     }
 
     #[test]

@@ -1,24 +1,90 @@
-//! Why the agent did not do what it was asked.
+//! Why the agent did not do what it was asked, and what of a guest's answer is taken over.
+//!
+//! containerd acts on status codes: NotFound means "gone already", Unimplemented "ask in another dialect",
+//! AlreadyExists "done already". None of that is a guest's to say of the host. Of the code that a guest
+//! answers with, a [`Meaning`] is left, by the method that was asked; [`meaning`] is the only place.
 
 use std::time::Duration;
 
+use ttrpc::Code;
 use wasmvm_protocol::agent::UNFIT;
 use wasmvm_protocol::stream::StreamHeaderError;
 
-use crate::error::{ErrorCode, Refusal};
+use crate::error::{ErrorCode, Refusal, printable};
+
+/// What the agent is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the methods of containerd's Task service")]
+pub enum Method {
+    Create,
+    Exec,
+    Start,
+    Kill,
+    Wait,
+    Delete,
+    ResizePty,
+    Update,
+    Stats,
+    Pids,
+}
+
+impl Method {
+    /// For sentences.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Create => "Create",
+            Self::Exec => "Exec",
+            Self::Start => "Start",
+            Self::Kill => "Kill",
+            Self::Wait => "Wait",
+            Self::Delete => "Delete",
+            Self::ResizePty => "ResizePty",
+            Self::Update => "Update",
+            Self::Stats => "Stats",
+            Self::Pids => "Pids",
+        }
+    }
+}
+
+/// What a guest's refusal means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// The program that was to be loaded is not one, or asks for what nobody offers.
+    Invalid,
+    /// The program that was to be loaded, or a file it needs, is not there.
+    Missing,
+    /// By the guest's word the program has ended. Only the exit itself shows that it has.
+    Ended,
+    /// Something else, which is nobody's business but the guest's.
+    Failed,
+}
+
+/// What is left of a guest's status code.
+fn meaning(method: Method, code: Code) -> Meaning {
+    match (method, code) {
+        // What never ran, and never will: the sentence is for who made the image.
+        (Method::Create | Method::Exec, Code::INVALID_ARGUMENT) => Meaning::Invalid,
+        (Method::Create | Method::Exec, Code::NOT_FOUND) => Meaning::Missing,
+        (Method::Kill | Method::Wait | Method::ResizePty, Code::NOT_FOUND) => Meaning::Ended,
+        _ => Meaning::Failed,
+    }
+}
 
 /// Why the agent did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// It said no; the sentence is its own.
-    #[error("{sentence}")]
+    /// The guest said no; the sentence is the guest's.
+    #[error("{}", refusal(*.method, .sentence))]
     Refused {
-        /// Its status code.
-        code: ErrorCode,
-        /// Its sentence.
+        /// What was asked.
+        method: Method,
+        /// What is left of the guest's status code.
+        meaning: Meaning,
+        /// The guest's sentence, printable and bounded.
         sentence: String,
     },
-    /// It said nothing.
+    /// The guest said nothing.
     #[error("the guest did not answer {request} within {within:?}")]
     Late {
         /// The request.
@@ -26,11 +92,11 @@ pub enum AgentError {
         /// Its deadline.
         within: Duration,
     },
-    /// Its connection ended.
-    #[error("the connection to the guest broke during {request}")]
+    /// The connection ended, by the guest's doing or because it broke a bound.
+    #[error("the connection to the guest broke during {}", .method.name())]
     Gone {
-        /// The request.
-        request: &'static str,
+        /// What was asked.
+        method: Method,
         /// What ttrpc says.
         source: ttrpc::Error,
     },
@@ -53,17 +119,43 @@ pub enum AgentError {
     Encode(#[source] protobuf::Error),
 }
 
+/// The sentence about a program is for its author; any other one is about the guest.
+fn refusal(method: Method, sentence: &str) -> String {
+    match method {
+        Method::Create | Method::Exec => sentence.to_owned(),
+        method => printable(&format!("the guest refused {}: {sentence}", method.name())),
+    }
+}
+
 impl AgentError {
+    /// What an answer that is no success means.
+    #[must_use]
+    pub fn of(method: Method, error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) => Self::Refused {
+                method,
+                meaning: meaning(method, status.code()),
+                // Also on its way to the log.
+                sentence: printable(&status.message),
+            },
+            source => Self::Gone { method, source },
+        }
+    }
+
     /// How containerd is answered.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Refused { code, .. } => *code,
+            Self::Refused { meaning, .. } => match meaning {
+                Meaning::Invalid => ErrorCode::InvalidArgument,
+                Meaning::Missing => ErrorCode::NotFound,
+                Meaning::Ended => ErrorCode::FailedPrecondition,
+                Meaning::Failed => ErrorCode::Internal,
+            },
             Self::Late { .. } => ErrorCode::DeadlineExceeded,
-            Self::Gone { .. } | Self::StreamBroken(_) => ErrorCode::Unavailable,
+            Self::Gone { .. } | Self::StreamBroken(_) | Self::Encode(_) => ErrorCode::Internal,
             Self::Connect { source, .. } => source.code,
             Self::Stream(_) => ErrorCode::InvalidArgument,
-            Self::Encode(_) => ErrorCode::Internal,
         }
     }
 
@@ -78,5 +170,99 @@ impl AgentError {
     #[must_use]
     pub fn is_silence(&self) -> bool {
         !matches!(self, Self::Refused { .. })
+    }
+
+    /// Whether the guest says that the program has ended.
+    #[must_use]
+    pub fn says_ended(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                meaning: Meaning::Ended,
+                ..
+            }
+        )
+    }
+
+    /// Whether the guest says that it has not loaded the program of an exec.
+    #[must_use]
+    pub fn refuses_exec(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                method: Method::Exec,
+                ..
+            }
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::SENTENCE_BYTES_MAX;
+
+    const METHODS: [Method; 10] = [
+        Method::Create,
+        Method::Exec,
+        Method::Start,
+        Method::Kill,
+        Method::Wait,
+        Method::Delete,
+        Method::ResizePty,
+        Method::Update,
+        Method::Stats,
+        Method::Pids,
+    ];
+
+    fn refused(method: Method, code: Code, sentence: &str) -> AgentError {
+        AgentError::of(
+            method,
+            ttrpc::Error::RpcStatus(ttrpc::get_status(code, sentence)),
+        )
+    }
+
+    #[test]
+    fn no_code_of_a_guest_says_anything_of_the_host() {
+        use ErrorCode::{FailedPrecondition, Internal, InvalidArgument, NotFound};
+        for method in METHODS {
+            for number in 1..=16 {
+                let code: Code = protobuf::Enum::from_i32(number).unwrap();
+                let told = refused(method, code, "no").code();
+                let expected = match (method, code) {
+                    (Method::Create | Method::Exec, Code::INVALID_ARGUMENT) => InvalidArgument,
+                    (Method::Create | Method::Exec, Code::NOT_FOUND) => NotFound,
+                    (Method::Kill | Method::Wait | Method::ResizePty, Code::NOT_FOUND) => {
+                        FailedPrecondition
+                    }
+                    _ => Internal,
+                };
+                assert_eq!(told, expected, "{method:?} answered with {code:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_failure_has_its_code() {
+        assert!(!refused(Method::Start, Code::NOT_FOUND, "no").is_silence());
+        let gone = AgentError::of(Method::Start, ttrpc::Error::RemoteClosed);
+        assert_eq!(gone.code(), ErrorCode::Internal);
+        assert!(gone.is_silence());
+        let late = AgentError::Late {
+            request: "Kill",
+            within: Duration::from_secs(1),
+        };
+        assert_eq!(late.code(), ErrorCode::DeadlineExceeded);
+        assert_eq!(late.to_string(), "the guest did not answer Kill within 1s");
+    }
+
+    #[test]
+    fn what_a_guest_answers_is_one_bounded_line() {
+        let long = "a\n".repeat(SENTENCE_BYTES_MAX);
+        let said = refused(Method::Create, Code::INTERNAL, &long).to_string();
+        assert!(said.starts_with("a a ") && said.len() <= SENTENCE_BYTES_MAX);
+        let said = refused(Method::Kill, Code::INTERNAL, &long).to_string();
+        assert!(said.starts_with("the guest refused Kill: a a "));
+        assert!(said.len() <= SENTENCE_BYTES_MAX);
     }
 }

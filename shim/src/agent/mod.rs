@@ -1,8 +1,10 @@
 //! The guest's agent, as the shim talks to it: ttrpc and stdio streams over vsock.
 //!
-//! Whatever the guest answers is bounded in time here and in size by ttrpc; its numbers and sentences
-//! are checked before they go on. A paused guest answers nothing, and that time does not count.
+//! What the guest sends is bounded in size and rate by [`bounded`], and in time here; of its status codes
+//! only [`error::Meaning`] is left, and its numbers and sentences are checked before they go on. A paused
+//! guest answers nothing, and that time does not count.
 
+mod bounded;
 mod error;
 
 use std::sync::Arc;
@@ -13,8 +15,6 @@ use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
-use ttrpc::asynchronous::Client;
-use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 use wasmvm_protocol::agent::containerd::api::{
     CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, PidsRequest,
@@ -25,8 +25,8 @@ use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, Instance, PROGRAM_TYPE_URL
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 
-pub use self::error::AgentError;
-use crate::error::{ErrorCode, printable};
+pub use self::bounded::client;
+pub use self::error::{AgentError, Method};
 use crate::patience::Clock;
 use crate::stdio::{GuestStreams, Stdio};
 use crate::task::{Size, TaskSandbox};
@@ -85,7 +85,7 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         let stream = connect(sandbox, AGENT_PORT, &clock).await?;
         Ok(Self {
-            client: TaskClient::new(Client::new(Socket::from(stream))),
+            client: TaskClient::new(client(stream)),
             id: id.to_owned(),
             clock,
             next_token: Arc::new(AtomicU64::new(1)),
@@ -114,7 +114,8 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.create(Context::default(), &request);
-        self.answer("Create", sandbox.load_limit(), call).await?;
+        self.answer(Method::Create, sandbox.load_limit(), call)
+            .await?;
         Ok(streams)
     }
 
@@ -143,7 +144,8 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.exec(Context::default(), &request);
-        self.answer("Exec", sandbox.load_limit(), call).await?;
+        self.answer(Method::Exec, sandbox.load_limit(), call)
+            .await?;
         Ok(streams)
     }
 
@@ -158,7 +160,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.start(Context::default(), &request);
-        let started = self.answer("Start", START_MAX, call).await?;
+        let started = self.answer(Method::Start, START_MAX, call).await?;
         // A guest that names another pid deceives nobody but its own users.
         Ok(started.pid.min(EXEC_PID_BASE - 1))
     }
@@ -166,7 +168,7 @@ impl Agent {
     /// Sends a signal to one program, or with `all` to every one of the guest.
     ///
     /// # Errors
-    /// [`AgentError`]; `Refused` with `NotFound` when it is over.
+    /// [`AgentError`]; [`AgentError::says_ended`] when it has ended.
     pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
         let request = KillRequest {
             id: self.id.clone(),
@@ -176,7 +178,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.kill(Context::default(), &request);
-        self.answer("Kill", KILL_MAX, call).await.map(drop)
+        self.answer(Method::Kill, KILL_MAX, call).await.map(drop)
     }
 
     /// Waits for a program's end, as long as it takes: its exit status.
@@ -191,7 +193,7 @@ impl Agent {
         };
         match self.client.wait(Context::default(), &request).await {
             Ok(response) => Ok(response.exit_status.min(STATUS_MAX)),
-            Err(error) => Err(failed("Wait", error)),
+            Err(error) => Err(AgentError::of(Method::Wait, error)),
         }
     }
 
@@ -206,7 +208,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.delete(Context::default(), &request);
-        self.answer("Delete", TELL_MAX, call).await.map(drop)
+        self.answer(Method::Delete, TELL_MAX, call).await.map(drop)
     }
 
     /// Sets the size of a program's terminal.
@@ -222,7 +224,9 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.resize_pty(Context::default(), &request);
-        self.answer("ResizePty", CHANGE_MAX, call).await.map(drop)
+        self.answer(Method::ResizePty, CHANGE_MAX, call)
+            .await
+            .map(drop)
     }
 
     /// Tells what has changed; with the time of day, which the guest may have missed.
@@ -237,7 +241,9 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.update(Context::default(), &request);
-        self.answer("Update", CHANGE_MAX, call).await.map(drop)
+        self.answer(Method::Update, CHANGE_MAX, call)
+            .await
+            .map(drop)
     }
 
     /// How many programs the guest's kernel has ended for want of memory, by the agent's word.
@@ -250,7 +256,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.stats(Context::default(), &request);
-        let response = self.answer("Stats", TELL_MAX, call).await?;
+        let response = self.answer(Method::Stats, TELL_MAX, call).await?;
         // What is no Usage says nothing.
         let usage = Usage::parse_from_bytes(&response.stats.value).unwrap_or_default();
         Ok(usage.oom_kills.min(OOM_KILLS_MAX))
@@ -266,7 +272,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.pids(Context::default(), &request);
-        let response = self.answer("Pids", TELL_MAX, call).await?;
+        let response = self.answer(Method::Pids, TELL_MAX, call).await?;
         let infos = response.processes.iter().map(|process| &process.info.value);
         // What is no Instance says nothing.
         Ok(infos
@@ -323,14 +329,17 @@ impl Agent {
 
     async fn answer<T>(
         &self,
-        request: &'static str,
+        method: Method,
         within: Duration,
         call: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, AgentError> {
         match self.clock.within(within, call).await {
             Some(Ok(response)) => Ok(response),
-            Some(Err(error)) => Err(failed(request, error)),
-            None => Err(AgentError::Late { request, within }),
+            Some(Err(error)) => Err(AgentError::of(method, error)),
+            None => Err(AgentError::Late {
+                request: method.name(),
+                within,
+            }),
         }
     }
 }
@@ -370,48 +379,12 @@ fn wall_clock_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or_default()
 }
 
-fn failed(request: &'static str, error: ttrpc::Error) -> AgentError {
-    match error {
-        ttrpc::Error::RpcStatus(status) => AgentError::Refused {
-            code: ErrorCode::from_ttrpc(status.code()),
-            // The guest's own words, also on their way to the log.
-            sentence: printable(&status.message),
-        },
-        source => AgentError::Gone { request, source },
-    }
-}
+#[cfg(test)]
+mod decoded_tests;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::SENTENCE_BYTES_MAX;
-
-    #[test]
-    fn every_failure_has_its_code() {
-        let refused = failed(
-            "Start",
-            ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::NOT_FOUND, "no")),
-        );
-        assert_eq!(refused.code(), ErrorCode::NotFound);
-        assert!(!refused.is_silence());
-        let gone = failed("Start", ttrpc::Error::RemoteClosed);
-        assert_eq!(gone.code(), ErrorCode::Unavailable);
-        assert!(gone.is_silence());
-        let late = AgentError::Late {
-            request: "Kill",
-            within: KILL_MAX,
-        };
-        assert_eq!(late.code(), ErrorCode::DeadlineExceeded);
-        assert_eq!(late.to_string(), "the guest did not answer Kill within 1s");
-    }
-
-    #[test]
-    fn what_a_guest_answers_is_one_bounded_line() {
-        let long = "a\n".repeat(SENTENCE_BYTES_MAX);
-        let status = ttrpc::get_status(ttrpc::Code::INTERNAL, long);
-        let said = failed("Create", ttrpc::Error::RpcStatus(status)).to_string();
-        assert!(said.starts_with("a a ") && said.len() <= SENTENCE_BYTES_MAX);
-    }
 
     #[test]
     fn the_program_travels_with_the_hosts_time() {

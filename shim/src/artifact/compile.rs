@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::mount::{MountFlags, mount};
-use ttrpc::r#async::transport::Socket;
 use wasmvm_protocol::agent::{CompileRequest, CompilerClient, ModuleKind};
 use wasmvm_protocol::control::{BootConfig, Role};
 use wasmvm_protocol::ports::{AGENT_PORT, ARTIFACT_PORT};
@@ -192,7 +191,7 @@ struct Received {
 
 async fn run_compiler(vm: &Vm, path: String, limit: Duration) -> Result<Received, CompileError> {
     let stream = vm.connect(AGENT_PORT).await?;
-    let client = CompilerClient::new(ttrpc::r#async::Client::new(Socket::new(stream)));
+    let client = CompilerClient::new(crate::agent::client(stream));
     let context = ttrpc::context::with_duration(limit);
     let request = CompileRequest::new();
     let answer = tokio::select! {

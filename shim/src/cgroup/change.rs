@@ -1,4 +1,4 @@
-//! Writes limits into a cgroup, and takes a change back.
+//! Writes limits into a cgroup: all of a change or none of it.
 //!
 //! A memory limit below what the VM holds is the dangerous one: version 2 ends the VM when it cannot
 //! reclaim enough. So `memory.high` goes first, under which the kernel reclaims and slows but never
@@ -12,37 +12,33 @@ use super::limits::{Line, lines};
 use super::{Cgroup, CgroupError};
 use crate::bundle::Resources;
 
-/// How a change is taken back: what stood in the files, the last written last.
-#[derive(Debug, Default)]
-#[must_use = "a change that is not needed is taken back with it"]
-pub struct Undo(Vec<Line>);
-
 impl Cgroup {
     /// Changes the limits of a running VM: all of them, or none.
     ///
     /// # Errors
     /// [`CgroupError`] for the first that cannot be held.
-    pub fn change(&self, resources: &Resources) -> Result<Undo, CgroupError> {
-        let mut undo = Undo::default();
+    pub fn change(&self, resources: &Resources) -> Result<(), CgroupError> {
+        // What stood in the files, the last written last.
+        let mut written = Vec::new();
         for line in lines(resources, self)? {
             match write(self, &line) {
-                Ok(Some(before)) => undo.0.push(Line {
+                Ok(Some(before)) => written.push(Line {
                     value: before,
                     ..line
                 }),
                 Ok(None) => {}
                 Err(error) => {
-                    self.undo(&undo);
+                    self.undo(&written);
                     return Err(error);
                 }
             }
         }
-        Ok(undo)
+        Ok(())
     }
 
     /// Puts back what stood there.
-    pub fn undo(&self, undo: &Undo) {
-        for line in undo.0.iter().rev() {
+    fn undo(&self, written: &[Line]) {
+        for line in written.iter().rev() {
             if let Err(error) = write(self, line) {
                 tracing::error!(
                     file = line.file,
@@ -189,17 +185,13 @@ mod tests {
             },
             ..Resources::default()
         };
-        let undo = cgroup.change(&change).unwrap();
+        cgroup.change(&change).unwrap();
         assert_eq!(
             (got("memory.max"), got("cpu.weight")),
             ("67108864".into(), "1".into())
         );
-        cgroup.undo(&undo);
-        assert_eq!(
-            (got("memory.max"), got("cpu.weight")),
-            ("33554432".into(), "100".into())
-        );
         let change = Resources {
+            memory: Some(Limit::At(32 << 20)),
             pids: Some(Limit::At(100)),
             ..change
         };
@@ -208,7 +200,7 @@ mod tests {
         assert!(error.to_string().starts_with(start), "{error}");
         assert_eq!(
             (got("memory.max"), got("cpu.weight")),
-            ("33554432".into(), "100".into())
+            ("67108864".into(), "1".into())
         );
     }
 

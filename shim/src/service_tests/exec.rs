@@ -297,7 +297,7 @@ async fn a_start_that_takes_long_can_be_killed() {
     let (refused, sentence) = code(&started.unwrap_err());
     assert_eq!(refused, ErrorCode::FailedPrecondition);
     assert_eq!(sentence, "exec e of task t was killed before it ran");
-    assert_eq!(f.wait_for("e").await.unwrap(), 137);
+    assert_eq!(f.wait_for("e").await.unwrap(), 143);
     // The end of init is as good.
     f.exec("f", program("sleep")).await.unwrap();
     let end = async {

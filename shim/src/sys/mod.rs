@@ -7,6 +7,8 @@
 //! * [`watch`][]: a descriptor of our own on the runtime's poll loop.
 
 pub mod copy;
+#[cfg(test)]
+pub mod heap;
 pub mod inherit;
 pub mod mounts;
 pub mod spawn;

@@ -36,6 +36,9 @@ pub enum TaskError {
     /// Of this id.
     #[error("{0} exists already; delete it first")]
     Exists(String),
+    /// Given up, and perhaps still there.
+    #[error("the guest has not ended {0} yet, which was given up; use another exec id")]
+    Lingers(String),
     /// No such exec.
     #[error("task {task} has no process {exec}")]
     NoProcess {
@@ -130,6 +133,7 @@ impl TaskError {
             | Self::Paused(_)
             | Self::NotPaused(_)
             | Self::StopsAlone(_)
+            | Self::Lingers(_)
             | Self::Abandoned(_) => ErrorCode::FailedPrecondition,
             Self::Exists(_) => ErrorCode::AlreadyExists,
             Self::TooMany { .. } => ErrorCode::ResourceExhausted,

@@ -4,7 +4,7 @@
 //! program fails there, as with runc. Nothing of a failed one is left but its record.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -47,6 +47,8 @@ pub struct Exec {
     pid: OnceLock<u32>,
     /// The guest has been asked to load it.
     loaded: AtomicBool,
+    /// Held as long as the guest may have its artifact mapped.
+    slot: Mutex<Option<SlotLease>>,
     /// It is not waited for any more.
     abandoned: watch::Sender<bool>,
 }
@@ -54,8 +56,6 @@ pub struct Exec {
 /// What runs, handed to its watcher.
 pub(super) struct Running {
     pub pumps: Pumps,
-    /// Held as long as the program may be mapped.
-    pub slot: SlotLease,
 }
 
 /// For sentences: an exec of the task of this name.
@@ -72,6 +72,7 @@ impl Exec {
             spec: order.spec,
             pid: OnceLock::new(),
             loaded: AtomicBool::new(false),
+            slot: Mutex::default(),
             abandoned: watch::Sender::new(false),
         }
     }
@@ -102,7 +103,7 @@ impl Exec {
     /// Waits for its end, also before its start.
     ///
     /// # Errors
-    /// None that can come.
+    /// None: an exec that is registered comes to an end.
     pub async fn wait(&self) -> Result<Exit, TaskError> {
         self.process.wait().await
     }
@@ -110,6 +111,21 @@ impl Exec {
     /// Ends standard input once what the client wrote has been read.
     pub fn close_stdin(&self) {
         self.process.switch.close_stdin();
+    }
+
+    fn keep_slot(&self, slot: SlotLease) {
+        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(slot);
+    }
+
+    /// The guest runs it no longer.
+    pub(super) fn free_slot(&self) {
+        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_slot(&self) -> bool {
+        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.is_some()
     }
 
     /// Nobody waits for the guest's word on it any more.
@@ -140,12 +156,17 @@ impl Task {
         }
         self.must_run()?;
         let mut execs = self.execs();
+        let lingering = self.lingering();
         let id = order.id.clone();
         let exec = Arc::new(Exec::new(self.init.name(), order));
         if execs.contains_key(&id) {
             return Err(TaskError::Exists(exec.process.name().to_owned()));
         }
-        if execs.len() >= EXECS_MAX {
+        if lingering.contains_key(&id) {
+            return Err(TaskError::Lingers(exec.process.name().to_owned()));
+        }
+        let deleted = |id: &&String| !execs.contains_key(*id);
+        if execs.len() + lingering.keys().filter(deleted).count() >= EXECS_MAX {
             let name = self.init.name().to_owned();
             let execs_max = EXECS_MAX;
             return Err(TaskError::TooMany { name, execs_max });
@@ -179,11 +200,14 @@ impl Task {
             Err(error) => {
                 let status = match &error {
                     TaskError::Abandoned(_) | TaskError::InitNotRunning(_) => {
-                        128 + signals::SIGKILL
+                        exec.process.fatal.status()
                     }
                     _ => STATUS_UNKNOWN,
                 };
-                if exec.loaded.load(Ordering::Relaxed) {
+                if matches!(&error, TaskError::Agent(agent) if agent.refuses_exec()) {
+                    exec.free_slot();
+                } else if exec.loaded.load(Ordering::Relaxed) {
+                    self.keep_lingering(exec);
                     tokio::spawn(discard(self.clone(), exec.clone()));
                 }
                 let at = SystemTime::now();
@@ -205,6 +229,7 @@ impl Task {
             .load(&exec.spec)
             .await
             .map_err(TaskError::Program)?;
+        exec.keep_slot(loaded.slot);
         exec.loaded.store(true, Ordering::Relaxed);
         let streams = vm
             .agent
@@ -222,7 +247,6 @@ impl Task {
         Ok(Started {
             stdio,
             streams,
-            slot: loaded.slot,
             guest_pid,
         })
     }
@@ -243,9 +267,11 @@ impl Task {
                 ..Default::default()
             }));
         })?;
-        let slot = started.slot;
-        let running = Running { pumps, slot };
-        tokio::spawn(life::live_exec(self.clone(), exec.clone(), running));
+        tokio::spawn(life::live_exec(
+            self.clone(),
+            exec.clone(),
+            Running { pumps },
+        ));
         if exec.process.terminal {
             tokio::spawn(tell_late_size(self.clone(), exec.clone()));
         }
@@ -279,7 +305,6 @@ impl Task {
 struct Started {
     stdio: Stdio,
     streams: GuestStreams,
-    slot: SlotLease,
     guest_pid: u32,
 }
 
@@ -294,12 +319,8 @@ async fn tell_late_size(task: Arc<Task>, exec: Arc<Exec>) {
 /// Removes from the guest what may have been loaded, or even runs.
 async fn discard(task: Arc<Task>, exec: Arc<Exec>) {
     let Ok(vm) = task.vm() else { return };
-    for told in [
-        vm.agent.kill(&exec.id, signals::SIGKILL, false).await,
-        vm.agent.delete(&exec.id).await,
-    ] {
-        if let Err(error) = told {
-            tracing::debug!(exec = exec.process.name(), %error, "nothing to discard");
-        }
+    if let Err(error) = vm.agent.kill(&exec.id, signals::SIGKILL, false).await {
+        tracing::debug!(exec = exec.process.name(), %error, "nothing to discard");
     }
+    life::linger(task.clone(), exec).await;
 }

@@ -77,6 +77,15 @@ pub enum Obedience {
     Silent,
 }
 
+/// How the guest answers a method, whatever it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// With this status, and does nothing.
+    Refuses(ttrpc::Code),
+    /// Never, and does nothing.
+    Nothing,
+}
+
 /// One program of the guest.
 #[derive(Debug)]
 pub struct Instance {
@@ -96,13 +105,14 @@ pub struct Guest {
     /// Start is answered only when this is true.
     pub answers_start: watch::Sender<bool>,
     pub obedience: Mutex<Obedience>,
+    /// By the name of the method; others are answered as an agent would.
+    pub answers: Mutex<HashMap<String, Answer>>,
     /// Of Create and Exec.
     pub refuses_create: Mutex<Option<(ttrpc::Code, &'static str)>>,
     /// What is compiled again is refused as well.
     pub fits_never: AtomicBool,
     pub created: Mutex<Option<pb::CreateTaskRequest>>,
     pub changes: Mutex<Vec<Change>>,
-    pub refuses_update: AtomicBool,
     pub usage: Mutex<Usage>,
     pub streams: Mutex<HashMap<u64, (StreamHeader, UnixStream)>>,
     /// A paused guest answers nothing.
@@ -119,7 +129,7 @@ impl Default for Guest {
             fits_never: AtomicBool::new(false),
             created: Mutex::default(),
             changes: Mutex::default(),
-            refuses_update: AtomicBool::new(false),
+            answers: Mutex::default(),
             usage: Mutex::default(),
             streams: Mutex::default(),
             runs: watch::Sender::new(true),
@@ -179,6 +189,24 @@ impl Guest {
         found.ok_or_else(|| refusal(ttrpc::Code::NOT_FOUND, "no such program"))
     }
 
+    /// From now on a method is answered so.
+    pub fn answer(&self, method: &str, answer: Answer) {
+        self.answers
+            .lock()
+            .unwrap()
+            .insert(method.to_owned(), answer);
+    }
+
+    async fn obeys(&self, method: &str) -> ttrpc::Result<()> {
+        self.awake().await;
+        let answer = self.answers.lock().unwrap().get(method).copied();
+        match answer {
+            None => Ok(()),
+            Some(Answer::Refuses(code)) => Err(refusal(code, "no")),
+            Some(Answer::Nothing) => std::future::pending().await,
+        }
+    }
+
     async fn awake(&self) {
         let mut runs = self.runs.subscribe();
         runs.wait_for(|runs| *runs).await.unwrap();
@@ -198,6 +226,7 @@ impl TaskService for Agent {
         _: &TtrpcContext,
         request: pb::CreateTaskRequest,
     ) -> ttrpc::Result<pb::CreateTaskResponse> {
+        self.0.obeys("Create").await?;
         let streams = [&request.stdin, &request.stdout, &request.stderr].map(String::clone);
         self.0.load("", request.terminal, streams)?;
         *self.0.created.lock().unwrap() = Some(request);
@@ -209,7 +238,7 @@ impl TaskService for Agent {
         _: &TtrpcContext,
         request: pb::ExecProcessRequest,
     ) -> ttrpc::Result<pb::Empty> {
-        self.0.awake().await;
+        self.0.obeys("Exec").await?;
         let streams = [request.stdin, request.stdout, request.stderr];
         self.0.load(&request.exec_id, request.terminal, streams)?;
         Ok(pb::Empty::new())
@@ -220,7 +249,7 @@ impl TaskService for Agent {
         _: &TtrpcContext,
         request: pb::StartRequest,
     ) -> ttrpc::Result<pb::StartResponse> {
-        self.0.awake().await;
+        self.0.obeys("Start").await?;
         self.0.find(&request.exec_id)?;
         let mut answers = self.0.answers_start.subscribe();
         answers.wait_for(|answers| *answers).await.unwrap();
@@ -231,7 +260,7 @@ impl TaskService for Agent {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: pb::KillRequest) -> ttrpc::Result<pb::Empty> {
-        self.0.awake().await;
+        self.0.obeys("Kill").await?;
         let targets: Vec<String> = if request.all {
             self.0.instances.lock().unwrap().keys().cloned().collect()
         } else {
@@ -263,7 +292,7 @@ impl TaskService for Agent {
         _: &TtrpcContext,
         request: pb::DeleteRequest,
     ) -> ttrpc::Result<pb::DeleteResponse> {
-        self.0.awake().await;
+        self.0.obeys("Delete").await?;
         self.0.instances.lock().unwrap().remove(&request.exec_id);
         Ok(pb::DeleteResponse::new())
     }
@@ -273,7 +302,7 @@ impl TaskService for Agent {
         _: &TtrpcContext,
         request: pb::ResizePtyRequest,
     ) -> ttrpc::Result<pb::Empty> {
-        self.0.awake().await;
+        self.0.obeys("ResizePty").await?;
         let size = (request.width, request.height);
         *self.0.find(&request.exec_id)?.size.lock().unwrap() = Some(size);
         Ok(pb::Empty::new())
@@ -284,18 +313,14 @@ impl TaskService for Agent {
         _: &TtrpcContext,
         request: pb::UpdateTaskRequest,
     ) -> ttrpc::Result<pb::Empty> {
-        self.0.awake().await;
-        if self.0.refuses_update.load(Ordering::Relaxed) {
-            let status = ttrpc::get_status(ttrpc::Code::INTERNAL, "no");
-            return Err(ttrpc::Error::RpcStatus(status));
-        }
+        self.0.obeys("Update").await?;
         let change = Change::parse_from_bytes(&request.resources.value).unwrap();
         self.0.changes.lock().unwrap().push(change);
         Ok(pb::Empty::new())
     }
 
     async fn pids(&self, _: &TtrpcContext, _: pb::PidsRequest) -> ttrpc::Result<pb::PidsResponse> {
-        self.0.awake().await;
+        self.0.obeys("Pids").await?;
         let thread = Thread {
             id: 7,
             name: "wasm".to_owned(),
@@ -326,6 +351,7 @@ impl TaskService for Agent {
         _: &TtrpcContext,
         _: pb::StatsRequest,
     ) -> ttrpc::Result<pb::StatsResponse> {
+        self.0.obeys("Stats").await?;
         let usage = self.0.usage.lock().unwrap().write_to_bytes().unwrap();
         Ok(pb::StatsResponse {
             stats: Some(Any {
@@ -342,6 +368,7 @@ impl TaskService for Agent {
         _: &TtrpcContext,
         request: pb::WaitRequest,
     ) -> ttrpc::Result<pb::WaitResponse> {
+        self.0.obeys("Wait").await?;
         let mut exits = self.0.find(&request.exec_id)?.exit.subscribe();
         let status = exits.wait_for(Option::is_some).await.unwrap().unwrap();
         self.0.awake().await;

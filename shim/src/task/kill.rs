@@ -1,19 +1,22 @@
-//! `Kill`: of init, of all, of one exec; also of what does not hear it.
+//! `Kill`: of init, of all, of one exec. The guest is told; whether it obeys is not its decision.
+//!
+//! A signal that ends a program by default does so whatever the guest answers, also when it says that
+//! there is no such program: only an exit that the shim has seen is told to containerd as one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::fatal::OBEYED_MAX;
 use super::pause::{Flow, Target};
-use super::{Exec, State, Task, TaskError, Vm, signals};
+use super::{Exec, Process, State, Task, TaskError, Vm, signals};
 use crate::agent::AgentError;
-use crate::error::ErrorCode;
 
-/// How long after its acknowledgement a SIGKILL may take to show. Then the VM is ended.
-const KILL_SHOWS_MAX: Duration = Duration::from_secs(3);
+/// After the guest has said that a program is over: how long the report of its exit may take to arrive.
+const EXIT_SEEN_MAX: Duration = Duration::from_millis(500);
 
 impl Task {
     /// Sends a signal to init, or with `all` to every program. The agent gets
-    /// [`crate::agent::KILL_MAX`]; what is meant to end init ends the VM when the agent does not answer.
+    /// [`crate::agent::KILL_MAX`]; a signal that ends by default ends the VM when init goes on.
     /// SIGSTOP and SIGCONT pause and resume. A paused VM is ended by SIGKILL; other signals are
     /// delivered when it runs again.
     ///
@@ -25,8 +28,13 @@ impl Task {
         if self.init.state().exit().is_some() {
             return Err(TaskError::Finished(self.init.name().to_owned()));
         }
+        let fatal = signals::ends_by_default(signal);
+        let over = *self.ending.borrow();
         match signal {
             signals::PROBE => return Ok(()),
+            _ if over && !fatal => {
+                return Err(TaskError::Finished(self.init.name().to_owned()));
+            }
             signals::SIGSTOP => return self.stop().await,
             signals::SIGCONT if self.flow.now() != Flow::Running => return self.go_on().await,
             _ => {}
@@ -38,6 +46,7 @@ impl Task {
         };
         if self.flow.now() != Flow::Running {
             if signal == signals::SIGKILL {
+                self.init.fatal.ask(signal);
                 vm.sandbox.kill_vm();
                 return Ok(());
             }
@@ -45,63 +54,99 @@ impl Task {
                 return Ok(());
             }
         }
+        if fatal {
+            self.insist(signal);
+        }
+        if over {
+            // The exit is on its way to containerd, and is not held up for longer than after any Kill.
+            return Ok(());
+        }
         tokio::select! {
             biased;
-            killed = vm.agent.kill("", signal, all) => self.init_was_told(vm, signal, killed),
+            killed = vm.agent.kill("", signal, all) => self.init_was_told(vm, signal, killed).await,
             () = self.flow.stopping() => {
-                if signal == signals::SIGKILL {
-                    vm.sandbox.kill_vm();
-                } else {
-                    // Perhaps for the second time, which a program cannot tell from the first.
-                    self.flow.keep_signal(target, signal);
-                }
+                // Perhaps for the second time, which a program cannot tell from the first. After SIGKILL
+                // nothing needs to be kept: what insists on it ends a VM that stops.
+                self.flow.keep_signal(target, signal);
                 Ok(())
             }
         }
     }
 
-    fn init_was_told(
-        self: &Arc<Self>,
+    async fn init_was_told(
+        &self,
         vm: &Vm,
         signal: u32,
         killed: Result<(), AgentError>,
     ) -> Result<(), TaskError> {
         let name = self.init.name();
         match killed {
-            Ok(()) if signal == signals::SIGKILL => {
-                tokio::spawn(self.clone().insist());
+            Ok(()) => Ok(()),
+            Err(error) if !signals::ends_by_default(signal) => {
+                Err(self.refused(&self.init, error).await)
+            }
+            // Perhaps it has ended a moment ago. If not, OBEYED_MAX ends it.
+            Err(error) if error.says_ended() => {
+                tracing::debug!(name, signal, %error, "the guest finds nothing to kill");
                 Ok(())
             }
-            Ok(()) => Ok(()),
-            Err(error) if is_over(&error) => Err(TaskError::Finished(name.to_owned())),
-            Err(error)
-                if signal == signals::SIGKILL
-                    || error.is_silence() && signals::ends_by_default(signal) =>
-            {
+            Err(error) => {
                 tracing::warn!(name, signal, %error, "the guest does not obey; ending the VM");
                 vm.sandbox.kill_vm();
                 Ok(())
             }
-            Err(error) => Err(error.into()),
         }
     }
 
-    /// A guest that acknowledges SIGKILL and goes on is ended from outside.
-    async fn insist(self: Arc<Self>) {
-        let ended = self.init.reaches(|state| state.exit().is_some());
-        if tokio::time::timeout(KILL_SHOWS_MAX, ended).await.is_err() {
-            tracing::warn!(
-                name = self.init.name(),
-                "SIGKILL shows no effect; ending the VM"
-            );
-            if let Ok(vm) = self.vm() {
+    /// From here on init ends by `signal`, sooner or later by the end of its VM.
+    pub(super) fn insist(self: &Arc<Self>, signal: u32) {
+        if !self.init.fatal.ask(signal) {
+            return;
+        }
+        let task = self.clone();
+        tokio::spawn(async move {
+            if task.ends_in_time(signal).await {
+                return;
+            }
+            let name = task.init.name();
+            tracing::warn!(name, signal, "the signal shows no effect; ending the VM");
+            if let Ok(vm) = task.vm() {
                 vm.sandbox.kill_vm();
             }
+        });
+    }
+
+    async fn ends_in_time(&self, signal: u32) -> bool {
+        if signal != signals::SIGKILL {
+            let in_time = self.flow.clock().within(OBEYED_MAX, self.ends()).await;
+            return in_time.is_some();
         }
+        tokio::select! {
+            biased;
+            () = self.ends() => true,
+            () = self.flow.stopping() => false,
+            () = tokio::time::sleep(OBEYED_MAX) => false,
+        }
+    }
+
+    /// What a refusal of the guest means for containerd: that a program is over only when the shim has
+    /// seen its exit.
+    pub(super) async fn refused(&self, process: &Process, error: AgentError) -> TaskError {
+        let seen = async {
+            if std::ptr::eq(process, &self.init) {
+                self.ends().await;
+            } else {
+                process.reaches(|state| state.exit().is_some()).await;
+            }
+        };
+        if error.says_ended() && tokio::time::timeout(EXIT_SEEN_MAX, seen).await.is_ok() {
+            return TaskError::Finished(process.name().to_owned());
+        }
+        error.into()
     }
 
     /// SIGSTOP: what is stopped already is no error.
-    async fn stop(&self) -> Result<(), TaskError> {
+    async fn stop(self: &Arc<Self>) -> Result<(), TaskError> {
         match self.pause().await {
             Err(TaskError::Paused(_)) => Ok(()),
             paused => paused,
@@ -109,7 +154,7 @@ impl Task {
     }
 
     /// SIGCONT, likewise.
-    async fn go_on(&self) -> Result<(), TaskError> {
+    async fn go_on(self: &Arc<Self>) -> Result<(), TaskError> {
         match self.resume().await {
             Err(TaskError::NotPaused(_)) => Ok(()),
             resumed => resumed,
@@ -117,7 +162,7 @@ impl Task {
     }
 
     /// Sends a signal to an exec. One that is being started is given up by a signal that would end it.
-    /// SIGKILL ends it for containerd even when the guest does not answer.
+    /// A signal that ends by default ends it for containerd even when the guest does not obey.
     ///
     /// # Errors
     /// [`TaskError`]
@@ -144,6 +189,10 @@ impl Task {
         if self.flow.keep_signal(target.clone(), signal) {
             return Ok(());
         }
+        let fatal = signals::ends_by_default(signal);
+        if fatal {
+            self.insist_on_exec(exec, signal);
+        }
         let killed = tokio::select! {
             biased;
             killed = vm.agent.kill(exec.id(), signal, false) => killed,
@@ -153,22 +202,38 @@ impl Task {
             }
         };
         match killed {
-            Err(error) if is_over(&error) => Err(TaskError::Finished(name())),
-            Err(error) if signal != signals::SIGKILL => Err(error.into()),
-            killed => {
-                if let Err(error) = killed {
-                    tracing::warn!(exec = name(), %error, "the guest does not obey SIGKILL");
-                }
-                tokio::spawn(insist_on_exec(self.clone(), exec.clone()));
+            Ok(()) => Ok(()),
+            Err(error) if fatal => {
+                tracing::warn!(exec = name(), signal, %error, "the guest does not obey");
                 Ok(())
             }
+            Err(error) => Err(self.refused(&exec.process, error).await),
         }
+    }
+
+    /// From here on an exec ends by `signal`: what the guest has not ended in its own time is given up.
+    /// Its init may be well, so the VM goes on.
+    pub(super) fn insist_on_exec(self: &Arc<Self>, exec: &Arc<Exec>, signal: u32) {
+        if !exec.process.fatal.ask(signal) {
+            return;
+        }
+        let (task, exec) = (self.clone(), exec.clone());
+        tokio::spawn(async move {
+            let ended = exec.process.reaches(|state| state.exit().is_some());
+            let ended = task.flow.clock().within(OBEYED_MAX, ended).await;
+            if ended.is_none() {
+                let name = exec.process.name();
+                tracing::warn!(exec = name, signal, "the signal shows no effect; given up");
+                exec.abandon();
+            }
+        });
     }
 }
 
 impl Exec {
     async fn kill_starting(&self, signal: u32) -> Result<(), TaskError> {
-        if signals::ends_by_default(signal) && signal != signals::PROBE {
+        if signals::ends_by_default(signal) {
+            self.process.fatal.ask(signal);
             self.abandon();
             self.process
                 .reaches(|state| *state != State::Starting)
@@ -176,27 +241,4 @@ impl Exec {
         }
         Ok(())
     }
-}
-
-/// What a SIGKILL has not ended in the guest's own time is given up: its init may be well.
-async fn insist_on_exec(task: Arc<Task>, exec: Arc<Exec>) {
-    let ended = exec.process.reaches(|state| state.exit().is_some());
-    let ended = task.flow.clock().within(KILL_SHOWS_MAX, ended).await;
-    if ended.is_none() {
-        tracing::warn!(
-            exec = exec.process.name(),
-            "SIGKILL shows no effect; given up"
-        );
-        exec.abandon();
-    }
-}
-
-fn is_over(error: &AgentError) -> bool {
-    matches!(
-        error,
-        AgentError::Refused {
-            code: ErrorCode::NotFound,
-            ..
-        }
-    )
 }

@@ -39,8 +39,8 @@ const AFTER_KILL: OutputWait = OutputWait {
     still_max: Duration::from_millis(100),
     max: Duration::from_secs(2),
 };
-/// How long that of a killed task, once its output has been read, until its pid is gone.
-const GONE_MAX: Duration = Duration::from_millis(500);
+/// How long the TaskExit of a killed task, once its output has been read, waits for the end of its pid.
+const GONE_MAX: Duration = Duration::from_millis(400);
 
 /// How long an exit waits for its program's output.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +55,7 @@ struct OutputWait {
 pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     let Ok(vm) = task.vm() else { return };
     let name = task.init.name();
-    let status = status(name, vm).await;
+    let reported = status(name, vm).await;
     // containerd has to hear of the start first.
     task.init.reaches(|state| *state != State::Starting).await;
     task.ending.send_replace(true);
@@ -64,10 +64,10 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
         async move { task.unpause().await }
     });
     task.end_execs(vm).await;
-    let exit = now(status);
+    let exit = now(reported.unwrap_or_else(|| task.init.fatal.status()));
     // A shim that is killed from here on leaves it to `delete`.
     vm.sandbox.record_exit(exit.status, exit.at);
-    if status == STATUS_KILLED {
+    if exit.status == STATUS_KILLED {
         task.notice_oom(vm).await;
         if output_that_moves(&task, &mut pumps, AFTER_KILL).await {
             vm.sandbox.kill_vm();
@@ -93,25 +93,35 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
 /// Runs once per exec that has started, likewise.
 pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
     let Ok(vm) = task.vm() else { return };
-    let Running { mut pumps, slot } = running;
-    let status = tokio::select! {
+    let Running { mut pumps } = running;
+    let reported = tokio::select! {
         biased;
-        status = exec_status(&exec, vm) => status,
-        () = exec.abandoned() => STATUS_KILLED,
-        () = outlives_init(&task) => STATUS_KILLED,
+        status = exec_status(&exec, vm) => {
+            if status.is_none_or(|status| status == STATUS_KILLED) {
+                task.notice_oom(vm).await;
+            }
+            status
+        }
+        () = exec.abandoned() => None,
+        () = outlives_init(&task) => None,
     };
-    if status == STATUS_KILLED {
-        task.notice_oom(vm).await;
+    if reported.is_none() {
+        task.keep_lingering(&exec);
     }
-    let exit = now(status);
+    let exit = now(reported.unwrap_or_else(|| exec.process.fatal.status()));
     let told = exec.process.make_telling(Move::Exit(exit), |_| {
         let event = exit_event(&task, exec.id(), exec.pid(), exit);
         task.events.publish(Event::Exit(event));
     });
     debug_assert!(told.is_ok(), "an exec that runs ends once");
+    if reported.is_none() {
+        tokio::spawn(linger(task.clone(), exec.clone()));
+    }
     finish_output(&exec.process, &mut pumps).await;
-    forget(&task, &exec, vm).await;
-    drop(slot);
+    if reported.is_some() {
+        forget(&task, &exec, vm).await;
+        exec.free_slot();
+    }
     exec.process.set_drained();
     // As with init.
     exec.process
@@ -120,7 +130,28 @@ pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
     drop(pumps);
 }
 
-/// Waits for the output of an ended program while somebody reads it; whether that was all.
+/// Waits until the guest reports the end of an exec that has ended for containerd, or the VM ends. See
+/// [`Task::keep_lingering`].
+pub(super) async fn linger(task: Arc<Task>, exec: Arc<Exec>) {
+    let Ok(vm) = task.vm() else { return };
+    let over = async {
+        match vm.agent.wait(exec.id()).await {
+            Ok(_) => {}
+            Err(error) if error.says_ended() => {}
+            // No answer that would say anything.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = over => forget(&task, &exec, vm).await,
+        _ = vm.sandbox.vm_ended() => {}
+    }
+    exec.free_slot();
+    task.lingering().remove(exec.id());
+}
+
+/// Waits for the output of an ended program while somebody reads it, and while its exit is not overdue;
+/// whether that was all.
 async fn output_that_moves(task: &Task, pumps: &mut Pumps, wait: OutputWait) -> bool {
     let output = finish_all_output(task, pumps);
     tokio::pin!(output);
@@ -134,7 +165,11 @@ async fn output_that_moves(task: &Task, pumps: &mut Pumps, wait: OutputWait) -> 
         }
         true
     };
-    timeout(wait.max, moving).await.unwrap_or(false)
+    tokio::select! {
+        biased;
+        moved = timeout(wait.max, moving) => moved.unwrap_or(false),
+        () = task.init.fatal.overdue() => false,
+    }
 }
 
 /// Of init and of all execs.
@@ -152,39 +187,43 @@ async fn finish_output(process: &Process, pumps: &mut Pumps) {
     }
 }
 
-/// Waits for init's end. A VM without an agent is of no use and is ended.
-async fn status(name: &str, vm: &Vm) -> u32 {
+/// Waits for init's end: the status by the guest's report; `None` when there is none. A VM without an agent
+/// is of no use and is ended.
+async fn status(name: &str, vm: &Vm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
         status = vm.agent.wait("") => status,
         end = vm.sandbox.vm_ended() => {
             log_end(name, &end);
-            return STATUS_KILLED;
+            return None;
         }
     };
     match ended {
-        Ok(status) => status,
+        Ok(status) => Some(status),
         Err(error) => {
             tracing::debug!(name, %error, "the agent is gone");
             vm.sandbox.kill_vm();
             log_end(name, &vm.sandbox.vm_ended().await);
-            STATUS_KILLED
+            None
         }
     }
 }
 
-/// Waits for an exec's end; the VM's is one.
-async fn exec_status(exec: &Exec, vm: &Vm) -> u32 {
+/// Waits for an exec's end, by the guest's report; `None` when there will be none.
+async fn exec_status(exec: &Exec, vm: &Vm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
         status = vm.agent.wait(exec.id()) => status,
-        _ = vm.sandbox.vm_ended() => return STATUS_KILLED,
+        _ = vm.sandbox.vm_ended() => return None,
     };
-    ended.unwrap_or_else(|error| {
-        // With the VM, as a rule.
-        tracing::debug!(exec = exec.process.name(), %error, "the guest has lost it");
-        STATUS_KILLED
-    })
+    match ended {
+        Ok(status) => Some(status),
+        Err(error) => {
+            // With the VM, as a rule.
+            tracing::debug!(exec = exec.process.name(), %error, "the guest has lost it");
+            None
+        }
+    }
 }
 
 /// Returns when an exec has had its time to end after init.
@@ -195,7 +234,7 @@ async fn outlives_init(task: &Task) {
 
 /// Has the guest forget an exec that is over, so that its id can be used again. While the VM is paused
 /// that waits; `Delete` does not.
-async fn forget(task: &Arc<Task>, exec: &Arc<Exec>, vm: &Vm) {
+pub(super) async fn forget(task: &Arc<Task>, exec: &Arc<Exec>, vm: &Vm) {
     let agent = vm.agent.clone();
     let (task, exec) = (task.clone(), exec.clone());
     let stopped = task.flow.now() != Flow::Running;
@@ -251,6 +290,13 @@ impl Task {
         for exec in &live {
             exec.process.reaches(|state| state.exit().is_some()).await;
         }
+    }
+
+    /// The guest may still run an exec that has ended for containerd: until [`linger`] is done it keeps its
+    /// slot, its id and its place among those that a task may have.
+    pub(super) fn keep_lingering(&self, exec: &Arc<Exec>) {
+        let id = exec.id().to_owned();
+        self.lingering().insert(id, exec.clone());
     }
 
     fn exited(&self, exit: Exit) {

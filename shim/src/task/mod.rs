@@ -8,6 +8,7 @@
 mod create;
 mod error;
 mod exec;
+mod fatal;
 mod kill;
 mod life;
 mod look;
@@ -22,6 +23,9 @@ mod terminal;
 
 #[cfg(test)]
 pub mod fakes;
+
+#[cfg(test)]
+mod answers_tests;
 
 #[cfg(test)]
 mod model_tests;
@@ -86,6 +90,8 @@ pub struct Task {
     events: Arc<dyn EventSink>,
     init: Process,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+    /// Execs that were given up and may still run in the guest.
+    lingering: Mutex<BTreeMap<String, Arc<Exec>>>,
     flow: FlowControl,
     vm: OnceLock<Vm>,
     /// Held during an Update: what one takes back the other must not have built on.
@@ -120,6 +126,7 @@ impl Task {
             events,
             init: Process::new(name, stdio, terminal, State::Creating),
             execs: Mutex::default(),
+            lingering: Mutex::default(),
             flow: FlowControl::default(),
             vm: OnceLock::new(),
             updating: tokio::sync::Mutex::new(()),
@@ -140,6 +147,13 @@ impl Task {
     /// The map is whole after every statement, so a panic elsewhere has not broken it.
     fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Likewise.
+    fn lingering(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {
+        self.lingering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Those that are wanted, by id.

@@ -13,13 +13,13 @@
 //! of day, which has gone on without it.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use wasmvm_protocol::agent::Change;
 use wasmvm_protocol::agent::containerd::events::task::{TaskPaused, TaskResumed};
 
-use super::{State, Task, TaskError, Vm};
+use super::{State, Task, TaskError, Vm, signals};
 use crate::error::Refusal;
 use crate::events::Event;
 use crate::patience::Clock;
@@ -143,7 +143,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`], unless init runs and the VM does.
-    pub async fn pause(&self) -> Result<(), TaskError> {
+    pub async fn pause(self: &Arc<Self>) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let _turn = self.flow.turn.lock().await;
         if self.flow.now() != Flow::Running {
@@ -175,7 +175,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`], unless it is paused.
-    pub async fn resume(&self) -> Result<(), TaskError> {
+    pub async fn resume(self: &Arc<Self>) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let _turn = self.flow.turn.lock().await;
         if self.flow.now() != Flow::Paused {
@@ -196,7 +196,7 @@ impl Task {
     }
 
     /// Init is over: a VM that was paused a moment before has output to deliver.
-    pub(super) async fn unpause(&self) {
+    pub(super) async fn unpause(self: &Arc<Self>) {
         let Ok(vm) = self.vm() else { return };
         let _turn = self.flow.turn.lock().await;
         if self.flow.now() == Flow::Paused {
@@ -219,28 +219,59 @@ impl Task {
         if self.flow.keep_change(&change) {
             return Ok(());
         }
-        Ok(vm.agent.change(change).await?)
+        tokio::select! {
+            biased;
+            told = vm.agent.change(change.clone()) => Ok(told?),
+            () = self.flow.stopping() => {
+                self.flow.keep_change(&change);
+                Ok(())
+            }
+        }
     }
 
     /// The VM runs again: tells the guest what it has missed.
-    async fn runs_again(&self, vm: &Vm) {
+    async fn runs_again(self: &Arc<Self>, vm: &Vm) {
         self.flow.set(Flow::Running);
         let kept = self.flow.take();
         let name = self.init.name();
+        let each_of =
+            |signals: u64| (1..=u64::BITS).filter(move |signal| signals & (1 << (signal - 1)) != 0);
+        // Before the guest is told anything: a silent one must not gain time by what comes first.
+        for (target, signals) in &kept.signals {
+            for signal in each_of(*signals).filter(|signal| signals::ends_by_default(*signal)) {
+                self.insist_on(target, signal);
+            }
+        }
         if let Err(error) = vm.agent.change(kept.change.unwrap_or_default()).await {
             tracing::warn!(name, %error, "the guest does not know the time of day");
         }
         self.tell_sizes(vm).await;
         for (target, signals) in kept.signals {
-            for signal in (1..=u64::BITS).filter(|signal| signals & (1 << (signal - 1)) != 0) {
+            for signal in each_of(signals) {
                 let told = match &target {
                     Target::All => vm.agent.kill("", signal, true).await,
                     Target::One(exec) => vm.agent.kill(exec, signal, false).await,
                 };
                 if let Err(error) = told {
                     tracing::warn!(name, ?target, signal, %error, "a kept signal is lost");
+                    if error.is_silence() {
+                        return;
+                    }
                 }
             }
+        }
+    }
+
+    /// From here on who is meant ends by `signal`.
+    fn insist_on(self: &Arc<Self>, target: &Target, signal: u32) {
+        match target {
+            Target::One(id) if !id.is_empty() => {
+                // One that has been deleted meanwhile has ended.
+                if let Ok(exec) = self.exec_of(id) {
+                    self.insist_on_exec(&exec, signal);
+                }
+            }
+            Target::All | Target::One(_) => self.insist(signal),
         }
     }
 

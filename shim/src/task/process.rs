@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
+use super::fatal::FatalSignal;
 use super::{Exit, IllegalMove, Move, Size, State, TaskError};
 use crate::stdio::{StdioNames, StdioSwitch};
 
@@ -39,6 +40,8 @@ pub struct Process {
     pub terminal: bool,
     /// Begins and ends the streams.
     pub switch: StdioSwitch,
+    /// What ends it, once it is asked for.
+    pub fatal: FatalSignal,
     state: watch::Sender<State>,
     /// No stream is open; its part of the VM has no more to say.
     drained: watch::Sender<bool>,
@@ -53,6 +56,7 @@ impl Process {
             stdio,
             terminal,
             switch: StdioSwitch::default(),
+            fatal: FatalSignal::default(),
             state: watch::Sender::new(state),
             drained: watch::Sender::new(true),
             size: Mutex::default(),

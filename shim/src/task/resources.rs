@@ -1,7 +1,8 @@
 //! What a task may use and has used: Stats, Update, and the end for want of memory.
 //!
-//! An Update that lowers memory asks the guest first, so that programs stop growing before the host
-//! tightens; one that raises it asks last. Whatever fails, the old values hold.
+//! An Update that lowers memory tells the guest first, so that programs stop growing before the host
+//! tightens; one that raises it tells it last. What the guest answers changes nothing: the host's limits
+//! are what confines. When the host or its kernel refuses, the old values hold.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::{Task, TaskError, Vm};
 use crate::bundle::Resources;
 use crate::error::chain;
 use crate::events::Event;
-use crate::meter::{Change, Meter};
+use crate::meter::Meter;
 
 /// To say what was ended for want of memory; the news of a program's end waits for it.
 const USAGE_MAX: Duration = Duration::from_millis(500);
@@ -34,8 +35,8 @@ impl Task {
             .map_err(TaskError::Encode)
     }
 
-    /// Changes the limits of the running task: all of them, or none. A paused guest hears of it when it
-    /// runs again.
+    /// Changes the limits of the running task: all of them, or none, by the host's word alone. A paused
+    /// guest hears of it when it runs again.
     ///
     /// # Errors
     /// [`TaskError`]
@@ -46,41 +47,40 @@ impl Task {
         let before = meter.wasm_memory_bytes_max();
         let after = meter.would_be(&resources)?;
         if after < before {
-            self.tell(memory(after)).await?;
+            self.advise(after).await;
         }
-        let change = match change(meter, resources).await {
-            Ok(change) => change,
-            Err(error) => {
-                if after < before
-                    && let Err(error) = self.tell(memory(before)).await
-                {
-                    let name = self.init.name();
-                    tracing::warn!(
-                        name,
-                        error = chain(&error),
-                        "the guest keeps the lower limit"
-                    );
-                }
-                return Err(error);
-            }
+        let changed = change(meter, resources).await;
+        if changed.is_err() && after < before {
+            self.advise(before).await;
+        } else if changed.is_ok() && after > before {
+            self.advise(after).await;
+        }
+        changed
+    }
+
+    /// Tells the guest how much its programs may take from now on. The host's limits hold without it.
+    async fn advise(&self, memory_bytes_max: u64) {
+        let change = GuestChange {
+            memory_bytes_max: Some(memory_bytes_max),
+            ..Default::default()
         };
-        if after > before
-            && let Err(error) = self.tell(memory(after)).await
-        {
-            let meter = Arc::clone(meter);
-            let undone = tokio::task::spawn_blocking(move || meter.undo(&change)).await;
-            undone.map_err(TaskError::Thread)?;
-            return Err(error);
+        if let Err(error) = self.tell(change).await {
+            let (name, error) = (self.init.name(), chain(&error));
+            tracing::warn!(name, error, "the guest does not take its new limit");
         }
-        Ok(())
     }
 
     /// To be called when a program ended by SIGKILL, before that is told: publishes TaskOOM when a kernel
     /// has ended it for want of memory, the host's or the guest's.
     pub(super) async fn notice_oom(&self, vm: &Vm) {
         // A guest that is gone, paused or silent has nothing to say.
-        let asked = tokio::time::timeout(USAGE_MAX, vm.agent.oom_kills()).await;
-        if let Ok(Ok(kills)) = asked {
+        let asked = tokio::select! {
+            asked = vm.agent.oom_kills() => asked.ok(),
+            _ = vm.sandbox.vm_ended() => None,
+            () = self.init.fatal.overdue() => None,
+            () = tokio::time::sleep(USAGE_MAX) => None,
+        };
+        if let Some(kills) = asked {
             vm.sandbox.meter().set_guest_oom_kills(kills);
         }
         if vm.sandbox.meter().is_news_of_oom() {
@@ -93,27 +93,17 @@ impl Task {
 }
 
 /// Moves the cgroup's limits.
-async fn change(meter: &Arc<Meter>, resources: Resources) -> Result<Change, TaskError> {
+async fn change(meter: &Arc<Meter>, resources: Resources) -> Result<(), TaskError> {
     let meter = Arc::clone(meter);
     let changed = tokio::task::spawn_blocking(move || meter.change(&resources)).await;
     Ok(changed.map_err(TaskError::Thread)??)
 }
 
-/// The guest's part of a change.
-fn memory(memory_bytes_max: u64) -> GuestChange {
-    GuestChange {
-        memory_bytes_max: Some(memory_bytes_max),
-        ..Default::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use wasmvm_protocol::agent::Usage;
 
-    use super::super::fakes::{FakeMaker, Recorder, soon};
+    use super::super::fakes::{Answer, FakeMaker, Recorder, soon};
     use super::super::{SandboxOrder, TaskOrder, Tasks};
     use super::*;
     use crate::bundle::Limit;
@@ -212,12 +202,20 @@ mod tests {
             (f.file("memory.max"), f.told()),
             (max.clone(), vec![12, 44])
         );
-        // The guest refuses after the host has agreed to more.
-        f.maker.guest.refuses_update.store(true, Ordering::Relaxed);
-        f.update(128).await.unwrap_err();
-        assert_eq!(f.file("memory.max"), max);
-        let limit = f.maker.sandbox().meter.wasm_memory_bytes_max();
-        assert_eq!(limit >> 20, 44);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_update_is_written_whatever_the_guest_answers() {
+        for answer in [Answer::Refuses(ttrpc::Code::INTERNAL), Answer::Nothing] {
+            let f = running().await;
+            f.maker.guest.answer("Update", answer);
+            for mib in [32, 128] {
+                f.update(mib).await.unwrap();
+                assert_eq!(f.file("memory.max"), (mib << 20).to_string());
+                let limit = f.maker.sandbox().meter.wasm_memory_bytes_max();
+                assert_eq!(limit >> 20, mib - 20);
+            }
+        }
     }
 
     #[tokio::test]

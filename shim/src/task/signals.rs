@@ -14,8 +14,9 @@ pub const SIGSTOP: u32 = 19;
 /// Lets what is stopped go on.
 pub const SIGCONT: u32 = 18;
 
-/// SIGCHLD, SIGCONT, SIGURG and SIGWINCH are ignored; SIGSTOP, SIGTSTP, SIGTTIN and SIGTTOU stop.
-const HARMLESS: [u32; 8] = [17, 18, 23, 28, 19, 20, 21, 22];
+/// The probe is none; SIGCHLD, SIGCONT, SIGURG and SIGWINCH are ignored; SIGSTOP, SIGTSTP, SIGTTIN and
+/// SIGTTOU stop.
+const HARMLESS: [u32; 9] = [PROBE, 17, 18, 23, 28, 19, 20, 21, 22];
 
 /// Refuses what is no signal.
 pub fn check(signal: u32) -> Result<(), TaskError> {
@@ -39,7 +40,7 @@ mod tests {
         for signal in [1, 2, 9, 15, 34, 64] {
             assert!(ends_by_default(signal));
         }
-        for signal in [17, 19, 28] {
+        for signal in [PROBE, 17, 19, 28] {
             assert!(!ends_by_default(signal));
         }
     }

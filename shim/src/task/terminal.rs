@@ -49,7 +49,10 @@ impl Task {
         let id = exec.map_or("", |exec| exec.id());
         tokio::select! {
             biased;
-            told = tell_size(vm, process, id) => told,
+            told = tell_size(vm, process, id) => match told {
+                Err(TaskError::Agent(error)) => Err(self.refused(process, error).await),
+                told => told,
+            },
             () = self.flow.stopping() => {
                 process.keep_size(size);
                 Ok(())
@@ -64,6 +67,9 @@ impl Task {
         for (process, id) in std::iter::once((&self.init, "")).chain(execs) {
             if let Err(error) = tell_size(vm, process, id).await {
                 tracing::debug!(process = process.name(), %error, "the terminal keeps its size");
+                if matches!(&error, TaskError::Agent(agent) if agent.is_silence()) {
+                    return;
+                }
             }
         }
     }

@@ -1,0 +1,95 @@
+//! The signal that ends a process, and how long its end may take.
+//!
+//! ```text
+//! 0 s     containerd asks; the guest is told, and has agent::KILL_MAX to answer
+//! 3 s     the guest has not reported the end: init's VM is killed, an exec is given up
+//! 4.4 s   what is left of the output delays TaskExit no longer
+//! 4.8 s   and neither does the VMM's pid (life::GONE_MAX)
+//! ```
+//!
+//! What the guest answers, or that it answers nothing, changes none of these times: containerd hears of
+//! the exit within 5 s, with 128+n.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::signals;
+use crate::cleanup::STATUS_KILLED;
+
+/// How long the guest may take to end a program. SIGKILL: by the host's clock, and no longer than the VM
+/// runs. Other signals: the guest's own time.
+pub const OBEYED_MAX: Duration = Duration::from_secs(3);
+/// From the request until nothing but the end of the VM delays TaskExit.
+const EXIT_TOLD_MAX: Duration = Duration::from_millis(4400);
+
+/// The signal that is to end one process, once containerd has asked for it.
+#[derive(Debug, Default)]
+pub struct FatalSignal(watch::Sender<Option<Asked>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    signal: u32,
+    at: Instant,
+}
+
+impl FatalSignal {
+    /// Notes the signal; whether the process has to be watched for it. Only the first one is, and SIGKILL
+    /// after another one.
+    pub fn ask(&self, signal: u32) -> bool {
+        let at = Instant::now();
+        self.0.send_if_modified(|asked| {
+            let stronger = asked
+                .is_none_or(|asked| signal == signals::SIGKILL && asked.signal != signals::SIGKILL);
+            if stronger {
+                *asked = Some(Asked { signal, at });
+            }
+            stronger
+        })
+    }
+
+    /// The exit status of a process whose end the guest does not report: 128+n for the signal that was
+    /// asked for, that of SIGKILL when none was.
+    pub fn status(&self) -> u32 {
+        let asked = *self.0.borrow();
+        asked.map_or(STATUS_KILLED, |asked| 128 + asked.signal)
+    }
+
+    /// Waits until the exit has to be told, whatever else is still awaited; for ever without a signal.
+    pub async fn overdue(&self) {
+        let mut asked = self.0.subscribe();
+        // Fails only when the sender is gone, and the sender is ours.
+        let at = asked.wait_for(Option::is_some).await.map(|asked| *asked);
+        if let Ok(Some(Asked { at, .. })) = at {
+            tokio::time::sleep_until(at + EXIT_TOLD_MAX).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_signal_counts_and_sigkill_after_it() {
+        let fatal = FatalSignal::default();
+        assert_eq!(fatal.status(), 137);
+        assert!(fatal.ask(15) && !fatal.ask(2) && !fatal.ask(15));
+        assert_eq!(fatal.status(), 143);
+        assert!(fatal.ask(9) && !fatal.ask(9) && !fatal.ask(15));
+        assert_eq!(fatal.status(), 137);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_exit_is_overdue_some_time_after_the_signal() {
+        let fatal = FatalSignal::default();
+        let hour = Duration::from_secs(3600);
+        let waited = tokio::time::timeout(hour, fatal.overdue()).await;
+        assert!(waited.is_err(), "no signal, no limit");
+        fatal.ask(15);
+        let start = Instant::now();
+        fatal.overdue().await;
+        assert_eq!(start.elapsed(), EXIT_TOLD_MAX);
+    }
+}
