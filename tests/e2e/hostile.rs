@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use wasmvm_tests::cgroup::Cgroup;
 use wasmvm_tests::ctr::{self, Outcome};
 use wasmvm_tests::exec::Exec;
 use wasmvm_tests::install::OtherAgent;
 use wasmvm_tests::leftovers;
 use wasmvm_tests::process::{named, parent_of, peak_kib};
+use wasmvm_tests::shim::update;
 use wasmvm_tests::task::{Run, Task};
 
 /// What a guest is given to answer Create or Exec, seconds.
@@ -20,7 +24,7 @@ const LOAD_S_MAX: u64 = 15;
 const CREATE_FAILS_MAX: Duration = Duration::from_secs(LOAD_S_MAX + 50);
 /// From SIGKILL to the end of `ctr run`. The shim's own bounds add up to less than 15 s.
 const KILL_MAX: Duration = Duration::from_secs(60);
-/// Most memory a shim may ever have had, KiB. A frame of ttrpc's largest size, 4 MiB, is in it.
+/// Most memory a shim may ever have had, KiB.
 const SHIM_KIB_MAX: u64 = 16 << 10;
 /// Most that `ctr` may print of what a guest says, bytes.
 const SENTENCE_BYTES_MAX: usize = 8 << 10;
@@ -236,8 +240,9 @@ fn a_guest_that_dials_every_port_of_the_host_reaches_nothing() {
 fn sigkill_ends_a_guest_that_does_not_obey() {
     let before = leftovers::found();
     let agent = installed();
-    // One does not answer, the other says yes and goes on.
-    for mode in ["deaf", "immortal"] {
+    // One does not answer, one says yes, one that there is no such program, one everything that ttrpc has a
+    // code for; all go on.
+    for mode in ["deaf", "immortal", "kill-not-found", "every-code"] {
         let (task, mut child) = hostile(&agent, mode).in_background();
         task.until("RUNNING");
         task.kill("SIGKILL");
@@ -261,12 +266,94 @@ fn an_exec_that_the_guest_does_not_answer_fails_in_bounded_time() {
 }
 
 #[test]
-fn sigterm_ends_a_guest_that_does_not_answer() {
+fn sigterm_ends_a_guest_that_does_not_obey() {
     let agent = installed();
-    let (task, mut child) = hostile(&agent, "deaf").in_background();
-    task.until("RUNNING");
-    task.kill("SIGTERM");
-    assert_eq!(ends_within(&mut child, KILL_MAX), Some(137));
+    for mode in ["deaf", "immortal", "kill-not-found"] {
+        let (task, mut child) = hostile(&agent, mode).in_background();
+        task.until("RUNNING");
+        task.kill("SIGTERM");
+        assert_eq!(ends_within(&mut child, KILL_MAX), Some(143), "{mode}");
+    }
+}
+
+#[test]
+fn an_answer_that_grows_when_it_is_decoded_ends_the_guest_and_not_the_shim() {
+    let before = leftovers::found();
+    let agent = installed();
+    for mode in ["unknown-fields", "many-pids"] {
+        let task = hostile(&agent, mode).flag("--null-io").detached();
+        let shim = parent_of(task.until("RUNNING"));
+        // The answer comes to Kill in one, to what an operator asks in the other.
+        let status = if mode == "unknown-fields" {
+            task.kill("SIGTERM");
+            143
+        } else {
+            let pid = i32::try_from(shim)
+                .ok()
+                .and_then(Pid::from_raw)
+                .expect("a pid");
+            kill_process(pid, Signal::USR1).expect("the shim lives");
+            137
+        };
+        let _ = task.until("STOPPED");
+        expect_small(shim);
+        assert_eq!(task.delete(), status, "{mode}");
+        drop(task);
+        leftovers::expect_none_since(&before);
+    }
+}
+
+#[test]
+fn limits_change_whatever_the_guest_answers() {
+    let agent = installed();
+    let task = hostile(&agent, "refuse-update")
+        .option("--memory-limit", &(64 << 20).to_string())
+        .flag("--null-io")
+        .detached();
+    let memory = Cgroup::of(task.until("RUNNING"), "memory");
+    for bytes in [128_u64 << 20, 100 << 20] {
+        update(task.id(), &json!({"memory": {"limit": bytes}})).expect("taken");
+        assert_eq!(memory.memory_limit(), bytes.to_string());
+    }
+    let _ = task.until("RUNNING");
+}
+
+#[test]
+fn a_guest_that_reports_its_end_and_runs_on_has_ended() {
+    let before = leftovers::found();
+    let agent = installed();
+    let outcome = hostile(&agent, "early-wait").to_end();
+    assert_eq!(outcome.status, 0, "{outcome}");
+    leftovers::expect_none_since(&before);
+}
+
+#[test]
+fn a_write_to_an_artifact_ends_the_guest_and_the_artifact_stays() {
+    let agent = installed();
+    let outcome = hostile(&agent, "slot-write").to_end();
+    assert_eq!(outcome.status, 137, "{outcome}");
+    // The same program, from the same pages.
+    an_ordinary_task_runs();
+}
+
+#[test]
+fn no_device_is_made_on_a_volume() {
+    let agent = installed();
+    // Of a file system that would have it.
+    let volume = tempfile::tempdir_in("/dev/shm").expect("a folder");
+    let mount = format!(
+        "type=bind,src={},dst=/data,options=rbind:rw",
+        volume.path().display()
+    );
+    let outcome = hostile(&agent, "fuse-whiteout")
+        .option("--mount", &mount)
+        .to_end();
+    assert_eq!(outcome.status, 0, "{outcome}");
+    for entry in fs::read_dir(volume.path()).expect("the volume") {
+        let entry = entry.expect("an entry");
+        let kind = entry.file_type().expect("its kind");
+        assert!(kind.is_file(), "{} is {kind:?}", entry.path().display());
+    }
 }
 
 #[test]

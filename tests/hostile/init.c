@@ -4,17 +4,23 @@
  * initramfs serves every test; `modes` at the end lists them.
  *
  * Ports and frames: protocol/src/ports.rs, and ttrpc's 10-byte header (length, stream id, type, flags).
+ * What only the kernel of a guest can do (raw FUSE requests, rings, MSRs) is not here but in the guest of
+ * its own that the VMM's tests boot.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/vm_sockets.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -24,6 +30,7 @@
 #define KMSG_LINES 8 /* in one go, of the ten that the kernel takes */
 #define FRAME_BYTES_MAX (4 << 20)
 #define STREAM_HEADER_BYTES 16
+#define SLOT_ADDRESS (32ULL << 30) /* protocol/src/slot.rs */
 
 enum type { RESPONSE = 2, DATA = 3 };
 
@@ -41,6 +48,7 @@ struct mode {
 	void (*start)(void);                    /* a process of its own, once the program would run */
 	void (*kill)(const struct request *);
 	void (*wait)(const struct request *); /* once the program would run; NULL: never answered */
+	void (*other)(const struct request *); /* NULL: never answered */
 };
 
 static const struct mode *mode;
@@ -221,21 +229,142 @@ static void impossible_status(const struct request *request)
 	answer(request, 2, response, sizeof response);
 }
 
+/* A refusal with a status code of ttrpc's and no words. */
+static void refuse(const struct request *request, unsigned char code)
+{
+	const unsigned char status[] = { 0x08, code };
+	answer(request, 1, status, sizeof status);
+}
+
+/* "There is no such program": and it goes on. */
+static void not_found(const struct request *request)
+{
+	refuse(request, 5);
+}
+
+static void internal(const struct request *request)
+{
+	refuse(request, 13);
+}
+
+/* Each request with the next of the codes 1 to 16. */
+static void next_code(const struct request *request)
+{
+	static unsigned char code;
+	code = code % 16 + 1;
+	refuse(request, code);
+}
+
+/* As large a frame as ttrpc takes, of fields that are small on the wire and large when they are decoded. */
+static void put_response(const struct request *request, const unsigned char *bytes, uint32_t length)
+{
+	/* Field 2 of ttrpc's Response; the length as a varint of four bytes. */
+	const unsigned char prefix[5] = {
+		0x12,
+		(unsigned char)(length | 0x80),
+		(unsigned char)(length >> 7 | 0x80),
+		(unsigned char)(length >> 14 | 0x80),
+		(unsigned char)(length >> 21 & 0x7f),
+	};
+	put_header(request->fd, length + sizeof prefix, request->stream, RESPONSE);
+	put(request->fd, prefix, sizeof prefix);
+	put(request->fd, bytes, length);
+}
+
+/* Distinct field numbers, each with the number 1. */
+static void unknown_fields(const struct request *request)
+{
+	static unsigned char fields[FRAME_BYTES_MAX - 16];
+	uint32_t length = 0;
+	for (uint32_t key = 1024 << 3; length + 8 < sizeof fields; key += 8) {
+		for (uint32_t rest = key;; rest >>= 7) {
+			fields[length++] = (unsigned char)(rest < 0x80 ? rest : (rest & 0x7f) | 0x80);
+			if (rest < 0x80)
+				break;
+		}
+		fields[length++] = 1;
+	}
+	put_response(request, fields, length);
+}
+
+/* Two bytes for each process. */
+static void many_pids(const struct request *request)
+{
+	static unsigned char processes[FRAME_BYTES_MAX - 16];
+	for (size_t i = 0; i + 1 < sizeof processes; i += 2)
+		processes[i] = 0x0a;
+	put_response(request, processes, sizeof processes);
+}
+
+/* Says that the program has ended by itself with this status. */
+static void say_ended(const struct request *request, unsigned char status)
+{
+	const unsigned char response[] = { 0x08, status };
+	answer(request, 2, response, sizeof response);
+}
+
+/* The exit is told, and the program runs on. */
+static void early_wait(const struct request *request)
+{
+	say_ended(request, 0);
+	if (fork() == 0)
+		for (;;)
+			;
+}
+
+/* A whiteout is a character device: 0 when none could be made in the task's tree. */
+static void fuse_whiteout(const struct request *request)
+{
+	struct stat at;
+	mkdir("/tree", 0700);
+	if (mount("root", "/tree", "virtiofs", 0, NULL) < 0 || mknod("/tree/data/a", S_IFREG | 0600, 0) < 0) {
+		say_ended(request, 2);
+		return;
+	}
+	syscall(SYS_renameat2, AT_FDCWD, "/tree/data/a", AT_FDCWD, "/tree/data/b", RENAME_WHITEOUT);
+	say_ended(request, lstat("/tree/data/a", &at) == 0 && S_ISCHR(at.st_mode));
+}
+
+/* The artifact, which other tasks run too. */
+static void slot_write(const struct request *request)
+{
+	mknod("/mem", S_IFCHR | 0600, makedev(1, 1));
+	int memory = open("/mem", O_RDWR);
+	volatile unsigned char *slot =
+		mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, memory, (off_t)SLOT_ADDRESS);
+	if (memory < 0 || slot == MAP_FAILED) {
+		say_ended(request, 2);
+		return;
+	}
+	for (size_t i = 0; i < 8192; i++)
+		slot[i] = (unsigned char)~slot[i];
+	/* Not reached: the VM has ended. */
+	say_ended(request, 1);
+}
+
 static const struct mode modes[] = {
-	{ "silent", ignore, NULL, NULL, NULL },
-	{ "garbage", garbage, NULL, NULL, NULL },
-	{ "long-refusal", long_refusal, NULL, NULL, NULL },
-	{ "oversized", oversized, NULL, NULL, NULL },
-	{ "endless-frame", endless_frame, NULL, NULL, NULL },
-	{ "flood-answers", flood_answers, NULL, NULL, NULL },
-	{ "flood-data", NULL, flood_data, ignore, NULL },
-	{ "flood-stdout", NULL, flood_stdout, ignore, NULL },
-	{ "flood-console", NULL, flood_console, ignore, NULL },
-	{ "dial", NULL, dial_everything, ignore, NULL },
-	{ "deaf", NULL, NULL, ignore, NULL },
-	{ "immortal", NULL, NULL, obey, NULL },
-	{ "hang-up", NULL, hang_up, ignore, NULL },
-	{ "impossible-status", NULL, NULL, ignore, impossible_status },
+	{ "silent", ignore, NULL, NULL, NULL, NULL },
+	{ "garbage", garbage, NULL, NULL, NULL, NULL },
+	{ "long-refusal", long_refusal, NULL, NULL, NULL, NULL },
+	{ "oversized", oversized, NULL, NULL, NULL, NULL },
+	{ "endless-frame", endless_frame, NULL, NULL, NULL, NULL },
+	{ "flood-answers", flood_answers, NULL, NULL, NULL, NULL },
+	{ "flood-data", NULL, flood_data, ignore, NULL, NULL },
+	{ "flood-stdout", NULL, flood_stdout, ignore, NULL, NULL },
+	{ "flood-console", NULL, flood_console, ignore, NULL, NULL },
+	{ "dial", NULL, dial_everything, ignore, NULL, NULL },
+	{ "deaf", NULL, NULL, ignore, NULL, NULL },
+	{ "immortal", NULL, NULL, obey, NULL, NULL },
+	{ "hang-up", NULL, hang_up, ignore, NULL, NULL },
+	{ "impossible-status", NULL, NULL, ignore, impossible_status, NULL },
+	{ "kill-not-found", NULL, NULL, not_found, NULL, not_found },
+	{ "every-code", NULL, NULL, next_code, NULL, next_code },
+	{ "unknown-fields", NULL, NULL, unknown_fields, NULL, unknown_fields },
+	{ "many-pids", NULL, NULL, ignore, NULL, many_pids },
+	{ "refuse-update", NULL, NULL, obey, NULL, internal },
+	{ "early-wait", NULL, NULL, ignore, early_wait, NULL },
+	{ "fuse-whiteout", NULL, NULL, ignore, fuse_whiteout, NULL },
+	{ "slot-write", NULL, NULL, ignore, slot_write, NULL },
 };
 
 static const struct mode *mode_named(const char *name)
@@ -308,6 +437,8 @@ static void handle(const struct request *request)
 		mode->kill(request);
 	} else if (strcmp(request->method, "Wait") == 0) {
 		waiting = *request;
+	} else if (mode->other) {
+		mode->other(request);
 	}
 	if (started && waiting.fd > 0 && mode->wait) {
 		mode->wait(&waiting);
