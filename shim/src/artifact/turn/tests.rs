@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 use tokio::time::timeout;
 
@@ -246,4 +247,93 @@ async fn many_shims_are_all_served_one_after_the_other() {
         done.unwrap();
     }
     assert_eq!(host.files("wait."), 0);
+}
+
+/// What happens on a host: a tenant wants a program, or one of those that compile ends.
+#[derive(Clone, Debug)]
+enum Event {
+    Want(u8),
+    End(usize),
+}
+
+/// One who waits.
+struct Waiter {
+    want: Want,
+    ticket: Ticket,
+    /// Of all turns that there were, how many before it came.
+    since: usize,
+    /// The tenant had nothing else running or waiting when it came.
+    alone: bool,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn who_comes_alone_waits_for_one_program_of_each_tenant(
+        compilers_max in 1..3_u64,
+        events in proptest::collection::vec(
+            prop_oneof![2 => (0..4_u8).prop_map(Event::Want), 1 => any::<usize>().prop_map(Event::End)],
+            1..40,
+        ),
+        backwards: bool,
+    ) {
+        let host = Host::new(compilers_max);
+        let tenant = |want: &Want| want.tenant.parse::<usize>().unwrap();
+        let mut running: Vec<(usize, Turn)> = Vec::new();
+        let mut waiting: Vec<Waiter> = Vec::new();
+        let mut turns: Vec<usize> = Vec::new();
+        for (number, event) in (0..).zip(events) {
+            match event {
+                Event::Want(of) => {
+                    let want = want(&of.to_string(), number);
+                    let own = |other: usize| other == usize::from(of);
+                    let alone = !running.iter().any(|(other, _)| own(*other))
+                        && !waiting.iter().any(|waiter| own(tenant(&waiter.want)));
+                    match host.look(&want, None) {
+                        Seen::Turn(turn) => {
+                            turns.push(usize::from(of));
+                            running.push((of.into(), turn));
+                        }
+                        Seen::Waits { own: ticket, .. } => {
+                            waiting.push(Waiter { want, ticket, since: turns.len(), alone });
+                        }
+                        Seen::Compiled { .. } => panic!("all programs are different"),
+                    }
+                }
+                Event::End(_) if running.is_empty() => {}
+                Event::End(which) => drop(running.swap_remove(which % running.len())),
+            }
+            // Everybody looks until nobody gets a turn any more, in whatever order.
+            let mut again = true;
+            while again {
+                again = false;
+                if backwards {
+                    waiting.reverse();
+                }
+                let mut still = Vec::new();
+                for mut waiter in std::mem::take(&mut waiting) {
+                    match host.look(&waiter.want, Some(waiter.ticket)) {
+                        Seen::Turn(turn) => {
+                            let of = tenant(&waiter.want);
+                            let before = &turns[waiter.since..];
+                            let most = (0..4).map(|of| before.iter().filter(|turn| **turn == of).count());
+                            prop_assert!(!waiter.alone || most.max() <= Some(1), "{before:?}");
+                            turns.push(of);
+                            running.push((of, turn));
+                            again = true;
+                        }
+                        Seen::Waits { own, .. } => {
+                            waiter.ticket = own;
+                            still.push(waiter);
+                        }
+                        Seen::Compiled { .. } => panic!("all programs are different"),
+                    }
+                }
+                waiting = still;
+            }
+            prop_assert!(running.len() <= usize::try_from(compilers_max).unwrap());
+            prop_assert!(waiting.is_empty() || running.len() == usize::try_from(compilers_max).unwrap());
+        }
+    }
 }
