@@ -51,7 +51,7 @@ pub(super) async fn boot(
     let cgroup = make_task_cgroup(&namespace, &id, &spec, journal)?;
     let launch_request = LaunchRequest {
         name: id.clone(),
-        files: resolver.vm_files(Role::Task, cgroup.birth()?).await?,
+        files: resolver.vm_files(Role::Task, &cgroup).await?,
         boot: BootConfig {
             role: Role::Task,
             ram_mib,
@@ -96,7 +96,7 @@ pub(super) async fn boot(
     // Its descriptor would hold the task's mounts.
     drop(program);
     let mut slots = Slots::default();
-    let artifact = resolver.own(artifact, cgroup.birth()?).await?;
+    let artifact = resolver.own(artifact, || cgroup.birth()).await?;
     let slot = slots.lease(&vm, artifact).await?;
     debug_assert_eq!(slot.index(), 0, "init's program comes first");
     Ok(Booted {

@@ -172,7 +172,7 @@ impl Sandbox {
         if let Some(lease) = slots.find(&artifact.key) {
             return Ok(lease);
         }
-        let artifact = self.resolver.own(artifact, self.meter.birth()?).await?;
+        let artifact = self.resolver.own(artifact, || self.meter.birth()).await?;
         Ok(slots.lease(&self.vm, artifact).await?)
     }
 
@@ -184,7 +184,10 @@ impl Sandbox {
     pub async fn compile_again(&self) -> Result<(), SandboxError> {
         let program = self.read_program(&self.spec.process).await?;
         let again = self.resolver.compile_again(&program, &self.journal);
-        let artifact = self.resolver.own(again.await?, self.meter.birth()?).await?;
+        let artifact = self
+            .resolver
+            .own(again.await?, || self.meter.birth())
+            .await?;
         let mut slots = self.slots.lock().await;
         Ok(slots.replace(&self.vm, &self.slot, artifact).await?)
     }

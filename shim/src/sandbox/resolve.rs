@@ -14,7 +14,7 @@ use super::{SandboxError, off_thread};
 use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, compile};
 use crate::artifact::{ArtifactKey, Next, Shelf, Store, Turn, Turns, private_copy};
 use crate::bundle::{Limit, Resources, TaskSpec};
-use crate::cgroup::{Birth, Cgroup, Hierarchies, Place};
+use crate::cgroup::{Birth, Cgroup, CgroupError, Hierarchies, Place};
 use crate::cleanup;
 use crate::config::{Config, GuestFiles, Sharing};
 use crate::journal::{Journal, STATE_ROOT, Step};
@@ -122,10 +122,15 @@ impl Resolver {
     ///
     /// # Errors
     /// [`SandboxError::Step`].
-    pub async fn own(&self, artifact: Artifact, cgroup: Birth) -> Result<Artifact, SandboxError> {
+    pub async fn own(
+        &self,
+        artifact: Artifact,
+        cgroup: impl FnOnce() -> Result<Birth, CgroupError>,
+    ) -> Result<Artifact, SandboxError> {
         if self.config.sharing != Sharing::None {
             return Ok(artifact);
         }
+        let cgroup = cgroup()?;
         let Artifact { key, file } = artifact;
         let file = off_thread(move || own_copy(&file, &cgroup)).await?;
         Ok(Artifact { key, file })
@@ -135,12 +140,12 @@ impl Resolver {
     ///
     /// # Errors
     /// [`SandboxError`].
-    pub async fn vm_files(&self, role: Role, cgroup: Birth) -> Result<VmFiles, SandboxError> {
+    pub async fn vm_files(&self, role: Role, cgroup: &Cgroup) -> Result<VmFiles, SandboxError> {
         let mut files = vm_files(&self.guest, role);
         let Some(owner) = self.owner() else {
             return Ok(files);
         };
-        let store = self.store();
+        let (store, cgroup) = (self.store(), cgroup.birth()?);
         off_thread(move || {
             for path in [&mut files.kernel, &mut files.initramfs] {
                 let failed = |source| SandboxError::Step {
@@ -272,7 +277,7 @@ impl Resolver {
         }
         let compiled = compile(Compile {
             name: format!("{} (compiler)", self.id),
-            files: self.vm_files(Role::Compiler, cgroup.birth()?).await?,
+            files: self.vm_files(Role::Compiler, cgroup).await?,
             cgroup: cgroup.birth()?,
             path: &program.path,
             module: &module,
