@@ -5,7 +5,7 @@
 //! into the cgroup, which does nothing but read and write.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -72,11 +72,26 @@ fn run_child(request: &CopyRequest<'_>, buffer: &mut [u8]) -> ! {
     // SAFETY: takes numbers only. The parent's thread waits for this process and has no other end.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     let status = match enter_cgroups(request.cgroup_procs) {
-        0 => copy(request, buffer),
+        0 => {
+            close_all_but(request.source.as_raw_fd(), request.target.as_raw_fd());
+            copy(request, buffer)
+        }
         errno => errno,
     };
     // SAFETY: ends the child without running the parent's exit handlers.
     unsafe { libc::_exit(status) }
+}
+
+/// Closes the copies of the shim's other descriptors: locks and sockets live as long as one is open.
+fn close_all_but(one: RawFd, other: RawFd) {
+    let (low, high) = (one.min(other).unsigned_abs(), one.max(other).unsigned_abs());
+    // Each range without its end; the last one is open.
+    for (first, end) in [(0, low), (low + 1, high), (high + 1, u32::MAX)] {
+        if first < end {
+            // SAFETY: this process uses the two others only, and ends without returning to their owners.
+            unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) };
+        }
+    }
 }
 
 fn copy(request: &CopyRequest<'_>, buffer: &mut [u8]) -> i32 {

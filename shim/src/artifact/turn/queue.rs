@@ -56,6 +56,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         // A ticket that is left without its lock is removed by the next who looks.
         let _ = fs::remove_file(&self.path);
+        unlock(&self.lock);
     }
 }
 
