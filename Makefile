@@ -18,7 +18,7 @@ export CARGO_PROFILE_DEV_DEBUG ?= line-tables-only
 SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
 
-.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests soak bench shell check install uninstall clean
+.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests fuzz soak bench shell check install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -61,6 +61,7 @@ lint:
 	@tests/step "vendored crate" guest-agent/vendored/check
 	@tests/step "format" $(CARGO) fmt --check
 	@tests/step "clippy" $(CARGO) clippy --workspace --all-targets -- -D warnings
+	@tests/step "clippy, hunt" $(CARGO) clippy -p wasmvm-fuzz --features coverage -- -D warnings
 	@tests/step "clippy, compiler" $(CARGO) clippy -p wasmvm-guest-agent --all-targets --features compiler -- -D warnings
 
 deny:
@@ -85,6 +86,9 @@ client-tests: build ## containerd's own client tests with this runtime (download
 	@tests/step "containerd's client tests" tests/client/build $(OUT)/client
 	@tests/where --stage $(STAGE) --images $(OUT)/images --timeout 4000 $(foreach file,client.test registry,--add $(OUT)/client/$(file):client/$(file)) \
 	    $(foreach file,inside left-out lsof,--add tests/client/$(file):client/$(file)) -- sh -c 'exec "$$WASMVM_FILES/client/inside" "$$@"' sh $(TEST)
+
+fuzz: packages ## every fuzz target for TIME seconds, 60 without (TARGET="name ..." for some); docs/fuzzing.md
+	@tests/fuzz/run $(or $(TIME),60) $(TARGET)
 
 soak: build ## 500 tasks with random lives (SOAK_TASKS=n, SOAK_SEED=n repeats one)
 	@WASMVM_SOAK_TASKS=$(SOAK_TASKS) WASMVM_SOAK_SEED=$(SOAK_SEED) WASMVM_E2E_OPTIONS=--nocapture \

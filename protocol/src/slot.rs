@@ -153,4 +153,18 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn every_slot_has_room_for_the_largest_content() {
+        let mut before = 0;
+        for index in 0..SLOTS_MAX {
+            let address = slot_address(index).unwrap();
+            assert!(address >= SLOT_ADDRESS && address >= before);
+            before = address + SLOT_HEADER_BYTES as u64 + SLOT_CONTENT_BYTES_MAX;
+            assert!(before <= address + SLOT_STRIDE_BYTES);
+        }
+        for index in [SLOTS_MAX, SLOTS_MAX + 1, u32::MAX / 2, u32::MAX] {
+            assert_eq!(slot_address(index), None);
+        }
+    }
 }

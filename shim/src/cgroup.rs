@@ -22,6 +22,8 @@ use crate::bundle::Resources;
 mod change;
 mod directory;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::host::fuzz;
 mod host;
 mod limits;
 mod make;

@@ -268,6 +268,8 @@ fn state_error(action: &'static str, path: &Path, source: io::Error) -> JournalE
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

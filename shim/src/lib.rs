@@ -15,6 +15,8 @@ mod config;
 mod daemon;
 mod error;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod hooks;
 mod host;
 mod journal;

@@ -120,6 +120,8 @@ pub fn init(bundle: &Path, task_id: &str, debug: bool) {
     ));
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,8 @@ pub use self::seal::SealedProgram;
 
 mod error;
 mod format;
+#[cfg(feature = "fuzzing")]
+pub(crate) use format::fuzz;
 mod lookup;
 mod seal;
 #[cfg(test)]

@@ -86,4 +86,51 @@ mod tests {
             assert!(matches!(refused, Err(WriteError::NoDevice(found)) if found == meant));
         }
     }
+
+    proptest::proptest! {
+        /// Every address is a device's, a slot's or nobody's, and only one of the three.
+        #[test]
+        fn every_address_has_one_answer(address: u64, near: u16) {
+            let memory = vm_memory::GuestMemoryMmap::from_ranges(&[(vm_memory::GuestAddress(0), 0x1000)]).unwrap();
+            let device = || {
+                let event = || vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+                MmioTransport::new(Box::new(Nothing), memory.clone(), Vec::new(), crate::virtio::Interrupt::new(event()))
+            };
+            let mut bus = MmioBus::new(vec![device(), device()]);
+            let devices_end = MMIO_START + 2 * MMIO_DEVICE_BYTES;
+            let slots_end = SLOT_ADDRESS + u64::from(SLOTS_MAX) * SLOT_STRIDE_BYTES;
+            for address in [address, MMIO_START.wrapping_add_signed(i64::from(near) - 0x8000), SLOT_ADDRESS.wrapping_sub(1), slots_end] {
+                let device = (MMIO_START..devices_end).contains(&address);
+                let slot = (SLOT_ADDRESS..slots_end).contains(&address);
+                proptest::prop_assert!(!(device && slot));
+                match bus.find(address) {
+                    Ok((_, offset)) => proptest::prop_assert!(device && offset == (address - MMIO_START) % MMIO_DEVICE_BYTES),
+                    Err(NoDevice::Slot) => proptest::prop_assert!(slot),
+                    Err(NoDevice::Nowhere) => proptest::prop_assert!(!device && !slot),
+                }
+            }
+        }
+    }
+
+    struct Nothing;
+
+    impl crate::virtio::VirtioDevice for Nothing {
+        fn device_id(&self) -> u32 {
+            0
+        }
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[]
+        }
+
+        fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+        fn activate(&mut self, _: crate::virtio::Activation) -> Result<(), ActivateError> {
+            Ok(())
+        }
+    }
 }

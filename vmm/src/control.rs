@@ -301,6 +301,8 @@ fn console_tail(console: &str) -> String {
     tail.chars().map(plain).collect()
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -118,4 +118,19 @@ mod tests {
             (Some(0x1000), None)
         );
     }
+
+    proptest::proptest! {
+        /// Both ends of the page that a value lies in, or its own.
+        #[test]
+        fn a_value_lies_between_its_pages_ends(value: u64) {
+            let floor = page_floor(value);
+            proptest::prop_assert!(floor <= value && value - floor < PAGE_BYTES && floor.is_multiple_of(PAGE_BYTES));
+            match page_ceil(value) {
+                Some(ceil) => proptest::prop_assert!(
+                    ceil >= value && ceil - value < PAGE_BYTES && ceil.is_multiple_of(PAGE_BYTES)
+                ),
+                None => proptest::prop_assert!(value > u64::MAX - (PAGE_BYTES - 1)),
+            }
+        }
+    }
 }

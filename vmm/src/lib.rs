@@ -13,6 +13,8 @@ pub mod check;
 pub mod console;
 pub mod control;
 pub mod cpuid;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 pub mod gate;
 pub mod jail;
 pub mod layout;

@@ -259,4 +259,48 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn no_ram_lies_where_something_else_is() {
+        use crate::layout::{
+            DEVICES_MAX, IOAPIC_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, LOCAL_APIC_ADDRESS, MMIO_START,
+            mmio_address,
+        };
+        use wasmvm_protocol::slot::{SLOT_STRIDE_BYTES, SLOTS_MAX, slot_address};
+
+        let slots = (0..SLOTS_MAX).map(|index| {
+            let start = slot_address(index).unwrap();
+            (start, start + SLOT_STRIDE_BYTES)
+        });
+        let taken = slots.chain([
+            (MMIO_START, mmio_address(DEVICES_MAX)),
+            (
+                IOAPIC_ADDRESS.into(),
+                u64::from(IOAPIC_ADDRESS) + PAGE_BYTES,
+            ),
+            (
+                LOCAL_APIC_ADDRESS.into(),
+                u64::from(LOCAL_APIC_ADDRESS) + PAGE_BYTES,
+            ),
+            // The page and the three of the task state segment behind it.
+            (
+                KVM_IDENTITY_MAP_ADDRESS,
+                KVM_IDENTITY_MAP_ADDRESS + 4 * PAGE_BYTES,
+            ),
+        ]);
+        let taken: Vec<_> = taken.collect();
+        let classes = (RAM_MIB_MIN.ilog2()..=RAM_MIB_MAX.ilog2()).map(|log| MIB << log);
+        for bytes in classes {
+            let ranges = ranges(bytes);
+            assert_eq!(
+                ranges.iter().map(|(_, bytes)| *bytes as u64).sum::<u64>(),
+                bytes
+            );
+            for (start, bytes) in ranges {
+                let end = start.0 + bytes as u64;
+                let apart = |(from, to): &(u64, u64)| end <= *from || *to <= start.0;
+                assert!(taken.iter().all(apart), "{start:?} to {end:#x}");
+            }
+        }
+    }
 }

@@ -382,6 +382,8 @@ fn wall_clock_ns() -> u64 {
 #[cfg(test)]
 mod decoded_tests;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

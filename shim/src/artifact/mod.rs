@@ -28,6 +28,8 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use private::private_copy;
+#[cfg(feature = "fuzzing")]
+pub(crate) use store::fuzz;
 pub use store::{Shelf, Store, StoreError};
 pub use turn::{Next, Turn, TurnError, Turns};
 
@@ -122,7 +124,7 @@ impl ArtifactKey {
     }
 
     /// A key of no module.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn fake(name: &str) -> Self {
         Self(name.to_owned())
     }

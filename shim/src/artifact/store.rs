@@ -299,5 +299,7 @@ pub(super) fn content_sha256(file: &mut File) -> io::Result<[u8; 32]> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

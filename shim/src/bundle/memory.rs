@@ -67,4 +67,21 @@ mod tests {
         assert!(wasm_memory_bytes_max(Some(u64::MAX), 256) < 256 * MIB);
         assert_eq!(wasm_memory_bytes_max(Some(0), 256), 64 * 1024);
     }
+
+    proptest::proptest! {
+        /// A class that a VMM has, and a bound that is one.
+        #[test]
+        fn every_limit_has_its_class_and_its_bound(limit: Option<u64>, default: u32, small in 0_u64..1 << 35) {
+            for limit in [limit, limit.map(|_| small)] {
+                let ram = ram_mib(limit, default);
+                proptest::prop_assert!(ram.is_power_of_two() && u64::from(ram) >= RAM_MIB_MIN && ram <= RAM_MIB_MAX);
+                let wasm = wasm_memory_bytes_max(limit, ram);
+                proptest::prop_assert!(wasm > 0 && wasm < u64::from(ram) * MIB);
+                if let Some(limit) = limit.filter(|limit| *limit >= MEMORY_BYTES_MIN) {
+                    proptest::prop_assert!(wasm < limit);
+                    proptest::prop_assert!(ram == RAM_MIB_MAX || u64::from(ram) * MIB >= limit);
+                }
+            }
+        }
+    }
 }

@@ -10,6 +10,8 @@
 
 mod error;
 mod fields;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod hooks;
 mod load;
 mod memory;

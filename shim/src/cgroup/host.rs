@@ -177,6 +177,8 @@ pub(super) fn root_of(path: &Path) -> Result<PathBuf, CgroupError> {
         })
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

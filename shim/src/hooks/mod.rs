@@ -12,6 +12,8 @@
 //! choice, we do as runc: poststop follows a Create that failed as well.
 
 mod create;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod poststop;
 mod run;
 mod state;

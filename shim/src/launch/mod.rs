@@ -14,6 +14,8 @@ mod args;
 mod bootstrap;
 mod cgroup;
 mod delete;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod info;
 pub mod options;
 mod socket;

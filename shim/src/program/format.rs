@@ -137,7 +137,8 @@ fn cut_off(file: &File, origin: u64, bytes: u64) -> io::Result<Option<String>> {
         }
         let mut start = [0; 6];
         let len = read_at(file, &mut start, origin + at)?;
-        let Some((length, length_bytes)) = leb128(&start[1..len]) else {
+        // A file that has become shorter than it was said to be has no byte here.
+        let Some((length, length_bytes)) = leb128(start.get(1..len).unwrap_or_default()) else {
             let what =
                 format!("is truncated WebAssembly: section {section} at byte {at} is cut off");
             // With all five bytes there it is malformed, and the compiler says how.
@@ -177,3 +178,6 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     }
     Ok(len)
 }
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;

@@ -5,6 +5,8 @@
 //! the guest is not asked and a paused VM has its numbers. A file that the host's kernel lacks counts as
 //! zeros; no section is ever left out, since readers follow them unchecked.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod text;
 mod v1;
 mod v2;

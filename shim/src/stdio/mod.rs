@@ -24,6 +24,8 @@ pub use fifo::{InputFifo, OutputFifo, StdioError};
 pub use pump::tests::open_reader;
 use sinks::Outputs;
 pub use sinks::Sinks;
+#[cfg(feature = "fuzzing")]
+pub(crate) use uri::fuzz;
 
 pub use pump::{GuestStreams, Pumps};
 pub use switch::StdioSwitch;

@@ -141,6 +141,8 @@ pub fn shared<'a>(stdout: &'a Target, stderr: &'a Target) -> Option<&'a LoggerCo
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,6 +16,8 @@
 mod assemble;
 mod bind;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub(crate) mod mountinfo;
 mod options;
 mod point;

@@ -112,6 +112,8 @@ pub(super) fn below(mounts: &[Mount], top: u64) -> Vec<&Mount> {
     found
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -137,6 +137,8 @@ fn unexpected<T>(answer: &FromVmm) -> Answer<T> {
     Err(format!("the VMM answered {answer:?}"))
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

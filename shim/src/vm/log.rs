@@ -91,6 +91,8 @@ fn printable(line: &[u8]) -> String {
         .collect()
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

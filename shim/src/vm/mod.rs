@@ -12,6 +12,8 @@
 
 mod answers;
 mod driver;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub mod launch;
 mod log;
 pub mod process;

@@ -179,6 +179,9 @@ extern "C" fn on_forbidden_call(
 }
 
 #[cfg(test)]
+#[path = "interpreter_tests.rs"]
+mod interpreter;
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;

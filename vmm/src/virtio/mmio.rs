@@ -272,6 +272,9 @@ fn set_half(target: &mut u64, page: u32, value: u32) {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+#[path = "mmio_fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 #[path = "mmio_tests.rs"]
 mod tests;

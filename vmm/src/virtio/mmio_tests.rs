@@ -244,3 +244,18 @@ proptest! {
         prop_assert!(noted.0.lock().unwrap().len() <= 1);
     }
 }
+
+proptest! {
+    /// A 64-bit register is its two halves; other pages hold nothing.
+    #[test]
+    fn halves_are_read_as_they_were_set(value: u64, low: u32, high: u32, page in 2_u32..) {
+        let mut target = value;
+        set_half(&mut target, page, low);
+        prop_assert_eq!((target, half(target, page)), (value, 0));
+        set_half(&mut target, 0, low);
+        prop_assert_eq!((half(target, 0), half(target, 1)), (low, half(value, 1)));
+        set_half(&mut target, 1, high);
+        prop_assert_eq!(target, u64::from(high) << 32 | u64::from(low));
+        prop_assert!((0..64).all(|bit| has(target, bit) == (target >> bit & 1 == 1)));
+    }
+}

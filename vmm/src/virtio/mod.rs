@@ -8,6 +8,8 @@
 //! cannot be activated ends the VM: the guest could only wait for it.
 
 pub mod fs;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 pub mod mmio;
 mod queue_setup;
 mod standby;

@@ -4,7 +4,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 
 /// The registers of one queue, unchecked until [`QueueSetup::build`].
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct QueueSetup {
     size_max: u16,
     size: u16,
@@ -79,6 +79,9 @@ impl QueueSetup {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+#[path = "queue_setup_fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

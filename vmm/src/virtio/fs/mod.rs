@@ -15,6 +15,8 @@
 //! waits for the host's disk delays only its own VM.
 
 mod device;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod request;
 mod set_id;
 mod tree;

@@ -77,4 +77,22 @@ mod tests {
         backlog.consume(4);
         assert!(backlog.is_empty());
     }
+
+    proptest::proptest! {
+        /// As a queue of bytes does; what is held stays within the credit that was given.
+        #[test]
+        fn behaves_as_a_queue(steps in proptest::collection::vec((0..Backlog::BYTES_MAX, 0..Backlog::BYTES_MAX), 0..12)) {
+            let (mut backlog, mut model) = (Backlog::default(), std::collections::VecDeque::new());
+            for (nth, (push, consume)) in (0_u8..).zip(steps) {
+                let push = push.min(Backlog::BYTES_MAX - model.len());
+                backlog.push(&vec![nth; push]);
+                model.extend(std::iter::repeat_n(nth, push));
+                backlog.consume(consume);
+                model.drain(..consume.min(model.len()));
+                proptest::prop_assert!(backlog.start <= backlog.bytes.len());
+                proptest::prop_assert!(backlog.bytes.len() <= 2 * Backlog::BYTES_MAX);
+                proptest::prop_assert!(backlog.bytes().iter().eq(&model));
+            }
+        }
+    }
 }

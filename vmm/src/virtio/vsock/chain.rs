@@ -138,6 +138,9 @@ impl Chain {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+#[path = "chain_fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

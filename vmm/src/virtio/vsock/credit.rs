@@ -109,6 +109,17 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever a guest says it took, over all wraps of the counters.
+        #[test]
+        fn what_may_be_sent_fits_the_guests_buffer(sent: u32, buf_alloc: u32, fwd_cnt: u32, spent: u32) {
+            let mut credit = SendCredit { sent, buf_alloc, fwd_cnt };
+            let available = credit.available();
+            prop_assert!(available <= buf_alloc);
+            let spent = spent.min(available);
+            credit.spend(spent);
+            prop_assert_eq!(credit.available(), available - spent);
+        }
+
         #[test]
         fn never_holds_more_than_the_buffer(
             start: u32,

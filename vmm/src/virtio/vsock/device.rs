@@ -93,3 +93,34 @@ impl VirtioDevice for VsockDevice {
         self.standby.start((activation, queues))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wasmvm_protocol::ports::GUEST_CID;
+
+    #[test]
+    fn the_configuration_is_the_context_id_and_then_nothing() {
+        let (device, _handle) =
+            VsockDevice::new(GUEST_CID, &Gate::default(), Box::new(|_| {})).unwrap();
+        let config = u64::from(GUEST_CID).to_le_bytes();
+        for offset in (0..=16).chain([u64::MAX - 8, u64::MAX]) {
+            for width in 0..=8 {
+                let mut data = [0xff; 8];
+                device.read_config(offset, &mut data[..width]);
+                let byte = |at: u64| {
+                    usize::try_from(at)
+                        .ok()
+                        .and_then(|at| config.get(at).copied())
+                };
+                let expected =
+                    (0..width as u64).map(|at| offset.checked_add(at).and_then(byte).unwrap_or(0));
+                assert!(
+                    data[..width].iter().copied().eq(expected),
+                    "{width} bytes at {offset}"
+                );
+                assert!(data[width..].iter().all(|byte| *byte == 0xff));
+            }
+        }
+    }
+}

@@ -21,6 +21,13 @@ mod connection;
 mod credit;
 pub mod device;
 mod direction;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz {
+    //! The targets of the modules below.
+    pub use super::chain::fuzz::chain;
+    pub use super::connection::fuzz::vsock_connection;
+    pub use super::worker::fuzz::vsock_worker;
+}
 pub mod handle;
 mod host;
 #[cfg(test)]

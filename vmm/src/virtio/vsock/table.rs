@@ -110,3 +110,60 @@ impl Table {
 fn port(index: usize, uses: u32) -> u32 {
     HOST_PORT_BASE | uses << SLOT_BITS | index as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::vsock::handle::{Order, Target};
+    use wasmvm_protocol::ports::GUEST_CID;
+
+    fn connection(port: u32) -> Connection {
+        let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let target = Target::Stream(near.into());
+        let order = Order {
+            id: 0,
+            port: 1025,
+            target,
+        };
+        Connection::new(order, port, GUEST_CID)
+    }
+
+    #[test]
+    fn a_port_leads_to_its_own_connection_only() {
+        let mut table = Table::new();
+        let mut stale = Vec::new();
+        for _ in 0..3 {
+            let mut live = Vec::new();
+            while let Some(_inserted) = table.insert(|port| {
+                live.push(port);
+                connection(port)
+            }) {}
+            assert_eq!(live.len(), CONNECTIONS_MAX);
+            // Below are the worker's own events (`worker`).
+            assert!(
+                live.iter()
+                    .all(|port| *port >= HOST_PORT_BASE && table.get_mut(*port).is_some())
+            );
+            assert!(
+                stale.iter().all(|port| table.get_mut(*port).is_none()),
+                "a stale port finds another"
+            );
+            table.iter_mut().for_each(Connection::give_up);
+            table.sweep();
+            assert!(live.iter().all(|port| table.get_mut(*port).is_none()));
+            stale.extend(live);
+        }
+    }
+
+    #[test]
+    fn ports_of_all_uses_are_told_apart() {
+        for index in [0, CONNECTIONS_MAX - 1] {
+            for uses in [0, 1, USE_MASK - 1, USE_MASK] {
+                let port = port(index, uses);
+                assert_eq!((port & SLOT_MASK) as usize, index);
+                assert_eq!(port >> SLOT_BITS & USE_MASK, uses);
+                assert_eq!(port & HOST_PORT_BASE, HOST_PORT_BASE);
+            }
+        }
+    }
+}

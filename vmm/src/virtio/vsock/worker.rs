@@ -289,7 +289,11 @@ fn clear(event: &EventFd) -> io::Result<()> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,16 @@
+//! What the fuzz targets of `tests/fuzz` enter by (feature `fuzzing`, which nothing that ships has).
+//!
+//! Each takes any bytes and panics where something that must hold does not; what that is stands with the
+//! function.
+
+pub use crate::agent::fuzz::agent;
+pub use crate::artifact::compile::fuzz::compiler;
+pub use crate::artifact::fuzz::store;
+pub use crate::bundle::fuzz::bundle;
+pub use crate::journal::fuzz::journal;
+pub use crate::launch::fuzz::names;
+pub use crate::log::fuzz::log;
+pub use crate::program::fuzz::program;
+pub use crate::stats::fuzz::proc_files;
+pub use crate::tree::fuzz::tree_race;
+pub use crate::vm::fuzz::vm_answers;
