@@ -6,6 +6,10 @@
 //! queues and works on its own thread, woken by the kick descriptors (ioeventfd), and raises its line
 //! by [`Interrupt`] (irqfd). A driver that resets an active device can't bring it back. A device that
 //! cannot be activated ends the VM: the guest could only wait for it.
+//!
+//! Numbers here are the guest's, or counted by what it does: none is added or multiplied unchecked.
+
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 pub mod fs;
 #[cfg(feature = "fuzzing")]

@@ -65,9 +65,9 @@ impl QueueSetup {
         // Virtio 1.2 §2.7: descriptor 16 bytes; flags, index, ring and event word around entries
         // of 2 and of 8 bytes.
         let parts = [
-            (self.descriptors, 16 * entries),
-            (self.available, 6 + 2 * entries),
-            (self.used, 6 + 8 * entries),
+            (self.descriptors, entries.saturating_mul(16)),
+            (self.available, entries.saturating_mul(2).saturating_add(6)),
+            (self.used, entries.saturating_mul(8).saturating_add(6)),
         ];
         let inside = |(address, bytes)| memory.check_range(GuestAddress(address), bytes);
         if !self.ready || !parts.into_iter().all(inside) {

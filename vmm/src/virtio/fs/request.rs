@@ -18,6 +18,8 @@ const FORGET_COUNT_MAX: u32 = 4096;
 
 /// A message's header and arguments, names among them, without the bytes of a READ or WRITE.
 const HEAD_BYTES_MAX: usize = 2 * 4096;
+/// What stands before the bytes of a WRITE.
+const WRITE_HEAD_BYTES: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 /// Longest message, either way.
 const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX as usize + HEAD_BYTES_MAX;
 
@@ -101,12 +103,13 @@ fn bounds(mut request: Reader<'_>) -> (usize, usize) {
     let opcode = header.map(|header| header.opcode);
     if opcode == Some(Opcode::Read as u32) {
         let size = request.read_obj::<ReadIn>().map_or(0, |read| read.size);
-        return (HEAD_BYTES_MAX, size_of::<OutHeader>() + moved(size));
+        let room = size_of::<OutHeader>().saturating_add(moved(size));
+        return (HEAD_BYTES_MAX, room);
     }
     if opcode == Some(Opcode::Write as u32) {
         let size = request.read_obj::<WriteIn>().map_or(0, |write| write.size);
-        let head = size_of::<InHeader>() + size_of::<WriteIn>();
-        return (head + moved(size), HEAD_BYTES_MAX);
+        let bytes = WRITE_HEAD_BYTES.saturating_add(moved(size));
+        return (bytes, HEAD_BYTES_MAX);
     }
     (MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX)
 }

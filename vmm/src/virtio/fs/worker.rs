@@ -89,7 +89,7 @@ impl Worker {
 
     fn wait_and_serve(&mut self, wake: &EventFd) -> Result<(), WorkerError> {
         let wait_error = os("wait for requests");
-        let mut kicks = Vec::with_capacity(self.queues.len() + 1);
+        let mut kicks = Vec::with_capacity(self.queues.len().saturating_add(1));
         for event in self.queues.iter().map(|active| &active.kick).chain([wake]) {
             // SAFETY: the queues and `wake` outlive this call.
             let kick = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
@@ -125,12 +125,12 @@ impl Worker {
         let (queue, memory) = (&mut active.queue, self.memory.queues());
         loop {
             queue.disable_notification(memory).map_err(ring)?;
-            let mut served = 0_usize;
+            let mut served = false;
             while let Some(chain) = queue.iter(memory).map_err(ring)?.next() {
                 let head = chain.head_index();
                 let written = self.server.serve(&self.memory, chain);
                 queue.add_used(memory, head, written).map_err(ring)?;
-                served += 1;
+                served = true;
                 // At once: the driver may wait for this answer before it sends the next request.
                 if queue.needs_notification(memory).map_err(ring)? {
                     self.interrupt
@@ -141,7 +141,7 @@ impl Worker {
             if !queue.enable_notification(memory).map_err(ring)? {
                 return Ok(());
             }
-            if served == 0 {
+            if !served {
                 return Err(WorkerError::Empty(index));
             }
         }

@@ -31,7 +31,7 @@ impl Backlog {
 
     /// Appends bytes that credit was given for; so they fit.
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        debug_assert!(self.bytes().len() + bytes.len() <= Self::BYTES_MAX);
+        debug_assert!(self.bytes().len().saturating_add(bytes.len()) <= Self::BYTES_MAX);
         self.bytes.drain(..self.start);
         self.start = 0;
         self.bytes.extend_from_slice(bytes);
@@ -39,7 +39,7 @@ impl Backlog {
 
     /// Removes the oldest bytes.
     pub(super) fn consume(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.bytes.len());
+        self.start = self.start.saturating_add(count).min(self.bytes.len());
         if self.is_empty() {
             self.clear();
         }

@@ -71,8 +71,9 @@ impl Chain {
                 .get_mut(chain.count)
                 .ok_or(ChainError::TooLong)?;
             *slot = (descriptor.addr(), descriptor.len());
-            chain.count += 1;
-            chain.bytes += u64::from(descriptor.len());
+            // Of at most PARTS_MAX parts, 32 bits each.
+            chain.count = chain.count.saturating_add(1);
+            chain.bytes = chain.bytes.saturating_add(descriptor.len().into());
         }
         Ok(chain)
     }
@@ -113,7 +114,7 @@ impl Chain {
         len: usize,
         mut copy: impl FnMut(std::ops::Range<usize>, GuestAddress) -> Result<(), GuestMemoryError>,
     ) -> Result<(), ChainError> {
-        let want = offset as u64 + len as u64;
+        let want = (offset as u64).saturating_add(len as u64);
         if want > self.bytes {
             return Err(ChainError::TooShort {
                 have: self.bytes,
@@ -124,14 +125,15 @@ impl Chain {
         let mut done = 0;
         for (address, part_len) in &self.parts[..self.count] {
             let part_len = *part_len as usize;
-            let here = part_len.saturating_sub(skip).min(len - done);
+            let here = part_len.saturating_sub(skip).min(len.saturating_sub(done));
+            let end = done.saturating_add(here);
             if here > 0 {
                 let at = address.0.checked_add(skip as u64).map(GuestAddress);
                 let at = at.ok_or(GuestMemoryError::InvalidBackendAddress);
-                at.and_then(|at| copy(done..done + here, at))
+                at.and_then(|at| copy(done..end, at))
                     .map_err(ChainError::Memory)?;
             }
-            done += here;
+            done = end;
             skip = skip.saturating_sub(part_len);
         }
         Ok(())

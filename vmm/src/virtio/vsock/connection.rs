@@ -104,7 +104,7 @@ impl Connection {
         if self.state == State::Waiting {
             self.state = State::Connecting;
             self.pending.request = true;
-            self.deadline = Some(now + Duration::from_millis(CONNECT_MS_MAX));
+            self.deadline = now.checked_add(Duration::from_millis(CONNECT_MS_MAX));
         }
     }
 
@@ -176,7 +176,7 @@ impl Connection {
 
     /// The guest has so much longer for its next answer.
     pub(super) fn postpone(&mut self, by: Duration) {
-        self.deadline = self.deadline.map(|deadline| deadline + by);
+        self.deadline = self.deadline.and_then(|deadline| deadline.checked_add(by));
     }
 
     /// The guest took too long.
@@ -352,7 +352,7 @@ impl Connection {
                 self.pending.shutdown = SHUTDOWN_BOTH;
                 self.state = State::Closing;
                 self.host = None;
-                self.deadline = Some(now + Duration::from_millis(CLOSE_MS_MAX));
+                self.deadline = now.checked_add(Duration::from_millis(CLOSE_MS_MAX));
             }
             State::Draining if self.to_host.is_closed() => self.finish(),
             _ => {}

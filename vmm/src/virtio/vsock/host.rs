@@ -116,7 +116,7 @@ impl Host {
                 written,
                 bytes_max,
             } => {
-                let total = *written + bytes.len() as u64;
+                let total = written.saturating_add(bytes.len() as u64);
                 if total > *bytes_max {
                     return Err(HostWriteError::Cut(CutReason::Overflow(*bytes_max)));
                 }
@@ -155,7 +155,7 @@ fn write_socket(
     while *writable && done < bytes.len() {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         match retry_on_intr(|| send(socket, &bytes[done..], flags)) {
-            Ok(count) => done += count,
+            Ok(count) => done = done.saturating_add(count),
             Err(Errno::AGAIN) => *writable = false,
             Err(_) => return Err(HostWriteError::Gone),
         }

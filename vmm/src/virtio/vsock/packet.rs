@@ -46,9 +46,14 @@ pub(super) struct Header {
 impl Header {
     /// Any bytes are a header; what they say is judged later.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Self {
-        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
-        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+            let field = bytes.get(at..).and_then(|rest| rest.first_chunk());
+            // Every field ends within the header.
+            field.copied().unwrap_or([0; N])
+        }
+        let u16_at = |at| u16::from_le_bytes(field(bytes, at));
+        let u32_at = |at| u32::from_le_bytes(field(bytes, at));
+        let u64_at = |at| u64::from_le_bytes(field(bytes, at));
         Self {
             src_cid: u64_at(0),
             dst_cid: u64_at(8),

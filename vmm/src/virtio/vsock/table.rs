@@ -50,7 +50,7 @@ impl Table {
             .iter()
             .position(|slot| slot.connection.is_none())?;
         let slot = &mut self.slots[index];
-        slot.uses = (slot.uses + 1) & USE_MASK;
+        slot.uses = slot.uses.wrapping_add(1) & USE_MASK;
         Some(slot.connection.insert(make(port(index, slot.uses))))
     }
 
@@ -82,7 +82,7 @@ impl Table {
 
     /// Lets the connection in a slot speak; it is the last one's turn then.
     pub(super) fn take_turn(&mut self, index: usize) -> Option<&mut Connection> {
-        self.turn = (index + 1) % CONNECTIONS_MAX;
+        self.turn = index.wrapping_add(1) % CONNECTIONS_MAX;
         self.slots.get_mut(index)?.connection.as_mut()
     }
 

@@ -185,7 +185,7 @@ impl Worker {
             .next_deadline()?
             .saturating_duration_since(Instant::now());
         // A whole millisecond more, so that the deadline is over then.
-        Timespec::try_from(rest + Duration::from_millis(1)).ok()
+        Timespec::try_from(rest.saturating_add(Duration::from_millis(1))).ok()
     }
 
     /// Hands the guest's packets to the muxer; true when there may be more.
@@ -242,6 +242,9 @@ fn read_packet(
     Ok(header)
 }
 
+/// A header and a byte of payload.
+const PACKET_BYTES_MIN: u64 = HEADER_BYTES as u64 + 1;
+
 /// Copies a packet into guest memory, as much of one as there is room for; returns its bytes.
 fn write_packet(
     memory: &GuestMemoryMmap,
@@ -252,11 +255,13 @@ fn write_packet(
     let chain = Chain::collect(descriptors, Direction::Writable)?;
     let have = chain.bytes();
     // Room for one byte of payload at least, or data would not get on.
-    let want = HEADER_BYTES as u64 + 1;
     let room = have
-        .checked_sub(want)
-        .ok_or(ChainError::TooShort { have, want })?
-        + 1;
+        .checked_sub(HEADER_BYTES as u64)
+        .filter(|room| *room > 0)
+        .ok_or(ChainError::TooShort {
+            have,
+            want: PACKET_BYTES_MIN,
+        })?;
     let room = usize::try_from(room)
         .unwrap_or(payload.len())
         .min(payload.len());
@@ -265,7 +270,7 @@ fn write_packet(
     };
     chain.write(memory, HEADER_BYTES, &payload[..header.len as usize])?;
     chain.write(memory, 0, &header.encode())?;
-    let written = HEADER_BYTES + header.len as usize;
+    let written = HEADER_BYTES.saturating_add(header.len as usize);
     Ok(u32::try_from(written).unwrap_or(u32::MAX))
 }
 
