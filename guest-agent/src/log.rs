@@ -4,6 +4,7 @@
 //! their level. One line is one `write`, as `/dev/kmsg` makes one record of each.
 
 use std::os::fd::BorrowedFd;
+pub use wasmvm_protocol::error_chain as chain;
 
 /// Longest line, bytes; `/dev/kmsg` refuses more than 1024 - 48 (kernel `printk/internal.h`).
 pub const LINE_BYTES_MAX: usize = 900;
@@ -36,19 +37,6 @@ pub fn line(level: Level, text: &str) {
 #[must_use]
 pub fn clip(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
-}
-
-/// An error and its causes in one sentence.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -19,9 +19,12 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod control;
+mod error_chain;
 pub mod ports;
 pub mod slot;
 pub mod stream;
 #[cfg(feature = "agent")]
 pub mod threads;
 pub mod tree;
+
+pub use error_chain::error_chain;

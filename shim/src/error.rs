@@ -5,9 +5,9 @@
 //! mapped to the status that containerd, `ctr` and the kubelet act on.
 
 use std::error::Error;
-use std::fmt::Write as _;
 
 use ttrpc::Code;
+pub use wasmvm_protocol::error_chain as chain;
 
 /// Longest sentence sent to containerd, bytes: it goes into events, logs and terminals.
 pub const SENTENCE_BYTES_MAX: usize = 4096;
@@ -106,22 +106,6 @@ impl From<Refusal> for ttrpc::Error {
     fn from(refusal: Refusal) -> Self {
         Self::RpcStatus(ttrpc::get_status(refusal.code.ttrpc(), refusal.sentence))
     }
-}
-
-/// `error` and its sources, joined by colons. A source that its parent already quotes is left out.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let part = inner.to_string();
-        if !text.ends_with(&part) {
-            // Writing to a String cannot fail.
-            let _ = write!(text, ": {part}");
-        }
-        source = inner.source();
-    }
-    text
 }
 
 /// One line, bounded: parts of the sentence may come from the guest or from an image.

@@ -10,9 +10,10 @@ pub mod host;
 pub mod probe;
 pub mod program;
 
-use std::error::Error;
 use std::fmt;
 use std::path::Path;
+
+use wasmvm_protocol::error_chain;
 
 /// What a finding means for the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +83,7 @@ pub fn check(path: &Path) -> Vec<Finding> {
     findings.extend(host::findings(&kvm));
     match guest::run(kvm) {
         Ok(run) => findings.extend(guest::findings(&run)),
-        Err(error) => findings.push(Finding::bad(chain(&error))),
+        Err(error) => findings.push(Finding::bad(error_chain(&error))),
     }
     // Not worth a try where the first guest does not run.
     if findings.iter().any(Finding::is_bad) {
@@ -91,7 +92,7 @@ pub fn check(path: &Path) -> Vec<Finding> {
     let probed = host::open(path).map(|(kvm, _)| probe::run(kvm, &probe::probes()));
     match probed {
         Ok(Ok((made, end))) => findings.extend(probe::findings(&made, &end)),
-        Ok(Err(error)) => findings.push(Finding::bad(chain(&error))),
+        Ok(Err(error)) => findings.push(Finding::bad(error_chain(&error))),
         Err(finding) => findings.push(finding),
     }
     findings
@@ -111,18 +112,6 @@ pub fn verdict(findings: &[Finding]) -> Finding {
             "this host cannot run wasmvm, for the {count} reasons above"
         )),
     }
-}
-
-/// An error and its causes in one sentence.
-fn chain(error: &dyn Error) -> String {
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        sentence.push_str(": ");
-        sentence.push_str(&error.to_string());
-        cause = error.source();
-    }
-    sentence
 }
 
 #[cfg(test)]
