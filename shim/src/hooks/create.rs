@@ -1,6 +1,10 @@
 //! The hooks of `Create` and `Start`: beside the runtime, and ended with the request that wanted them.
+//!
+//! A request that is dropped must not wait for its hook's end on the runtime's only thread. So the hook's
+//! thread is left here, and who undoes the task waits for it before all else ([`wait_for_cancelled`]).
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -9,8 +13,33 @@ use tokio::sync::oneshot;
 use super::run::{Call, Running};
 use super::{Hook, HookError, HookState, Stage};
 
+/// Threads whose requests were dropped, by the task's id: each kills its hook and ends within `KILL_MAX` of
+/// [`super::run`].
+static CANCELLED: Mutex<Vec<(String, JoinHandle<()>)>> = Mutex::new(Vec::new());
+
+fn cancelled() -> MutexGuard<'static, Vec<(String, JoinHandle<()>)>> {
+    // A list is whole after every push and removal.
+    CANCELLED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Blocks until no hook runs for a dropped request of the task: what undoes the task comes after.
+pub fn wait_for_cancelled(id: &str) {
+    loop {
+        let thread = {
+            let mut threads = cancelled();
+            let found = threads.iter().position(|(of, _)| of == id);
+            found.map(|index| threads.swap_remove(index).1)
+        };
+        match thread {
+            // Its panic has been logged and is the request's failure already.
+            Some(thread) => drop(thread.join()),
+            None => return,
+        }
+    }
+}
+
 /// Runs hooks one after another, until the first that fails. When the future is dropped, the hook that
-/// runs is killed and has ended before the drop returns: nothing that undoes the task comes in between.
+/// runs is killed; [`wait_for_cancelled`] waits for its end.
 ///
 /// # Errors
 /// The first [`HookError`].
@@ -21,6 +50,7 @@ pub async fn run_in_order(
     if lists.iter().all(|(_, hooks)| hooks.is_empty()) {
         return Ok(());
     }
+    let id = state.id.clone();
     let (done, waiting) = oneshot::channel();
     let (cancelled, cancel) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|errno| HookError::Wait(errno.into()))?;
@@ -32,11 +62,15 @@ pub async fn run_in_order(
             let _ = done.send(result);
         })
         .map_err(HookError::Wait)?;
-    let _guard = Guard {
-        cancel: Some(cancel),
+    let mut guard = Guard {
+        id,
+        _cancel: cancel,
         thread: Some(thread),
     };
-    waiting.await.unwrap_or(Err(HookError::Cancelled))
+    let result = waiting.await.unwrap_or(Err(HookError::Cancelled));
+    // Ends by itself, its last word said.
+    guard.thread = None;
+    result
 }
 
 fn run_lists(
@@ -61,16 +95,15 @@ fn run_lists(
 
 /// Its drop hangs up the pipe, on which the thread kills the hook and ends.
 struct Guard {
-    cancel: Option<OwnedFd>,
+    id: String,
+    _cancel: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        drop(self.cancel.take());
         if let Some(thread) = self.thread.take() {
-            // Its panic has been logged and is this request's failure already.
-            let _ = thread.join();
+            cancelled().push((std::mem::take(&mut self.id), thread));
         }
     }
 }

@@ -18,7 +18,7 @@ mod poststop;
 mod run;
 mod state;
 
-pub use create::run_in_order;
+pub use create::{run_in_order, wait_for_cancelled};
 pub use poststop::settle;
 pub use run::HookError;
 pub use state::{HookState, Status};

@@ -11,17 +11,20 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{Hook, HookState, Stage};
 use crate::error::{ErrorCode, printable};
+use crate::sys::watch::poll_until;
 use crate::vm::process::pin;
 
 /// For a hook that sets no limit: the kubelet gives up a Create after two minutes.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(110);
+/// The most that a hook is given, whatever `timeout` says: nobody waits for a Create or a Delete as long.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A killed hook that has not ended by then is stuck in the kernel.
 const KILL_MAX: Duration = Duration::from_secs(3);
 /// The last of a hook's output that is quoted, bytes.
@@ -117,7 +120,7 @@ impl<'a> Running<'a> {
                 pidfd,
                 output: Some(output),
                 said: Vec::new(),
-                limit: hook.timeout.map_or(TIMEOUT_DEFAULT, Duration::from_secs),
+                limit: limit(hook.timeout),
                 ended: false,
             })
             .map_err(|source| HookError::Spawn {
@@ -140,13 +143,14 @@ impl<'a> Running<'a> {
     pub fn finish(mut self, cancel: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
         let deadline = Instant::now() + self.limit;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if Instant::now() >= deadline {
                 self.kill();
                 let limit = self.limit.as_secs();
                 return Err(self.failed(format!("did not end within {limit} s and was killed")));
             }
-            let ready = self.wait_a_turn(left, cancel).map_err(HookError::Wait)?;
+            let ready = self
+                .wait_a_turn(deadline, cancel)
+                .map_err(HookError::Wait)?;
             if ready.cancelled {
                 return Err(HookError::Cancelled);
             }
@@ -187,8 +191,11 @@ impl<'a> Running<'a> {
         }
     }
 
-    fn wait_a_turn(&mut self, left: Duration, cancel: Option<BorrowedFd<'_>>) -> io::Result<Ready> {
-        let limit = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+    fn wait_a_turn(
+        &mut self,
+        deadline: Instant,
+        cancel: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Ready> {
         let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
         let output = self.output.as_ref().map(|output| {
             fds.push(PollFd::new(output, PollFlags::IN));
@@ -198,10 +205,7 @@ impl<'a> Running<'a> {
             fds.push(PollFd::new(cancel, PollFlags::IN));
             fds.len() - 1
         });
-        match poll(&mut fds, Some(&limit)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+        poll_until(&mut fds, deadline)?;
         let is_ready = |at: Option<usize>| at.is_some_and(|at| !fds[at].revents().is_empty());
         let ready = Ready {
             ended: is_ready(Some(0)),
@@ -239,9 +243,8 @@ impl<'a> Running<'a> {
             // Not reaped yet, so the group's number is still its own.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        let limit = Timespec::try_from(KILL_MAX).ok();
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        if poll(&mut fds, limit.as_ref()).is_ok_and(|ready| ready > 0) {
+        if poll_until(&mut fds, Instant::now() + KILL_MAX).is_ok_and(|ended| ended) {
             let _ = self.child.wait();
         }
         self.ended = true;
@@ -254,6 +257,13 @@ impl Drop for Running<'_> {
             self.kill();
         }
     }
+}
+
+/// How long a hook may take whose `timeout` is so many seconds.
+fn limit(timeout_s: Option<u64>) -> Duration {
+    timeout_s
+        .map_or(TIMEOUT_DEFAULT, Duration::from_secs)
+        .min(TIMEOUT_MAX)
 }
 
 struct Ready {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::hooks::{Status, run_in_order};
+use crate::hooks::{Status, run_in_order, wait_for_cancelled};
 
 fn shell(script: &str) -> Hook {
     Hook {
@@ -105,6 +105,21 @@ fn a_late_hook_is_killed_with_what_it_started() {
     }
 }
 
+/// The specification's `timeout` is any number of seconds.
+#[test]
+fn the_longest_timeout_that_can_be_written_is_a_limit_like_others() {
+    let hook = |timeout| Hook {
+        timeout: Some(timeout),
+        ..shell("exit 0")
+    };
+    for timeout in [u64::MAX, u64::MAX / 2, TIMEOUT_MAX.as_secs() + 1] {
+        run(&hook(timeout)).unwrap();
+        assert_eq!(limit(Some(timeout)), TIMEOUT_MAX);
+    }
+    assert_eq!(limit(Some(1)), Duration::from_secs(1));
+    assert_eq!(limit(None), TIMEOUT_DEFAULT);
+}
+
 #[test]
 fn what_a_hook_leaves_in_the_background_is_not_waited_for() {
     let begun = Instant::now();
@@ -113,7 +128,7 @@ fn what_a_hook_leaves_in_the_background_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_dropped_request_ends_its_hook_first() {
+async fn a_dropped_request_ends_its_hook_before_the_task_is_undone() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pid");
     let script = format!(
@@ -131,6 +146,8 @@ async fn a_dropped_request_ends_its_hook_first() {
         () = appears => {}
     }
     let pid = fs::read_to_string(file).unwrap();
+    wait_for_cancelled("another");
+    wait_for_cancelled("web");
     assert!(!std::path::Path::new("/proc").join(pid.trim()).exists());
 }
 

@@ -20,6 +20,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::fifo::OutputFifo;
@@ -35,7 +36,7 @@ const TERM_MAX: Duration = Duration::from_secs(2);
 /// A killed process that has not ended by then is stuck in the kernel.
 const KILL_MAX: Duration = Duration::from_secs(1);
 
-/// A logger that runs. Dropped it is killed.
+/// A logger that runs. Dropped it is killed, and reaped by the runtime.
 #[derive(Debug)]
 pub struct Logger {
     program: PathBuf,
@@ -81,23 +82,30 @@ impl Logger {
         tracing::warn!(%program, "the logger does not end with its input; ending it");
         process.signal(Signal::TERM);
         if timeout(TERM_MAX, process.wait()).await.is_err() {
-            end(&process);
+            end(process).await;
         }
     }
 }
 
 impl Drop for Logger {
     fn drop(&mut self) {
-        if let Some(process) = &self.process {
-            end(process);
+        let Some(process) = self.process.take() else {
+            return;
+        };
+        process.kill();
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(end(process))),
+            // The shim ends, and its children's reaper with it.
+            Err(_) => drop(process),
         }
     }
 }
 
-fn end(process: &Process) {
+/// Kills the process and reaps it.
+async fn end(process: Process) {
     process.kill();
     // Milliseconds. A failure means that there is nothing to reap.
-    let _ = process.wait_blocking(KILL_MAX);
+    let _ = timeout(KILL_MAX, process.wait()).await;
 }
 
 fn spawn(command: &LoggerCommand, owner: &StdioOwner<'_>) -> io::Result<(Started, pipe::Receiver)> {

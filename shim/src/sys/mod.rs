@@ -4,7 +4,7 @@
 //! * [`inherit`][]: descriptors under fixed numbers in a child.
 //! * [`mounts`][]: `mount_setattr`.
 //! * [`spawn`][]: `clone3` and exec of a VMM into its namespaces and cgroup.
-//! * [`watch`][]: a descriptor of our own on the runtime's poll loop.
+//! * [`watch`][]: a descriptor of our own on the runtime's poll loop; waiting for one with a deadline.
 
 pub mod copy;
 #[cfg(test)]

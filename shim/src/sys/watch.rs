@@ -1,8 +1,11 @@
-//! Descriptors of our own on the runtime's poll loop.
+//! Waiting for a descriptor: on the runtime's poll loop, or on a thread that may block.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
+use rustix::event::{PollFd, Timespec, poll};
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -15,4 +18,21 @@ pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // that owns it.
     let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
     watched.map_err(io::Error::from)
+}
+
+/// Blocks until one of the descriptors has an event that is asked for, at most until `deadline`, whatever
+/// signals come meanwhile. Whether one has.
+///
+/// # Errors
+/// `poll(2)`'s but `EINTR`.
+pub fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match poll(fds, Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }

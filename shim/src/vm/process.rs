@@ -7,7 +7,7 @@ use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{
@@ -15,7 +15,7 @@ use rustix::process::{
     waitid,
 };
 
-use crate::sys::watch::watch_readable;
+use crate::sys::watch::{poll_until, watch_readable};
 
 /// A process of the host and the descriptor that pins it.
 #[derive(Clone, Debug)]
@@ -136,17 +136,10 @@ impl Process {
 /// # Errors
 /// `poll(2)`'s but `EINTR`.
 pub(crate) fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-        match poll(&mut fds, Some(&left)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    poll_until(
+        &mut [PollFd::new(&fd, PollFlags::IN)],
+        Instant::now() + limit,
+    )
 }
 
 /// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): ticks since boot when the process started.
