@@ -1,6 +1,10 @@
 //! The task's cgroup: made from the spec, entered by the VMM at its birth, changed by Update, read by
 //! Stats, removed at Delete. Only the VMM lives in it.
 //!
+//! Only what this task has made is removed, known by its inode. An empty cgroup that is there already was
+//! prepared by somebody: the task joins it, limits of it that the spec or an Update names are put back when
+//! the task has ended, and it stays.
+//!
 //! A host has one hierarchy (cgroup v2), several (v1) or both kinds (hybrid); the cgroup is one
 //! directory in each of them ([`Place`]). A controller is used where it is: a v1 hierarchy of its own
 //! before the unified one.
@@ -8,16 +12,20 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
 
+pub use self::directory::Identity;
 pub use self::error::CgroupError;
 pub use self::host::{Hierarchies, Place, Version};
 pub use self::path::cgroup_path;
-pub use self::remove::remove;
+pub use self::remove::{remove, remove_by_path, remove_wanted, restore};
 
 use self::directory::Directory;
+#[cfg(test)]
+use self::directory::Origin;
 use self::host::Kind;
 use crate::bundle::Resources;
+use crate::journal::Journal;
 
 mod change;
 mod directory;
@@ -36,6 +44,8 @@ mod tests;
 #[derive(Debug)]
 pub struct Cgroup {
     directories: Vec<Directory>,
+    /// Takes the first values of a joined directory's limits; none stands behind a fake.
+    journal: Option<Arc<Journal>>,
 }
 
 /// How a process is born into a cgroup.
@@ -48,29 +58,28 @@ pub struct Birth {
 }
 
 impl Cgroup {
-    /// Makes the cgroup with its limits. An empty one left over from a crash is replaced.
+    /// Makes the cgroup with its limits, or joins the empty one that is there. All that has to be undone is
+    /// in the journal, also when this fails.
     ///
     /// # Errors
-    /// [`CgroupError`]; then nothing of it is left.
-    pub fn create(place: &Place, resources: &Resources) -> Result<Self, CgroupError> {
-        let made = make::directories(place).and_then(|directories| {
-            let cgroup = Self { directories };
-            limits::first_lines(resources, &cgroup)?
-                .iter()
-                .try_for_each(|line| change::write(&cgroup, line).map(drop))?;
-            Ok(cgroup)
-        });
-        made.inspect_err(|error| {
-            // What belongs to others is not touched.
-            if !matches!(error, CgroupError::InUse { .. })
-                && let Err(left) = place.remove(Duration::ZERO)
-            {
-                tracing::warn!(?left, "cgroup left behind");
-            }
-        })
+    /// [`CgroupError`]; `InUse` when somebody is in it.
+    pub fn create(
+        place: &Place,
+        resources: &Resources,
+        journal: &Arc<Journal>,
+    ) -> Result<Self, CgroupError> {
+        let cgroup = Self {
+            directories: make::directories(place, journal)?,
+            journal: Some(Arc::clone(journal)),
+        };
+        make::hand_down(&cgroup)?;
+        limits::first_lines(resources, &cgroup)?
+            .iter()
+            .try_for_each(|line| change::write(&cgroup, line).map(drop))?;
+        Ok(cgroup)
     }
 
-    /// By which version the host counts.
+    /// Which cgroup version Stats reports.
     #[must_use]
     pub fn version(&self) -> Version {
         let legacy = |directory: &Directory| matches!(directory.kind, Kind::Legacy(_));
@@ -102,7 +111,7 @@ impl Cgroup {
         self.of(controller)?.0.read(file).ok()
     }
 
-    /// How many processes in it the kernel has ended for want of memory (cgroup-v2.rst,
+    /// How many processes in it the kernel has OOM-killed (cgroup-v2.rst,
     /// `memory.events`; v1: `memory.oom_control`).
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
@@ -145,10 +154,11 @@ impl Cgroup {
             } else {
                 Kind::Legacy(names)
             };
-            Directory::open(path, kind).unwrap()
+            Directory::open(path, kind, Origin::Made).unwrap()
         };
         Self {
             directories: directories.iter().map(open).collect(),
+            journal: None,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::cgroup::{self, CgroupError};
 use crate::error::ErrorCode;
 use crate::hooks;
-use crate::journal::{self, ExitRecord, JournalError, Step};
+use crate::journal::{self, ExitRecord, Journal, JournalError, LeftOver, Step};
 use crate::vm::process::Process;
 
 /// A killed process that has not ended by then is stuck in the kernel.
@@ -28,6 +28,16 @@ pub struct Outcome {
     pub pid: u32,
     /// How init ended; [`STATUS_KILLED`] now when it had not ended by itself.
     pub exit: ExitRecord,
+}
+
+impl Default for Outcome {
+    /// Of a task of which nothing is known.
+    fn default() -> Self {
+        Self {
+            pid: 0,
+            exit: ExitRecord::now(STATUS_KILLED),
+        }
+    }
 }
 
 /// Why something is left.
@@ -54,18 +64,21 @@ impl CleanupError {
     /// containerd's code for it.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
-        ErrorCode::Internal
+        match self {
+            Self::Journal(err) => err.code(),
+            Self::Vmm { .. } | Self::Cgroup(_) => ErrorCode::Internal,
+        }
     }
 }
 
 /// Ends and removes everything the task of this id has left below `root` and on the host, and runs its
-/// poststop hooks. That there is nothing is no error.
+/// poststop hooks. Succeeds when nothing is left.
 ///
 /// # Errors
 /// The first [`CleanupError`]; what can be undone in spite of it is undone, and the journal is kept.
 pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
     let steps = journal::read(root, namespace, id)?.unwrap_or_default();
-    let outcome = undo_steps(&steps)?;
+    let outcome = undo_all(root, namespace, id, &steps)?;
     hooks::settle(root, namespace, id, &steps);
     journal::forget(root, namespace, id)?;
     Ok(outcome)
@@ -86,10 +99,49 @@ pub fn undo_of_bundle(
     let foreign = steps
         .iter()
         .any(|step| matches!(step, Step::Bundle { path } if path != bundle));
-    if foreign && journal::is_held(root, namespace, id) {
-        return undo_steps(&[]);
+    match journal::take_over(root, namespace, id) {
+        LeftOver::Held if foreign => Ok(Outcome::default()),
+        // Our own shim may still live, and be at it too.
+        LeftOver::Held | LeftOver::Taken(_) => undo(root, namespace, id),
+        LeftOver::Gone => {
+            journal::tidy(root, namespace, id);
+            Ok(Outcome::default())
+        }
     }
-    undo(root, namespace, id)
+}
+
+/// Starts the journal of a new task below `tasks`, once what a dead shim has left of one of the same id is
+/// undone; that may lie below `earlier`.
+///
+/// # Errors
+/// [`CleanupError`]; [`JournalError::Exists`] while a shim holds a task of this id.
+pub fn begin(
+    tasks: &Path,
+    earlier: &Path,
+    namespace: &str,
+    id: &str,
+    bundle: &Path,
+) -> Result<Journal, CleanupError> {
+    loop {
+        let root = journal::root_among(tasks, earlier, namespace, id);
+        if root == tasks {
+            match Journal::create(tasks, namespace, id, bundle) {
+                Err(JournalError::Exists(_)) => {}
+                other => return Ok(other?),
+            }
+        }
+        match journal::take_over(root, namespace, id) {
+            LeftOver::Held => {
+                return Err(JournalError::Exists(root.join(namespace).join(id)).into());
+            }
+            // Taken or undone by another since: there is somebody who got further at each turn.
+            LeftOver::Gone => {}
+            LeftOver::Taken(_) => {
+                tracing::warn!(task_id = id, "undoing what an earlier task has left");
+                undo(root, namespace, id)?;
+            }
+        }
+    }
 }
 
 /// Does the same as [`undo`], but keeps the journal: a program that has ended needs nothing of the host any more,
@@ -99,49 +151,92 @@ pub fn undo_of_bundle(
 /// As [`undo`]'s.
 pub fn release(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
     let steps = journal::read(root, namespace, id)?.unwrap_or_default();
-    let outcome = undo_steps(&steps)?;
+    let outcome = undo_all(root, namespace, id, &steps)?;
     if !steps.is_empty() && !steps.contains(&Step::Released) {
         journal::append(root, namespace, id, &Step::Released)?;
     }
     Ok(outcome)
 }
 
-fn undo_steps(steps: &[Step]) -> Result<Outcome, CleanupError> {
+/// Undoes a part of a task's life that has ended, or is to end, and forgets it. May be called again.
+///
+/// # Errors
+/// The first [`CleanupError`]; the part is kept then.
+pub fn undo_part(part: &Path) -> Result<(), CleanupError> {
+    undo_part_by(part, Instant::now() + UNDO_MAX)
+}
+
+fn undo_part_by(part: &Path, deadline: Instant) -> Result<(), CleanupError> {
+    undo_steps(&journal::read_part(part)?, deadline)?;
+    Ok(journal::forget_part(part)?)
+}
+
+/// The task and what is left of its parts.
+fn undo_all(
+    root: &Path,
+    namespace: &str,
+    id: &str,
+    steps: &[Step],
+) -> Result<Outcome, CleanupError> {
     let deadline = Instant::now() + UNDO_MAX;
-    // What is left when an earlier step took its time; a step that need not wait succeeds with nothing.
+    let parts = journal::parts(root, namespace, id)?;
+    let parts: Vec<_> = parts
+        .iter()
+        .map(|part| undo_part_by(part, deadline))
+        .collect();
+    let outcome = undo_steps(steps, deadline)?;
+    parts.into_iter().collect::<Result<(), _>>()?;
+    Ok(outcome)
+}
+
+fn undo_steps(steps: &[Step], deadline: Instant) -> Result<Outcome, CleanupError> {
     let patience = || KILL_MAX.min(deadline.saturating_duration_since(Instant::now()));
-    let mut released = false;
-    let mut outcome = Outcome {
-        pid: 0,
-        exit: ExitRecord::now(STATUS_KILLED),
-    };
-    let mut first_error = None;
+    let released = steps.contains(&Step::Released);
+    let held = steps
+        .iter()
+        .any(|step| matches!(step, Step::CgroupHeld { .. }));
+    let mut outcome = Outcome::default();
+    let mut results = Vec::new();
+    // Processes first: limits that come back are not to squeeze one that ends anyway.
     for step in steps.iter().rev() {
-        let undone = match step {
-            Step::Exit(exit) => {
-                outcome.exit = *exit;
-                Ok(())
-            }
-            Step::Released => {
-                released = true;
-                Ok(())
-            }
+        match step {
+            Step::Exit(exit) => outcome.exit = *exit,
             Step::Vmm { pid, start_time } => {
                 outcome.pid = *pid;
-                end_process(*pid, *start_time, patience())
+                results.push(end_process(*pid, *start_time, patience()));
             }
-            Step::Bundle { .. } | Step::Poststop { .. } | Step::PoststopHook { .. } => Ok(()),
-            Step::Cgroup { .. } if released => Ok(()),
-            Step::Cgroup { path } => cgroup::remove(path, patience()).map_err(CleanupError::from),
-        };
-        if let Err(err) = undone {
-            first_error.get_or_insert(err);
+            _ => {}
         }
     }
-    match first_error {
-        Some(err) => Err(err),
-        None => Ok(outcome),
+    let rest = if released { &[] } else { steps };
+    for step in rest.iter().rev() {
+        match step {
+            Step::CgroupLimit {
+                directory,
+                file,
+                value,
+            } => results.push(cgroup::restore(directory, file, value).map_err(Into::into)),
+            Step::CgroupHeld { made, .. } => {
+                let removed = made.iter().map(|made| cgroup::remove(made, patience()));
+                results.extend(removed.map(|result| result.map_err(Into::into)));
+            }
+            Step::CgroupWanted { paths } => {
+                let paths = paths.iter().rev();
+                paths.for_each(|path| cgroup::remove_wanted(path, held));
+            }
+            Step::Cgroup { path } => {
+                results.push(cgroup::remove_by_path(path, patience()).map_err(Into::into));
+            }
+            Step::Bundle { .. }
+            | Step::Vmm { .. }
+            | Step::Poststop { .. }
+            | Step::PoststopHook { .. }
+            | Step::Exit(_)
+            | Step::Released => {}
+        }
     }
+    let undone: Result<(), CleanupError> = results.into_iter().collect();
+    undone.map(|()| outcome)
 }
 
 fn end_process(pid: u32, start_time: u64, patience: Duration) -> Result<(), CleanupError> {
@@ -160,10 +255,14 @@ fn end_process(pid: u32, start_time: u64, patience: Duration) -> Result<(), Clea
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::Journal;
     use crate::vm::process::start_time;
     use std::process::Command;
     use tempfile::tempdir;
+
+    /// The journal of a task whose shim lives as long as it is held.
+    fn create(root: &Path) -> Journal {
+        Journal::create(root, "default", "web", Path::new("/run/b/web")).unwrap()
+    }
 
     #[test]
     fn nothing_there_is_nothing_to_do() {
@@ -176,7 +275,7 @@ mod tests {
     fn the_vmm_is_ended_and_the_recorded_exit_reported() {
         let root = tempdir().unwrap();
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        let journal = create(root.path());
         let start_time = start_time(child.id()).unwrap();
         journal
             .record(&Step::Vmm {
@@ -206,9 +305,7 @@ mod tests {
     fn a_living_task_of_another_containerd_is_left_alone() {
         let root = tempdir().unwrap();
         let (ours, theirs) = (Path::new("/run/a/web"), Path::new("/run/b/web"));
-        let journal = Journal::create(root.path(), "default", "web").unwrap();
-        let path = theirs.to_owned();
-        journal.record(&Step::Bundle { path }).unwrap();
+        let journal = create(root.path());
         let there = || {
             journal::read(root.path(), "default", "web")
                 .unwrap()
@@ -218,18 +315,45 @@ mod tests {
         assert_eq!((outcome.pid, there()), (0, true));
         undo_of_bundle(root.path(), "default", "web", theirs).unwrap();
         assert!(!there());
-        let dead = Journal::create(root.path(), "default", "web").unwrap();
-        let path = theirs.to_owned();
-        dead.record(&Step::Bundle { path }).unwrap();
-        drop(dead);
+        drop(journal);
+        drop(create(root.path()));
         undo_of_bundle(root.path(), "default", "web", ours).unwrap();
         assert!(!there());
+    }
+
+    /// Each of them sees what a dead shim has left, and one of them gets the id.
+    #[test]
+    fn of_many_that_begin_at_once_one_has_the_task() {
+        let root = tempdir().unwrap();
+        let (tasks, earlier) = (root.path().join("tasks"), root.path());
+        for left_in in [&tasks, earlier].repeat(20) {
+            drop(create(left_in));
+            let begun: Vec<_> = std::thread::scope(|scope| {
+                let shims: Vec<_> = (0..4)
+                    .map(|shim| {
+                        let (tasks, bundle) = (&tasks, format!("/run/{shim}/web"));
+                        scope.spawn(move || {
+                            begin(tasks, earlier, "default", "web", Path::new(&bundle))
+                        })
+                    })
+                    .collect();
+                shims.into_iter().map(|shim| shim.join().unwrap()).collect()
+            });
+            let (had, refused): (Vec<_>, Vec<_>) = begun.into_iter().partition(Result::is_ok);
+            assert_eq!((had.len(), refused.len()), (1, 3));
+            for refused in refused {
+                assert_eq!(refused.unwrap_err().code(), ErrorCode::AlreadyExists);
+            }
+            assert!(journal::is_held(&tasks, "default", "web"), "the winner's");
+            undo(&tasks, "default", "web").unwrap();
+            drop(had);
+        }
     }
 
     #[test]
     fn what_was_released_is_not_undone_again() {
         let root = tempdir().unwrap();
-        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        let journal = create(root.path());
         // No cgroup, so its removal would fail; another task's would succeed.
         let path = root.path().join("cgroup");
         journal.record(&Step::Cgroup { path }).unwrap();
@@ -243,7 +367,7 @@ mod tests {
     fn a_later_process_of_the_same_pid_is_left_alone() {
         let root = tempdir().unwrap();
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        let journal = create(root.path());
         let start_time = start_time(child.id()).unwrap() + 1;
         journal
             .record(&Step::Vmm {

@@ -1,4 +1,5 @@
-//! The real sandbox behind the seam of [`crate::task`]: types translated, nothing else.
+//! The real sandbox behind the seam of [`crate::task`]: loads a task's configuration, says what the agent is
+//! told of a program, and translates types and errors.
 
 use std::path::Path;
 use std::sync::Arc;

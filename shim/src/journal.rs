@@ -1,28 +1,41 @@
 //! What the shim has done to the host for one task, written before it does it.
 //!
-//! `/run/wasmvm/<namespace>/<id>/journal`, one JSON object a line, only ever appended to. After a
+//! `/run/wasmvm/tasks/<namespace>/<id>/journal`, one JSON object a line, only ever appended to. After a
 //! crash [`crate::cleanup`] reads it from the end and undoes each step; every step can be undone
 //! whether or not it was really taken. The directory goes last.
+//!
+//! What comes and goes while the task lives, a compile, has a journal of its own beside it
+//! ([`Journal::part`]), removed with what it names: so no journal grows with the task's age.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Identity;
 use crate::error::ErrorCode;
 use crate::hooks::{Hook, HookState};
 
-/// Where the state of all tasks lies.
+/// What wasmvm has in memory of the host: the state of tasks, the artifacts, the queue of those who compile.
 pub const STATE_ROOT: &str = "/run/wasmvm";
+/// Where the state of all tasks lies, apart from all else, whatever containerd's namespaces are called.
+pub const TASKS_ROOT: &str = "/run/wasmvm/tasks";
 /// A journal is at most this long, bytes: a few short lines, and the poststop hooks
 /// (`HOOKS_BYTES_MAX` of [`crate::bundle`]).
 const JOURNAL_BYTES_MAX: u64 = 1 << 20;
-/// How often a namespace's directory that another task removes meanwhile is made again.
-const CREATE_TRIES_MAX: usize = 64;
+/// In the task's directory.
+const JOURNAL_FILE: &str = "journal";
+/// Before the name of a part.
+const PART_PREFIX: &str = "journal-";
+/// How often a directory that another task removes meanwhile is made again.
+const CREATE_TRIES_MAX: usize = 1024;
+/// How often a lock is asked for that only those hold who look whether it is held.
+const LOCK_TRIES_MAX: usize = 64;
 
 /// One step that outlives the shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,10 +46,32 @@ pub enum Step {
         /// Its directory, absolute.
         path: PathBuf,
     },
-    /// This cgroup is about to be made. Whatever runs in it is ours.
+    /// A cgroup, as earlier versions wrote it down: by its path alone, and before it was made.
     Cgroup {
         /// Its directory, absolute.
         path: PathBuf,
+    },
+    /// These directories of cgroups, parents included, do not exist and are about to be made. Nobody is in
+    /// them before [`Step::CgroupHeld`].
+    CgroupWanted {
+        /// Absolute, the topmost first.
+        paths: Vec<PathBuf>,
+    },
+    /// The task has its cgroup: a directory in each hierarchy.
+    CgroupHeld {
+        /// Made by this task. Whatever runs in them is ours.
+        made: Vec<Identity>,
+        /// Somebody's, and empty before.
+        joined: Vec<Identity>,
+    },
+    /// A limit of a joined directory is about to be changed for the first time.
+    CgroupLimit {
+        /// The directory.
+        directory: Identity,
+        /// Its file.
+        file: String,
+        /// What stood in it, and is to stand in it again.
+        value: String,
     },
     /// The task's VMM runs.
     Vmm {
@@ -90,10 +125,10 @@ impl ExitRecord {
     }
 }
 
-/// The journal of one task, open for appending.
+/// The journal of one task, or of a part of its life, open for appending.
 #[derive(Debug)]
 pub struct Journal {
-    directory: PathBuf,
+    path: PathBuf,
     file: File,
 }
 
@@ -106,7 +141,7 @@ pub enum JournalError {
     /// Disk full, permissions, …
     #[error("cannot {action} the task state {path}")]
     State {
-        /// `create`, `write`, `read` or `remove`.
+        /// `create`, `write`, `read`, `list` or `remove`.
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
@@ -128,27 +163,49 @@ impl JournalError {
 }
 
 impl Journal {
-    /// Starts the journal of a new task below `root`.
+    /// Starts the journal of a new task below `root`. It gets its name with its first line written and its
+    /// lock taken, so that nobody ever sees a journal whose task seems to be nobody's.
     ///
     /// # Errors
-    /// [`JournalError::Exists`] when the id's directory is there already.
-    pub fn create(root: &Path, namespace: &str, id: &str) -> Result<Self, JournalError> {
+    /// [`JournalError::Exists`] when the id has a journal already.
+    pub fn create(
+        root: &Path,
+        namespace: &str,
+        id: &str,
+        bundle: &Path,
+    ) -> Result<Self, JournalError> {
         let directory = directory(root, namespace, id);
-        let failed = |source| state_error("create", &directory, source);
-        make_directory(&directory).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => JournalError::Exists(directory.clone()),
-            _ => failed(source),
-        })?;
-        let file = OpenOptions::new()
-            .append(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(directory.join("journal"))
-            .map_err(failed)?;
-        // Held as long as this shim lives: the mark of a task that is somebody's. The file is new, so it
-        // waits for nobody but an `is_held` of this moment.
-        flock(&file, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
-        Ok(Self { directory, file })
+        let path = directory.join(JOURNAL_FILE);
+        let mut tries = 1;
+        loop {
+            match try_create(&directory, bundle) {
+                Ok(file) => return Ok(Self { path, file }),
+                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
+                    return Err(JournalError::Exists(directory));
+                }
+                Err(err) if err.kind() == io::ErrorKind::NotFound && tries < CREATE_TRIES_MAX => {
+                    tries += 1;
+                    std::thread::yield_now();
+                }
+                Err(source) => return Err(state_error("create", &path, source)),
+            }
+        }
+    }
+
+    /// Starts a journal of its own, beside this one, for something that ends before the task does.
+    ///
+    /// # Errors
+    /// [`JournalError::State`], also when there is one of this name.
+    pub fn part(&self, name: &str) -> Result<Self, JournalError> {
+        let path = self.path.with_file_name(format!("{PART_PREFIX}{name}"));
+        let file = create_file(&path).map_err(|source| state_error("create", &path, source))?;
+        Ok(Self { path, file })
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Writes one step, in one call, before it is taken.
@@ -156,7 +213,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::State`].
     pub fn record(&self, step: &Step) -> Result<(), JournalError> {
-        write(&self.file, step).map_err(|source| state_error("write", &self.directory, source))
+        write(&self.file, step).map_err(|source| state_error("write", &self.path, source))
     }
 }
 
@@ -165,10 +222,54 @@ impl Journal {
 /// # Errors
 /// [`JournalError::State`].
 pub fn append(root: &Path, namespace: &str, id: &str, step: &Step) -> Result<(), JournalError> {
-    let path = directory(root, namespace, id).join("journal");
+    let path = directory(root, namespace, id).join(JOURNAL_FILE);
     let file = OpenOptions::new().append(true).open(&path);
     file.and_then(|file| write(&file, step))
         .map_err(|source| state_error("write", &path, source))
+}
+
+/// Makes the directory and those above. Those that are there need not stay: `NotFound` says so.
+fn make_directories(directory: &Path) -> io::Result<()> {
+    let above: Vec<_> = directory.ancestors().collect();
+    for directory in above
+        .into_iter()
+        .rev()
+        .filter(|path| path.parent().is_some())
+    {
+        match fs::DirBuilder::new().mode(0o700).create(directory) {
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A file without a name is locked and written, then linked. The lock is held as long as this shim lives:
+/// the mark of a task that is somebody's.
+fn try_create(directory: &Path, bundle: &Path) -> io::Result<File> {
+    make_directories(directory)?;
+    let file: File = rustix::fs::open(
+        directory,
+        OFlags::TMPFILE | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC,
+        Mode::RUSR | Mode::WUSR,
+    )?
+    .into();
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    let path = bundle.to_owned();
+    write(&file, &Step::Bundle { path })?;
+    // linkat(2) by descriptor wants CAP_DAC_READ_SEARCH; by this link it does not.
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let path = directory.join(JOURNAL_FILE);
+    linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+    Ok(file)
+}
+
+fn create_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn write(mut file: &File, step: &Step) -> io::Result<()> {
@@ -183,17 +284,9 @@ fn write(mut file: &File, step: &Step) -> io::Result<()> {
 /// # Errors
 /// [`JournalError::State`].
 pub fn read(root: &Path, namespace: &str, id: &str) -> Result<Option<Vec<Step>>, JournalError> {
-    let path = directory(root, namespace, id).join("journal");
-    let read = || -> io::Result<String> {
-        let file = File::open(&path)?;
-        io::read_to_string(io::Read::take(file, JOURNAL_BYTES_MAX))
-    };
-    match read() {
-        Ok(text) => Ok(Some(
-            text.lines()
-                .filter_map(|line| serde_json::from_str(line).ok())
-                .collect(),
-        )),
+    let path = directory(root, namespace, id).join(JOURNAL_FILE);
+    match read_file(&path) {
+        Ok(steps) => Ok(Some(steps)),
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
             // The directory alone: the shim died between making it and the file.
             let there = path.parent().is_some_and(Path::exists);
@@ -203,61 +296,149 @@ pub fn read(root: &Path, namespace: &str, id: &str) -> Result<Option<Vec<Step>>,
     }
 }
 
+fn read_file(path: &Path) -> io::Result<Vec<Step>> {
+    let file = File::open(path)?;
+    let text = io::read_to_string(io::Read::take(file, JOURNAL_BYTES_MAX))?;
+    let lines = text.lines();
+    Ok(lines
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect())
+}
+
+/// The journals beside that of a task, of what has not ended.
+///
+/// # Errors
+/// [`JournalError::State`].
+pub fn parts(root: &Path, namespace: &str, id: &str) -> Result<Vec<PathBuf>, JournalError> {
+    let directory = directory(root, namespace, id);
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(state_error("list", &directory, source)),
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let is_part = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        name.as_encoded_bytes().starts_with(PART_PREFIX.as_bytes())
+    };
+    Ok(paths.filter(is_part).collect())
+}
+
+/// The steps of a part; none when it has ended.
+///
+/// # Errors
+/// [`JournalError::State`].
+pub fn read_part(path: &Path) -> Result<Vec<Step>, JournalError> {
+    match read_file(path) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other.map_err(|source| state_error("read", path, source)),
+    }
+}
+
+/// Removes a part, all of whose steps are undone.
+///
+/// # Errors
+/// [`JournalError::State`].
+pub fn forget_part(path: &Path) -> Result<(), JournalError> {
+    match fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(state_error("remove", path, err)),
+        _ => Ok(()),
+    }
+}
+
+/// Where the state of a task lies, or is to lie: below [`TASKS_ROOT`]. Earlier versions had the namespaces
+/// directly below [`STATE_ROOT`]; a task of theirs is still found there.
+#[must_use]
+pub fn root_of(namespace: &str, id: &str) -> &'static Path {
+    let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);
+    root_among(tasks, earlier, namespace, id)
+}
+
+/// [`root_of`] with other roots.
+pub fn root_among<'a>(tasks: &'a Path, earlier: &'a Path, namespace: &str, id: &str) -> &'a Path {
+    // A directory of this name is a task's of the present layout.
+    let is_there = |root| {
+        let journal = directory(root, namespace, id).join(JOURNAL_FILE);
+        journal.is_file()
+    };
+    if !is_there(tasks) && is_there(earlier) {
+        earlier
+    } else {
+        tasks
+    }
+}
+
 /// Whether a living shim holds the task of this id. It asks by a shared lock, so that two who ask do not
 /// take each other for the holder.
-#[must_use]
+#[cfg(test)]
 pub fn is_held(root: &Path, namespace: &str, id: &str) -> bool {
-    let file = File::open(directory(root, namespace, id).join("journal"));
-    // What cannot be opened is held by nobody: a shim makes and locks it in one go.
+    let file = File::open(directory(root, namespace, id).join(JOURNAL_FILE));
+    // What cannot be opened is held by nobody: a journal has its lock before its name.
     file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-/// Removes a task's state directory, if any.
+/// What became of a task that may have been left by a dead shim.
+#[derive(Debug)]
+pub enum LeftOver {
+    /// There is none.
+    Gone,
+    /// A shim holds it, or somebody else undoes it.
+    Held,
+    /// Locked now, for as long as this lives: nobody else undoes it meanwhile, and so nobody undoes by its
+    /// name a task that was started since.
+    Taken(#[expect(dead_code, reason = "held for its lock")] File),
+}
+
+/// Takes over what is left of a task, if it is nobody's.
+#[must_use]
+pub fn take_over(root: &Path, namespace: &str, id: &str) -> LeftOver {
+    let path = directory(root, namespace, id).join(JOURNAL_FILE);
+    for _ in 0..LOCK_TRIES_MAX {
+        let Ok(journal) = File::open(&path) else {
+            return LeftOver::Gone;
+        };
+        if flock(&journal, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            if is_at(&journal, &path) {
+                return LeftOver::Taken(journal);
+            }
+        } else if flock(&journal, FlockOperation::NonBlockingLockShared).is_err() {
+            return LeftOver::Held;
+        }
+        std::thread::yield_now();
+    }
+    LeftOver::Held
+}
+
+/// Whether the path still leads to the file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let of = |metadata: io::Result<fs::Metadata>| metadata.map(|found| (found.dev(), found.ino()));
+    match (of(file.metadata()), of(fs::metadata(path))) {
+        (Ok(file), Ok(there)) => file == there,
+        _ => false,
+    }
+}
+
+/// Removes a task's state, if any. To be called by who holds the task, or has taken it over.
 ///
 /// # Errors
 /// [`JournalError::State`].
 pub fn forget(root: &Path, namespace: &str, id: &str) -> Result<(), JournalError> {
-    remove(&directory(root, namespace, id))
+    forget_part(&directory(root, namespace, id).join(JOURNAL_FILE))?;
+    tidy(root, namespace, id);
+    Ok(())
+}
+
+/// Removes the task's directory when it is empty, and the namespace's with its last task; one that another
+/// task is just about to use is made again by that.
+pub fn tidy(root: &Path, namespace: &str, id: &str) {
+    let directory = directory(root, namespace, id);
+    let _ = fs::remove_dir(&directory);
+    let _ = fs::remove_dir(root.join(namespace));
 }
 
 /// The state directory of one task.
 fn directory(root: &Path, namespace: &str, id: &str) -> PathBuf {
     root.join(namespace).join(id)
-}
-
-/// The namespace's directory may vanish with its last task meanwhile; then it is made again.
-fn make_directory(directory: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.mode(0o700);
-    let mut tries = 1;
-    loop {
-        if let Some(parent) = directory.parent()
-            && let Err(err) = builder.recursive(true).create(parent)
-            && tries == CREATE_TRIES_MAX
-        {
-            return Err(err);
-        }
-        match builder.recursive(false).create(directory) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound && tries < CREATE_TRIES_MAX => {
-                tries += 1;
-            }
-            result => return result,
-        }
-    }
-}
-
-fn remove(directory: &Path) -> Result<(), JournalError> {
-    match fs::remove_dir_all(directory) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => {
-            return Err(state_error("remove", directory, err));
-        }
-        _ => {}
-    }
-    // The namespace's directory goes with its last task; not empty is the usual answer.
-    if let Some(parent) = directory.parent() {
-        let _ = fs::remove_dir(parent);
-    }
-    Ok(())
 }
 
 fn state_error(action: &'static str, path: &Path, source: io::Error) -> JournalError {
@@ -276,6 +457,18 @@ mod tests {
     use std::time::Instant;
     use tempfile::tempdir;
 
+    const BUNDLE: &str = "/run/b/web";
+
+    fn create(root: &Path, id: &str) -> Result<Journal, JournalError> {
+        Journal::create(root, "default", id, Path::new(BUNDLE))
+    }
+
+    fn bundle() -> Step {
+        Step::Bundle {
+            path: BUNDLE.into(),
+        }
+    }
+
     fn vmm() -> Step {
         Step::Vmm {
             pid: 42,
@@ -286,14 +479,18 @@ mod tests {
     #[test]
     fn steps_come_back_in_order() {
         let root = tempdir().unwrap();
-        let journal = Journal::create(root.path(), "default", "web").unwrap();
-        let cgroup = Step::Cgroup {
-            path: "/sys/fs/cgroup/default/web".into(),
+        let journal = create(root.path(), "web").unwrap();
+        let cgroup = Step::CgroupHeld {
+            made: vec![Identity {
+                path: "/sys/fs/cgroup/default/web".into(),
+                inode: 9,
+            }],
+            joined: Vec::new(),
         };
         journal.record(&cgroup).unwrap();
         journal.record(&vmm()).unwrap();
         let steps = read(root.path(), "default", "web").unwrap().unwrap();
-        assert_eq!(steps, [cgroup, vmm()]);
+        assert_eq!(steps, [bundle(), cgroup, vmm()]);
         forget(root.path(), "default", "web").unwrap();
         assert_eq!(read(root.path(), "default", "web").unwrap(), None);
         assert!(!root.path().join("default").exists());
@@ -302,20 +499,57 @@ mod tests {
     #[test]
     fn a_line_cut_off_by_a_crash_is_passed_over() {
         let root = tempdir().unwrap();
-        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        let journal = create(root.path(), "web").unwrap();
         journal.record(&vmm()).unwrap();
         (&journal.file).write_all(b"{\"exit\":{\"sta").unwrap();
         assert_eq!(
             read(root.path(), "default", "web").unwrap().unwrap(),
-            [vmm()]
+            [bundle(), vmm()]
         );
+    }
+
+    /// Journals outlive an update of this program.
+    #[test]
+    fn the_cgroup_of_an_earlier_version_is_read() {
+        let root = tempdir().unwrap();
+        let journal = create(root.path(), "web").unwrap();
+        let line = b"{\"cgroup\":{\"path\":\"/sys/fs/cgroup/default/web\"}}\n";
+        (&journal.file).write_all(line).unwrap();
+        let path = "/sys/fs/cgroup/default/web".into();
+        let steps = read(root.path(), "default", "web").unwrap().unwrap();
+        assert_eq!(steps, [bundle(), Step::Cgroup { path }]);
+    }
+
+    /// A task may live for months, and compile for every exec of a new program.
+    #[test]
+    fn a_journal_does_not_grow_with_what_has_ended() {
+        let root = tempdir().unwrap();
+        let journal = create(root.path(), "web").unwrap();
+        journal.record(&vmm()).unwrap();
+        let state = || {
+            fs::read_dir(root.path().join("default/web"))
+                .unwrap()
+                .count()
+        };
+        for compile in 0..1000 {
+            let part = journal.part(&compile.to_string()).unwrap();
+            let paths = vec!["/sys/fs/cgroup/wasmvm-compile/default/web/1".into()];
+            part.record(&Step::CgroupWanted { paths }).unwrap();
+            assert_eq!(state(), 2);
+            forget_part(part.path()).unwrap();
+            assert_eq!(state(), 1);
+        }
+        let exit = Step::Exit(ExitRecord::now(3));
+        journal.record(&exit).unwrap();
+        let steps = read(root.path(), "default", "web").unwrap().unwrap();
+        assert_eq!(steps, [bundle(), vmm(), exit]);
     }
 
     #[test]
     fn a_second_task_of_the_id_is_refused() {
         let root = tempdir().unwrap();
-        let _first = Journal::create(root.path(), "default", "web").unwrap();
-        let second = Journal::create(root.path(), "default", "web").unwrap_err();
+        let _first = create(root.path(), "web").unwrap();
+        let second = create(root.path(), "web").unwrap_err();
         assert_eq!(second.code(), ErrorCode::AlreadyExists);
     }
 
@@ -326,7 +560,7 @@ mod tests {
             let root = root.path().to_owned();
             std::thread::spawn(move || {
                 (0..200).try_for_each(|_| {
-                    Journal::create(&root, "default", id)?;
+                    create(&root, id)?;
                     forget(&root, "default", id)
                 })
             })
@@ -340,7 +574,7 @@ mod tests {
     fn a_journal_is_held_as_long_as_its_shim_lives() {
         let root = tempdir().unwrap();
         assert!(!is_held(root.path(), "default", "web"));
-        let journal = Journal::create(root.path(), "default", "web").unwrap();
+        let journal = create(root.path(), "web").unwrap();
         assert!(is_held(root.path(), "default", "web"));
         drop(journal);
         // A process that another test is just spawning holds a copy until its exec.
@@ -349,6 +583,81 @@ mod tests {
             assert!(start.elapsed() < Duration::from_secs(10), "still held");
             std::thread::yield_now();
         }
+    }
+
+    /// Two containerds may each start a task of the same id.
+    #[test]
+    fn no_journal_is_seen_before_it_is_held() {
+        let root = tempdir().unwrap();
+        let path = root.path().join("default/web/journal");
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..300 {
+                    let journal = create(root.path(), "web").unwrap();
+                    forget(root.path(), "default", "web").unwrap();
+                    drop(journal);
+                }
+                ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                let Ok(file) = File::open(&path) else {
+                    continue;
+                };
+                let seems_free = flock(&file, FlockOperation::NonBlockingLockShared).is_ok();
+                assert!(
+                    !seems_free || !is_at(&file, &path),
+                    "it is about to be held"
+                );
+                assert!(file.metadata().unwrap().len() > 0, "it names its bundle");
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_left_is_taken_over_by_one() {
+        let root = tempdir().unwrap();
+        let take = || take_over(root.path(), "default", "web");
+        assert!(matches!(take(), LeftOver::Gone));
+        let journal = create(root.path(), "web").unwrap();
+        assert!(matches!(take(), LeftOver::Held), "its shim lives");
+        drop(journal);
+        let start = Instant::now();
+        let first = loop {
+            // A process that another test is just spawning holds a copy until its exec.
+            let first = take();
+            if matches!(first, LeftOver::Taken(_)) {
+                break first;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "still held");
+            std::thread::yield_now();
+        };
+        assert!(matches!(take(), LeftOver::Held), "it is being undone");
+        forget(root.path(), "default", "web").unwrap();
+        let second = create(root.path(), "web").unwrap();
+        drop(first);
+        assert!(matches!(take(), LeftOver::Held), "a new shim's");
+        drop(second);
+    }
+
+    /// An update of this program finds tasks of the version before.
+    #[test]
+    fn a_task_of_an_earlier_version_is_found_where_that_put_it() {
+        let earlier = tempdir().unwrap();
+        let tasks = earlier.path().join("tasks");
+        let is_earlier =
+            |namespace, id| root_among(&tasks, earlier.path(), namespace, id) == earlier.path();
+        assert!(!is_earlier("default", "web"));
+        let _old = create(earlier.path(), "web").unwrap();
+        assert!(is_earlier("default", "web"));
+        let bundle = Path::new(BUNDLE);
+        let _new = Journal::create(&tasks, "default", "db", bundle).unwrap();
+        assert!(!is_earlier("default", "db"));
+        // Names that are folders of the host's own.
+        let _task = Journal::create(&tasks, "artifacts", "key-12", bundle).unwrap();
+        let _task = Journal::create(&tasks, "default", "journal", bundle).unwrap();
+        assert!(!is_earlier("artifacts", "key-12"));
+        assert!(!is_earlier("tasks", "default"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod host;
 mod journal;
 mod launch;
 mod log;
+mod memory_file;
 mod meter;
 mod patience;
 mod program;

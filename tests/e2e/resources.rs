@@ -278,3 +278,45 @@ fn memory_that_the_program_holds_is_not_taken() {
     let _ = task.until("RUNNING");
     assert_eq!(oom_kills(&metrics(&task)), 0);
 }
+
+/// `ctr run --cgroup`: the operator's directory, with limits of hers and a process of hers.
+#[test]
+fn a_prepared_cgroup_is_joined_and_stays_as_it_was() {
+    const PATH: &str = "wasmvm-tenants/a";
+    let (memory, pids) = (
+        Cgroup::prepare(PATH, "memory"),
+        Cgroup::prepare(PATH, "pids"),
+    );
+    memory.write(
+        "memory.max",
+        "memory.limit_in_bytes",
+        &(512 * MIB).to_string(),
+    );
+    pids.write("pids.max", "pids.max", "321");
+    let task = Run::image("probe")
+        .option("--cgroup", &format!("/{PATH}"))
+        .option("--memory-limit", &(64 * MIB).to_string())
+        .args(["/probe", "sleep", "600000"])
+        .flag("--null-io")
+        .detached();
+    let pid = task.until("RUNNING");
+    assert_eq!(Cgroup::of(pid, "memory"), memory);
+    assert_eq!(memory.memory_limit(), (64 * MIB).to_string());
+    assert_eq!(pids.read("pids.max", "pids.max"), "321");
+    update(task.id(), &json!({"pids": {"limit": 100}})).expect("taken");
+    assert_eq!(pids.read("pids.max", "pids.max"), "100");
+    let mut theirs = Command::new("sleep").arg("600").spawn().expect("started");
+    memory.enter(theirs.id());
+    task.kill("SIGKILL");
+    task.until("STOPPED");
+    assert_eq!(task.delete(), 137);
+    assert_eq!(memory.memory_limit(), (512 * MIB).to_string());
+    assert_eq!(pids.read("pids.max", "pids.max"), "321");
+    assert!(theirs.try_wait().expect("a child").is_none(), "killed");
+    theirs.kill().expect("it runs");
+    theirs.wait().expect("it ends");
+    memory.clone().remove();
+    if pids != memory {
+        pids.remove();
+    }
+}

@@ -2,7 +2,7 @@
 //! of Delete. Wherever exactly the kill lands: containerd sees an end, and after `rm` nothing is left.
 //!
 //! The steps are watched from outside: the socket that `start` binds, each line that the shim adds to
-//! `/run/wasmvm/<namespace>/<id>/journal`, and that file's removal. A walk goes on until a step does not come any
+//! `/run/wasmvm/tasks/<namespace>/<id>/journal`, and that file's removal. A walk goes on until a step does not come any
 //! more, so what a later version adds to the journal is walked too.
 
 use std::fs;
@@ -30,7 +30,7 @@ const IDLE_MAX: Duration = Duration::from_secs(90);
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(200);
 const SOCKETS: &str = "/run/containerd/s";
-const STATE: &str = "/run/wasmvm";
+const STATE: &str = "/run/wasmvm/tasks";
 
 /// Where a kill lands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +69,8 @@ fn kill_9_of_the_shim_at_every_step() {
 fn kill_9_of_the_vmm_at_every_step() {
     warm_up();
     let before = leftovers::found();
-    // Before the third line there is none.
-    walk_the_journal(3, &mut |_| kill_all(&process::named("wasmvm-vmm")));
+    // Before the fourth line there is none.
+    walk_the_journal(4, &mut |_| kill_all(&process::named("wasmvm-vmm")));
     leftovers::expect_none_but_fifos_since(&before);
 }
 

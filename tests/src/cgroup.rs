@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 /// One controller's directory of a process' cgroup.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
     path: PathBuf,
     /// Whether it is version 2's.
@@ -41,6 +41,48 @@ impl Cgroup {
             path: root.join(path),
             unified: true,
         }
+    }
+
+    /// Makes an empty one below the root, as an operator does who shares a host out, with this controller.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    #[must_use]
+    #[track_caller]
+    pub fn prepare(path: &str, controller: &str) -> Self {
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let unified = root.join("cgroup.controllers").exists();
+        let mut at = if unified { root } else { root.join(controller) };
+        for part in path.split('/') {
+            if unified {
+                let control = at.join("cgroup.subtree_control");
+                fs::write(control, format!("+{controller}")).expect("the host has the controller");
+            }
+            at.push(part);
+            if !at.exists() {
+                fs::create_dir(&at).expect("made");
+            }
+        }
+        Self { path: at, unified }
+    }
+
+    /// Moves a process into it.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    #[track_caller]
+    pub fn enter(&self, pid: u32) {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string()).expect("moved");
+    }
+
+    /// Removes it, and its parent when that is empty.
+    ///
+    /// # Panics
+    /// When it is gone, or somebody is in it.
+    #[track_caller]
+    pub fn remove(self) {
+        fs::remove_dir(&self.path).expect("it is there and empty");
+        let _ = self.path.parent().map(fs::remove_dir);
     }
 
     /// A file, which has a name in each version, without the line's end.

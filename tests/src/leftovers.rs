@@ -14,11 +14,14 @@ const POLL: Duration = Duration::from_millis(50);
 /// Programs of ours, as `/proc/PID/comm` shows them (15 bytes).
 const PROGRAMS: [&str; 2] = ["wasmvm-vmm", "containerd-shim"];
 /// Where directories, sockets and FIFOs of tasks live.
-const FOLDERS: [&str; 3] = ["/run/wasmvm", "/run/containerd/s", FIFOS];
+const FOLDERS: [&str; 4] = ["/run/wasmvm", TASKS, "/run/containerd/s", FIFOS];
+/// A folder for each of containerd's namespaces that has tasks.
+const TASKS: &str = "/run/wasmvm/tasks";
 /// Made and removed by the client, `ctr`.
 const FIFOS: &str = "/run/containerd/fifo";
-/// The host's, not a task's: the memory of compiled programs, and the queue of those who compile.
-const OF_THE_HOST: [&str; 2] = ["/run/wasmvm/artifacts", "/run/wasmvm/compile"];
+/// The host's, not a task's: the folder of tasks itself, the memory of compiled programs, and the queue of those
+/// who compile.
+const OF_THE_HOST: [&str; 3] = [TASKS, "/run/wasmvm/artifacts", "/run/wasmvm/compile"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// What is on the host now that a task of ours could have put there.

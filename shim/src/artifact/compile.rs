@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mount::{MountFlags, mount};
 use wasmvm_protocol::agent::{CompileRequest, CompilerClient, ModuleKind};
 use wasmvm_protocol::control::{BootConfig, Role};
@@ -23,6 +23,7 @@ use super::store::content_sha256;
 use crate::cgroup::Birth;
 use crate::error::{ErrorCode, printable};
 use crate::journal::STATE_ROOT;
+use crate::memory_file::memory_file;
 use crate::program::SealedProgram;
 use crate::vm::launch::{LaunchError, LaunchRequest, Network, VmFiles, launch};
 use crate::vm::{Vm, VmError};
@@ -218,7 +219,8 @@ async fn run_compiler(vm: &Vm, path: String, limit: Duration) -> Result<Received
         _ => SlotKind::CoreArtifact,
     };
     let announced = answer.bytes.min(SLOT_CONTENT_BYTES_MAX);
-    let mut file = memfd("artifact")?;
+    let mut file =
+        memory_file(c"artifact").map_err(|source| failed("make a memory file", source))?;
     let start = SLOT_HEADER_BYTES as u64;
     file.seek(SeekFrom::Start(start))
         .map_err(|source| failed("seek in the artifact", source))?;
@@ -274,12 +276,6 @@ fn stand_in_empty_tree() -> Result<(), LaunchError> {
     let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
     mount(c"none", STATE_ROOT, c"tmpfs", flags, c"size=4k,mode=0500").map_err(step)?;
     rustix::process::chdir(STATE_ROOT).map_err(step)
-}
-
-fn memfd(name: &str) -> Result<File, CompileError> {
-    memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .map(File::from)
-        .map_err(|errno| failed("make a memory file", errno.into()))
 }
 
 fn failed(action: &'static str, source: io::Error) -> CompileError {

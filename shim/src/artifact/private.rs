@@ -74,10 +74,13 @@ mod tests {
     use std::os::fd::AsRawFd as _;
     use std::os::unix::fs::MetadataExt as _;
     use std::path::Path;
+    use std::sync::Arc;
 
     use super::*;
     use crate::bundle::Resources;
     use crate::cgroup::{Cgroup, Hierarchies};
+    use crate::cleanup;
+    use crate::journal::Journal;
 
     #[test]
     fn a_private_copy_is_its_vms_alone_and_charged_to_it() {
@@ -88,7 +91,9 @@ mod tests {
         let place = Hierarchies::find()
             .unwrap()
             .place(&Path::new(&name).join("task"));
-        let cgroup = Cgroup::create(&place, &Resources::default()).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let journal = Journal::create(root.path(), "default", "web", Path::new("/b")).unwrap();
+        let cgroup = Cgroup::create(&place, &Resources::default(), &Arc::new(journal)).unwrap();
         let copies = [(); 2].map(|()| private_copy(&source, &cgroup.birth().unwrap()).unwrap());
         let used = cgroup
             .read("memory", "memory.current")
@@ -108,6 +113,6 @@ mod tests {
             copy.read_to_end(&mut content).unwrap();
             assert!(content.len() == 4 << 20 && content.iter().all(|byte| *byte == 7));
         }
-        place.remove(Duration::from_secs(10)).unwrap();
+        cleanup::undo(root.path(), "default", "web").unwrap();
     }
 }

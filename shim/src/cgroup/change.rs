@@ -11,6 +11,7 @@ use super::host::{Kind, Version};
 use super::limits::{Line, lines};
 use super::{Cgroup, CgroupError};
 use crate::bundle::Resources;
+use crate::journal::Step;
 
 impl Cgroup {
     /// Changes the limits of a running VM: all of them, or none.
@@ -71,11 +72,54 @@ pub(super) fn write(cgroup: &Cgroup, line: &Line) -> Result<Option<String>, Cgro
         // Some files can only be written.
         Err(_) => String::new(),
     };
+    keep(cgroup, directory, &line.file, &to_come_back(line, &before))?;
     if version == Version::V2 && line.file == "memory.max" {
-        reclaim_below(directory, line)?;
+        reclaim_below(cgroup, directory, line)?;
     }
     put(directory, line)?;
     Ok(Some(before))
+}
+
+/// Writes down what stands in a file of a joined directory, before the file is changed for the first time.
+pub(super) fn keep(
+    cgroup: &Cgroup,
+    directory: &Directory,
+    file: &str,
+    value: &str,
+) -> Result<(), CgroupError> {
+    if let Some(journal) = &cgroup.journal
+        && directory.is_to_be_kept(file)
+    {
+        journal.record(&Step::CgroupLimit {
+            directory: directory.identity()?,
+            file: file.to_owned(),
+            value: value.to_owned(),
+        })?;
+    }
+    Ok(())
+}
+
+/// What has to be written to have `before` again. A file of io has a line for each device that has a limit
+/// (cgroup-v2.rst, "IO Interface Files"): a device that had none has to be told so.
+fn to_come_back(line: &Line, before: &str) -> String {
+    let none = match line.file.as_str() {
+        "io.max" => "rbps=max wbps=max riops=max wiops=max",
+        "io.latency" => "target=max",
+        "io.weight" => "default",
+        _ => return before.to_owned(),
+    };
+    let key = |line: &str| {
+        line.split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let new = line.value.lines().map(key);
+    let new =
+        new.filter(|key| key.contains(':') && !before.lines().any(|old| old.starts_with(key)));
+    let unlimited = new.map(|key| format!("{key} {none}"));
+    let all = before.lines().map(ToOwned::to_owned).chain(unlimited);
+    all.collect::<Vec<_>>().join("\n")
 }
 
 fn put(directory: &Directory, line: &Line) -> Result<(), CgroupError> {
@@ -103,7 +147,7 @@ fn put(directory: &Directory, line: &Line) -> Result<(), CgroupError> {
 }
 
 /// Makes the usage of a cgroup come below a limit that is going to be set, without killing.
-fn reclaim_below(directory: &Directory, line: &Line) -> Result<(), CgroupError> {
+fn reclaim_below(cgroup: &Cgroup, directory: &Directory, line: &Line) -> Result<(), CgroupError> {
     const HIGH: &str = "memory.high";
     let used = || directory.read("memory.current").ok()?.trim().parse().ok();
     let Ok(limit) = line.value.parse::<u64>() else {
@@ -113,6 +157,7 @@ fn reclaim_below(directory: &Directory, line: &Line) -> Result<(), CgroupError> 
         return Ok(());
     }
     let high = directory.read(HIGH).unwrap_or_else(|_| "max".to_owned());
+    keep(cgroup, directory, HIGH, high.trim())?;
     // Returns when nothing more can be reclaimed, or when the usage is below.
     let pressed = directory.write(HIGH, &line.value);
     let held = used().filter(|used| *used > limit);

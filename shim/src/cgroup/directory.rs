@@ -1,11 +1,15 @@
-//! One directory of a cgroup, held open: what has its path later is another one.
+//! One directory of a cgroup, held open and locked: what has its path later is another one.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, openat};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::CgroupError;
 use super::host::Kind;
@@ -13,22 +17,77 @@ use super::host::Kind;
 /// Longest file of a cgroup that is read, bytes; `io.stat` grows with the host's disks.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Names one directory for the journal. The kernel gives a number of cgroupfs to no second directory
+/// before the next boot (64 bits, counted up, `fs/kernfs/dir.c`), so a directory of the same path that
+/// somebody made later is told apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Absolute.
+    pub path: PathBuf,
+    /// `st_ino` of stat(2).
+    pub inode: u64,
+}
+
+/// Where a directory of a cgroup comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Made by this task, removed with it.
+    Made,
+    /// Found empty: somebody's, whose limits come back and whose directory stays.
+    Joined,
+}
+
 /// One directory of a cgroup.
 #[derive(Debug)]
 pub(super) struct Directory {
     pub path: PathBuf,
     pub kind: Kind,
+    pub origin: Origin,
     dir: File,
+    /// Files whose first value the journal holds; of a joined directory only.
+    kept: Mutex<BTreeSet<String>>,
 }
 
 impl Directory {
-    pub fn open(path: &Path, kind: Kind) -> Result<Self, CgroupError> {
-        let dir = File::open(path).map_err(|source| CgroupError::at(path, "open", source))?;
+    /// Opens a directory, and locks it for as long as this value and its clones live: no other task
+    /// takes it as its own, not even while it is still empty.
+    ///
+    /// # Errors
+    /// [`CgroupError::InUse`] when another task holds it.
+    pub fn open(path: &Path, kind: Kind, origin: Origin) -> Result<Self, CgroupError> {
+        let dir = open(path).map_err(|source| CgroupError::at(path, "open", source))?;
+        match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let path = path.to_owned();
+                return Err(CgroupError::InUse { path });
+            }
+            Err(errno) => return Err(CgroupError::at(path, "lock", errno.into())),
+        }
         Ok(Self {
             path: path.to_owned(),
             kind,
+            origin,
             dir,
+            kept: Mutex::default(),
         })
+    }
+
+    /// For the journal.
+    pub fn identity(&self) -> Result<Identity, CgroupError> {
+        Ok(Identity {
+            path: self.path.clone(),
+            inode: inode(&self.dir)
+                .map_err(|source| CgroupError::at(&self.path, "stat", source))?,
+        })
+    }
+
+    /// Whether the file's first value has to be written down before the file is changed: once for each
+    /// file of a joined directory.
+    pub fn is_to_be_kept(&self, file: &str) -> bool {
+        // A set is whole after every insert.
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        self.origin == Origin::Joined && kept.insert(file.to_owned())
     }
 
     pub fn try_clone(&self) -> Result<OwnedFd, CgroupError> {
@@ -38,26 +97,47 @@ impl Directory {
 
     /// For a child that writes itself into it.
     pub fn open_procs(&self) -> Result<OwnedFd, CgroupError> {
-        let file = self.open_file("cgroup.procs", OFlags::WRONLY);
+        let file = open_file(&self.dir, "cgroup.procs", OFlags::WRONLY);
         file.map(OwnedFd::from)
             .map_err(|source| CgroupError::at(&self.path, "open cgroup.procs of", source))
     }
 
     pub fn read(&self, name: &str) -> io::Result<String> {
-        let file = self.open_file(name, OFlags::RDONLY)?;
-        let mut text = String::new();
-        file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-        Ok(text)
+        read_file(&self.dir, name)
     }
 
-    /// Not created when absent: a cgroup's files are the kernel's.
     pub fn write(&self, name: &str, value: &str) -> io::Result<()> {
-        let mut file = self.open_file(name, OFlags::WRONLY | OFlags::TRUNC)?;
-        file.write_all(value.as_bytes())
+        write_file(&self.dir, name, value)
     }
+}
 
-    fn open_file(&self, name: &str, flags: OFlags) -> io::Result<File> {
-        let flags = flags | OFlags::CLOEXEC;
-        Ok(openat(&self.dir, name, flags, Mode::empty())?.into())
-    }
+/// Opens the directory of a cgroup, whatever its origin.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
+
+/// What [`Identity`] holds of an open directory.
+pub(super) fn inode(dir: &File) -> io::Result<u64> {
+    Ok(fstat(dir)?.st_ino)
+}
+
+/// Reads a file of the directory.
+pub(super) fn read_file(dir: &File, name: &str) -> io::Result<String> {
+    let file = open_file(dir, name, OFlags::RDONLY)?;
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Writes a file of the directory in one call. The file is not created when absent: a cgroup's files are
+/// the kernel's. An empty value becomes an empty line, as a write of nothing changes nothing.
+pub(super) fn write_file(dir: &File, name: &str, value: &str) -> io::Result<()> {
+    let mut file = open_file(dir, name, OFlags::WRONLY | OFlags::TRUNC)?;
+    file.write_all(if value.is_empty() { "\n" } else { value }.as_bytes())
+}
+
+pub(super) fn open_file(dir: &File, name: &str, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::CLOEXEC;
+    Ok(openat(dir, name, flags, Mode::empty())?.into())
 }

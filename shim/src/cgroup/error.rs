@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::ErrorCode;
+use crate::journal::JournalError;
 
 /// Why a cgroup could not be made, read or removed.
 #[derive(Debug, thiserror::Error)]
@@ -23,8 +24,12 @@ pub enum CgroupError {
         /// One sentence.
         reason: &'static str,
     },
-    /// Processes live in it that are not ours.
-    #[error("the cgroup {} belongs to somebody: it has processes or cgroups", path.display())]
+    /// Another task holds it, or it has processes or cgroups of its own.
+    #[error(
+        "the cgroup {} is in use: another task holds it, or it has processes or cgroups; give the task one that \
+         is empty, or none",
+        path.display()
+    )]
     InUse {
         /// The cgroup.
         path: PathBuf,
@@ -91,6 +96,9 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// What is about to be done cannot be written down, and so is not done.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A limit whose controller is not there.
     #[error(
         "{field} = {value} cannot be held: the controller {controller} is not available in {}",
@@ -134,6 +142,7 @@ impl CgroupError {
                 Some(libc::EBUSY | libc::ENOSPC) => ErrorCode::FailedPrecondition,
                 _ => ErrorCode::Internal,
             },
+            Self::Journal(err) => err.code(),
             Self::Busy { .. } | Self::File { .. } | Self::Write { .. } => ErrorCode::Internal,
         }
     }

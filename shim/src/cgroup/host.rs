@@ -5,9 +5,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use super::{CgroupError, remove};
+use super::CgroupError;
 use crate::tree::mountinfo::unescape;
 
 /// Where hierarchies are mounted.
@@ -129,26 +128,9 @@ fn parse_line(line: &[u8]) -> Option<Hierarchy> {
 pub struct Place(pub(super) Vec<(PathBuf, Kind)>);
 
 impl Place {
-    /// Its directories, absolute: what the journal keeps.
+    /// Its directories, absolute.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.iter().map(|(path, _)| path.as_path())
-    }
-
-    /// [`remove::claim`] for each.
-    ///
-    /// # Errors
-    /// [`CgroupError::InUse`] for the first that is somebody's.
-    pub fn claim(&self) -> Result<(), CgroupError> {
-        self.paths().try_for_each(remove::claim)
-    }
-
-    /// [`remove::remove`] for each.
-    ///
-    /// # Errors
-    /// The first [`CgroupError`]; what can be removed in spite of it is removed.
-    pub fn remove(&self, patience: Duration) -> Result<(), CgroupError> {
-        let removed: Vec<_> = self.paths().map(|path| remove(path, patience)).collect();
-        removed.into_iter().collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! From the spec's resources to the files of a cgroup (cgroup-v2.rst, "Controllers";
 //! cgroup-v1/memory.rst, cpusets.rst; scheduler/sched-bwc.rst).
 
+use super::directory::Origin;
 use super::{Cgroup, CgroupError, Version};
 use crate::bundle::{CpuLimits, Limit, Resources};
 
@@ -84,7 +85,11 @@ pub(super) fn first_lines(
     cgroup: &Cgroup,
 ) -> Result<Vec<Line>, CgroupError> {
     let mut lines = lines(resources, cgroup)?;
-    if resources.pids.is_none() && !resources.files.contains_key("pids.max") {
+    // A joined cgroup has its operator's.
+    let joined = cgroup
+        .of("pids")
+        .is_some_and(|(pids, _)| pids.origin == Origin::Joined);
+    if resources.pids.is_none() && !resources.files.contains_key("pids.max") && !joined {
         lines.push(Line {
             optional: true,
             ..line("pids.max", PIDS_DEFAULT.to_string(), PIDS)

@@ -1,44 +1,78 @@
-//! Makes a cgroup's directories and hands controllers down to it.
+//! Makes a cgroup's directories, or joins those that are there, and hands controllers down to them.
+//!
+//! ```text
+//! journal: these paths do not exist ─► mkdir each, mark it ─► open, lock ─► journal: made, joined, by inode
+//! ```
+//!
+//! A directory that exists is joined when nobody is in it: an operator has prepared it. One that a task of
+//! ours has left after a crash bears our mark, and is made anew.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::directory::Directory;
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+
+use super::directory::{Directory, Identity, Origin};
 use super::host::{Kind, Place, root_of};
-use super::{CgroupError, read, remove, write};
+use super::remove::is_busy;
+use super::{Cgroup, CgroupError, change, read, write};
+use crate::journal::{Journal, Step};
 
 /// Controllers that are handed down the path in the unified hierarchy, where the kernel has them.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
-/// A parent that another task removes meanwhile is made again this often.
+/// A directory that another task removes meanwhile is made again this often.
 const CREATE_TRIES_MAX: usize = 64;
+/// The extended attribute by which a directory that wasmvm has made is known, parents included: any later
+/// task may remove an empty one that has it, and none that has not.
+const MARK: &str = "trusted.wasmvm";
 
-/// Makes the directories of a place, without limits.
-pub(super) fn directories(place: &Place) -> Result<Vec<Directory>, CgroupError> {
-    let all = place.0.iter();
-    all.map(|(path, kind)| {
-        let root = root_of(path)?;
-        make(&root, path)?;
-        // From here on the cgroup itself keeps its parents.
-        let parents = parents(&root, path);
-        match kind {
-            Kind::Unified => parents.into_iter().try_for_each(delegate)?,
-            Kind::Legacy(names) if names.iter().any(|name| name == "cpuset") => {
-                let below = parents.into_iter().skip(1).chain([path.as_path()]);
-                below.into_iter().try_for_each(inherit_cpuset)?;
-            }
-            Kind::Legacy(_) => {}
-        }
-        Directory::open(path, kind.clone())
-    })
-    .collect()
+/// Makes or joins the directories of a place, without limits. What was made is in the journal in any case.
+pub(super) fn directories(place: &Place, journal: &Journal) -> Result<Vec<Directory>, CgroupError> {
+    let missing = missing(place)?;
+    if !missing.is_empty() {
+        journal.record(&Step::CgroupWanted { paths: missing })?;
+    }
+    let mut directories = Vec::new();
+    let result = place.0.iter().try_for_each(|(path, kind)| {
+        directories.push(make_or_join(&root_of(path)?, path, kind)?);
+        Ok(())
+    });
+    note(&directories, journal)?;
+    result.map(|()| directories)
 }
 
-/// Makes what is missing of the path. A parent may vanish with its last task meanwhile.
-fn make(root: &Path, path: &Path) -> Result<(), CgroupError> {
+/// What is not there now, from the roots down.
+fn missing(place: &Place) -> Result<Vec<PathBuf>, CgroupError> {
+    let mut missing = Vec::new();
+    for path in place.paths() {
+        let root = root_of(path)?;
+        let all = parents(&root, path).into_iter().chain([path]);
+        missing.extend(all.filter(|path| !path.exists()).map(Path::to_owned));
+    }
+    Ok(missing)
+}
+
+fn note(directories: &[Directory], journal: &Journal) -> Result<(), CgroupError> {
+    let of = |origin| -> Result<Vec<Identity>, CgroupError> {
+        let all = directories.iter();
+        all.filter(|directory| directory.origin == origin)
+            .map(Directory::identity)
+            .collect()
+    };
+    journal.record(&Step::CgroupHeld {
+        made: of(Origin::Made)?,
+        joined: of(Origin::Joined)?,
+    })?;
+    Ok(())
+}
+
+/// The directory itself, and what is missing above. What was there may vanish with its last task
+/// meanwhile.
+fn make_or_join(root: &Path, path: &Path, kind: &Kind) -> Result<Directory, CgroupError> {
     let mut tries = 1;
     loop {
-        match try_make(root, path) {
+        match try_make_or_join(root, path, kind) {
             Err(CgroupError::File { source, .. })
                 if source.kind() == io::ErrorKind::NotFound && tries < CREATE_TRIES_MAX =>
             {
@@ -49,19 +83,48 @@ fn make(root: &Path, path: &Path) -> Result<(), CgroupError> {
     }
 }
 
-fn try_make(root: &Path, path: &Path) -> Result<(), CgroupError> {
+fn try_make_or_join(root: &Path, path: &Path, kind: &Kind) -> Result<Directory, CgroupError> {
     for parent in parents(root, path) {
         make_one(parent)?;
     }
-    if !make_one(path)? {
-        remove::claim(path)?;
-        make_one(path)?;
+    if make_one(path)? {
+        return Directory::open(path, kind.clone(), Origin::Made);
     }
-    Ok(())
+    let found = Directory::open(path, kind.clone(), Origin::Joined)?;
+    let in_use = || CgroupError::InUse {
+        path: path.to_owned(),
+    };
+    if !is_empty(&found)? {
+        return Err(in_use());
+    }
+    if !is_marked(path) {
+        return Ok(found);
+    }
+    match fs::remove_dir(path) {
+        Err(err) if is_busy(&err) => Err(in_use()),
+        Err(err) => Err(CgroupError::at(path, "remove the left-over", err)),
+        // Somebody else's, if there is one again.
+        Ok(()) if !make_one(path)? => Err(in_use()),
+        Ok(()) => Directory::open(path, kind.clone(), Origin::Made),
+    }
+}
+
+/// Whether a directory has neither processes nor cgroups of its own.
+fn is_empty(directory: &Directory) -> Result<bool, CgroupError> {
+    let path = &directory.path;
+    let procs = directory
+        .read("cgroup.procs")
+        .map_err(|err| CgroupError::at(path, "read cgroup.procs of", err))?;
+    let mut entries = fs::read_dir(path).map_err(|err| CgroupError::at(path, "list", err))?;
+    let has_cgroups = entries.any(|entry| {
+        let kind = entry.and_then(|entry| entry.file_type());
+        kind.is_ok_and(|kind| kind.is_dir())
+    });
+    Ok(procs.trim().is_empty() && !has_cgroups)
 }
 
 /// From the root down, without `path` itself.
-fn parents<'a>(root: &Path, path: &'a Path) -> Vec<&'a Path> {
+pub(super) fn parents<'a>(root: &Path, path: &'a Path) -> Vec<&'a Path> {
     let above = path.ancestors().skip(1);
     let mut parents: Vec<&Path> = above
         .take_while(|parent| parent.starts_with(root))
@@ -73,10 +136,37 @@ fn parents<'a>(root: &Path, path: &'a Path) -> Vec<&'a Path> {
 /// Whether it is new.
 fn make_one(path: &Path) -> Result<bool, CgroupError> {
     match fs::create_dir(path) {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            if let Err(errno) = setxattr(path, MARK, b"1", XattrFlags::empty()) {
+                tracing::debug!(?path, %errno, "a cgroup without a mark stays when it is empty");
+            }
+            Ok(true)
+        }
         Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(err) => Err(CgroupError::at(path, "make", err)),
     }
+}
+
+/// Whether wasmvm has made the directory.
+pub(super) fn is_marked(path: &Path) -> bool {
+    getxattr(path, MARK, &mut [0_u8; 1][..]).is_ok()
+}
+
+/// Hands controllers down to the directories, from the roots.
+pub(super) fn hand_down(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    for directory in &cgroup.directories {
+        let path = &directory.path;
+        let parents = parents(&root_of(path)?, path);
+        match &directory.kind {
+            Kind::Unified => parents.into_iter().try_for_each(delegate)?,
+            Kind::Legacy(names) if names.iter().any(|name| name == "cpuset") => {
+                parents.into_iter().skip(1).try_for_each(inherit_cpuset)?;
+                inherit_own_cpuset(cgroup, directory)?;
+            }
+            Kind::Legacy(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Hands the controllers down. One that cannot be handed down is missed later, if a limit needs it.
@@ -95,16 +185,30 @@ fn delegate(path: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// A new cgroup of v1's cpuset has neither processors nor memory nodes, and no process may enter it
-/// before it has (cgroup-v1/cpusets.rst): it gets its parent's.
+/// What a new cgroup of v1's cpuset lacks, and has to have before a process may enter it
+/// (cgroup-v1/cpusets.rst).
+const CPUSET_FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// A directory of v1's cpuset that has neither processors nor memory nodes gets its parent's.
 fn inherit_cpuset(path: &Path) -> Result<(), CgroupError> {
     let Some(parent) = path.parent() else {
         return Ok(());
     };
-    for file in ["cpuset.cpus", "cpuset.mems"] {
+    for file in CPUSET_FILES {
         if read(path, file)?.trim().is_empty() {
             write(path, file, read(parent, file)?.trim())?;
         }
     }
     Ok(())
+}
+
+/// The same for the cgroup's own directory, whose first values are kept.
+fn inherit_own_cpuset(cgroup: &Cgroup, directory: &Directory) -> Result<(), CgroupError> {
+    for file in CPUSET_FILES {
+        let before = directory.read(file).unwrap_or_default();
+        if before.trim().is_empty() {
+            change::keep(cgroup, directory, file, "")?;
+        }
+    }
+    inherit_cpuset(&directory.path)
 }

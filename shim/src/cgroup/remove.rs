@@ -1,76 +1,128 @@
-//! Removes a cgroup's directory, with all that lives in it.
+//! Undoes what a task has done to a cgroup, and only that: directories that it made, known by their inode,
+//! are removed with all that lives in them; those that it joined get their limits back, and stay.
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use rustix::time::Timespec;
 
+use super::CgroupError;
+use super::directory::{Identity, inode, open, open_file, read_file, write_file};
 use super::host::{Version, root_of, version_of};
-use super::{CgroupError, read, write};
+use super::make::{is_marked, parents};
+use crate::sys::watch::poll_until;
 
-/// Makes sure that the cgroup at `path` is nobody's: an empty one, left over from a crash, is removed.
-/// To be called before [`remove`] is promised for it, as that kills whoever lives there.
-///
-/// # Errors
-/// [`CgroupError::InUse`] when it has processes or cgroups of its own.
-pub(super) fn claim(path: &Path) -> Result<(), CgroupError> {
-    match fs::remove_dir(path) {
-        Ok(()) => Ok(()),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(err) if is_busy(&err) => Err(CgroupError::InUse {
-            path: path.to_owned(),
-        }),
-        Err(err) => Err(CgroupError::at(path, "remove the left-over", err)),
-    }
-}
-
-/// Removes the directory of a cgroup at `path`, if it is there: kills what is in it, waits for the end
-/// of that at most `patience`, and removes the directory; and its parent, when that is a directory
-/// directly below the root (containerd's namespace) and empty now.
+/// Removes a directory that the task has made, if it is there: kills what is in it, waits for the end of
+/// that at most `patience`, and removes the directory, with the parents that wasmvm has made and nobody
+/// uses now. Another directory of the same path is left alone.
 ///
 /// # Errors
 /// [`CgroupError`]; `Busy` when processes outlive the wait.
-pub fn remove(path: &Path, patience: Duration) -> Result<(), CgroupError> {
-    let root = root_of(path)?;
-    match fs::remove_dir(path) {
-        Err(err) if is_busy(&err) => {
-            // A daemon and a `delete` that containerd runs beside it may both be at it.
-            if let Err(err) = empty_and_remove(path, patience)
-                && path.exists()
-            {
-                return Err(err);
-            }
-        }
-        Err(err) if err.kind() != io::ErrorKind::NotFound => {
-            return Err(CgroupError::at(path, "remove", err));
-        }
-        _ => {}
+pub fn remove(made: &Identity, patience: Duration) -> Result<(), CgroupError> {
+    let path = &made.path;
+    if let Some(dir) = find(made)? {
+        remove_open(&dir, path, patience)?;
     }
-    if let Some(parent) = path
-        .parent()
-        .filter(|parent| parent.parent() == Some(&root))
-    {
-        // Siblings, processes or another owner keep it, rightly.
-        let _ = fs::remove_dir(parent);
+    let root = root_of(path)?;
+    for parent in parents(&root, path).into_iter().skip(1).rev() {
+        // Siblings keep it, rightly.
+        if !is_marked(parent) || fs::remove_dir(parent).is_err() {
+            break;
+        }
     }
     Ok(())
 }
 
-fn empty_and_remove(path: &Path, patience: Duration) -> Result<(), CgroupError> {
+/// Removes what has this path, with all that lives in it: journals of earlier versions name what they
+/// made by its path alone.
+///
+/// # Errors
+/// As [`remove`]'s.
+pub fn remove_by_path(path: &Path, patience: Duration) -> Result<(), CgroupError> {
+    root_of(path)?;
+    match open(path) {
+        Ok(dir) => remove_open(&dir, path, patience),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(err) => Err(CgroupError::at(path, "open", err)),
+    }
+}
+
+/// Removes a directory that was about to be made, if it is empty. `noted` says that the journal tells what
+/// became of it: then it is ours only if it bears our mark.
+pub fn remove_wanted(path: &Path, noted: bool) {
+    if !noted || is_marked(path) {
+        // Not made, or not empty, and so somebody's.
+        let _ = fs::remove_dir(path);
+    }
+}
+
+/// Puts a limit of a joined directory back, unless the directory is gone. A value that the kernel does not
+/// take any more is logged: no later try would have another end.
+///
+/// # Errors
+/// [`CgroupError`], when the directory cannot be looked at.
+pub fn restore(joined: &Identity, file: &str, value: &str) -> Result<(), CgroupError> {
+    let Some(dir) = find(joined)? else {
+        return Ok(());
+    };
+    // A file with a line for each device takes one at a time.
+    let lines = if value.is_empty() {
+        vec![""]
+    } else {
+        value.lines().collect()
+    };
+    for line in lines {
+        if let Err(error) = write_file(&dir, file, line) {
+            tracing::warn!(path = ?joined.path, file, line, %error, "cannot put a limit back");
+        }
+    }
+    Ok(())
+}
+
+/// Opens a directory of the journal; `None` when it is gone, or its path is another's now.
+fn find(wanted: &Identity) -> Result<Option<File>, CgroupError> {
+    let path = &wanted.path;
+    let found = match open(path) {
+        Ok(dir) => inode(&dir).map(|inode| (inode == wanted.inode).then_some(dir)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    };
+    found.map_err(|err| CgroupError::at(path, "open", err))
+}
+
+fn remove_open(dir: &File, path: &Path, patience: Duration) -> Result<(), CgroupError> {
+    match fs::remove_dir(path) {
+        Err(err) if is_busy(&err) => {
+            // A daemon and a `delete` that containerd runs beside it may both be at it.
+            match empty_and_remove(dir, path, patience) {
+                Err(err) if path.exists() => Err(err),
+                _ => Ok(()),
+            }
+        }
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            Err(CgroupError::at(path, "remove", err))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn empty_and_remove(dir: &File, path: &Path, patience: Duration) -> Result<(), CgroupError> {
     let deadline = Instant::now() + patience;
     let busy = || CgroupError::Busy {
         path: path.to_owned(),
         waited: patience,
     };
     let emptied = match version_of(path) {
-        Some(Version::V1) => kill_each(path, deadline)?,
+        Some(Version::V1) => kill_each(dir, path, deadline)?,
         _ => {
-            write(path, "cgroup.kill", "1")?;
-            wait_until_empty(path, deadline)?
+            write_file(dir, "cgroup.kill", "1")
+                .map_err(|err| CgroupError::at(path, "kill what is in", err))?;
+            wait_until_empty(dir, path, deadline)?
         }
     };
     if !emptied {
@@ -82,7 +134,7 @@ fn empty_and_remove(path: &Path, patience: Duration) -> Result<(), CgroupError> 
     })
 }
 
-fn is_busy(err: &io::Error) -> bool {
+pub(super) fn is_busy(err: &io::Error) -> bool {
     matches!(
         err.kind(),
         io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty
@@ -91,9 +143,10 @@ fn is_busy(err: &io::Error) -> bool {
 
 /// Version 1 has neither `cgroup.kill` nor an event: each process is killed and waited for, until there
 /// is none. Whether it is empty by the deadline.
-fn kill_each(path: &Path, deadline: Instant) -> Result<bool, CgroupError> {
+fn kill_each(dir: &File, path: &Path, deadline: Instant) -> Result<bool, CgroupError> {
     loop {
-        let procs = read(path, "cgroup.procs")?;
+        let procs = read_file(dir, "cgroup.procs")
+            .map_err(|err| CgroupError::at(path, "read cgroup.procs of", err))?;
         // Processes of an outer PID namespace show as 0.
         let pids = procs.lines().filter_map(|line| line.parse().ok());
         let pids: Vec<Pid> = pids.filter_map(Pid::from_raw).collect();
@@ -117,9 +170,9 @@ fn kill_each(path: &Path, deadline: Instant) -> Result<bool, CgroupError> {
 }
 
 /// `cgroup.events` raises POLLPRI when it changes (cgroup-v2.rst, "Populated Notification").
-fn wait_until_empty(path: &Path, deadline: Instant) -> Result<bool, CgroupError> {
-    let file = path.join("cgroup.events");
-    let events = File::open(&file).map_err(|err| CgroupError::at(&file, "open", err))?;
+fn wait_until_empty(dir: &File, path: &Path, deadline: Instant) -> Result<bool, CgroupError> {
+    let events = open_file(dir, "cgroup.events", OFlags::RDONLY)
+        .map_err(|err| CgroupError::at(path, "open cgroup.events of", err))?;
     while is_populated(&events, path)? {
         if Instant::now() >= deadline {
             return Ok(false);
@@ -131,20 +184,13 @@ fn wait_until_empty(path: &Path, deadline: Instant) -> Result<bool, CgroupError>
 
 /// Whether the event came before the deadline.
 fn wait_for(
-    fd: &impl std::os::fd::AsFd,
+    fd: &impl AsFd,
     event: PollFlags,
     deadline: Instant,
     path: &Path,
 ) -> Result<bool, CgroupError> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).ok();
-        match poll(&mut [PollFd::new(fd, event)], timeout.as_ref()) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(CgroupError::at(path, "wait for the end of", errno.into())),
-        }
-    }
+    poll_until(&mut [PollFd::new(fd, event)], deadline)
+        .map_err(|err| CgroupError::at(path, "wait for the end of", err))
 }
 
 fn is_populated(events: &File, path: &Path) -> Result<bool, CgroupError> {

@@ -4,7 +4,6 @@
 //! may be alive and serve others. The journal says what there is to undo.
 
 use std::io;
-use std::path::Path;
 
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message as _, MessageField};
@@ -13,7 +12,7 @@ use wasmvm_protocol::agent::containerd::api::DeleteResponse;
 use super::args::Args;
 use super::{bootstrap, socket};
 use crate::cleanup::{self, CleanupError, Outcome};
-use crate::journal::STATE_ROOT;
+use crate::journal;
 
 /// Why a task could not be deleted from outside.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +36,7 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
     };
     // Standard error would become part of the reply.
     crate::log::init(&bundle, &args.id, args.debug);
-    let root = Path::new(STATE_ROOT);
+    let root = journal::root_of(&args.namespace, &args.id);
     let outcome = cleanup::undo_of_bundle(root, &args.namespace, &args.id, &bundle);
     // Noted before the daemon ran; without a note `start` itself was killed, and the name is known.
     let path = socket::noted(&bundle).unwrap_or_else(|| {

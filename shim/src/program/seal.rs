@@ -13,13 +13,13 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::io::Errno;
+use rustix::fs::SealFlags;
 use sha2::{Digest, Sha256};
 use wasmvm_protocol::slot::{SLOT_HEADER_BYTES, SlotHeader, SlotKind};
 
 use super::{ProgramError, format};
 use crate::cgroup::Birth;
+use crate::memory_file::memory_file;
 use crate::sys::copy::{CopyRequest, copy_in_cgroup};
 
 /// Largest program, bytes: its artifact, 2 to 4 times as large, has to fit into the slot
@@ -63,7 +63,7 @@ pub(super) fn copy(
         source,
     };
     let start = SLOT_HEADER_BYTES as u64;
-    let mut memory = memfd().map_err(kept)?;
+    let mut memory = memory_file(c"wasmvm-program").map_err(kept)?;
     let request = CopyRequest {
         source: source.as_fd(),
         target: memory.as_fd(),
@@ -101,15 +101,6 @@ pub(super) fn too_large(path: &Path, bytes: u64) -> ProgramError {
         path: path.to_owned(),
         bytes,
         bytes_max: PROGRAM_BYTES_MAX,
-    }
-}
-
-fn memfd() -> io::Result<File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    match rustix::fs::memfd_create(c"wasmvm-program", flags | MemfdFlags::NOEXEC_SEAL) {
-        // Before Linux 6.3.
-        Err(Errno::INVAL) => Ok(rustix::fs::memfd_create(c"wasmvm-program", flags)?.into()),
-        result => Ok(result?.into()),
     }
 }
 

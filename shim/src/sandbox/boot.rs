@@ -6,9 +6,9 @@ use std::sync::Arc;
 use wasmvm_protocol::control::{BootConfig, Role};
 
 use super::hooked::{hook_state, run_create_hooks};
-use super::resolve::{Resolver, make_cgroup};
+use super::resolve::Resolver;
 use super::slots::{SlotLease, Slots};
-use super::{SandboxError, SandboxRequest};
+use super::{SandboxError, SandboxRequest, off_thread};
 use crate::bundle::{Network as SpecNetwork, TaskSpec};
 use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
 use crate::journal::{Journal, Step};
@@ -37,7 +37,7 @@ pub(super) async fn boot(
     request: SandboxRequest,
     spec: Arc<TaskSpec>,
     ram_mib: u32,
-    journal: &Journal,
+    journal: &Arc<Journal>,
     resolver: &Resolver,
 ) -> Result<Booted, SandboxError> {
     let SandboxRequest {
@@ -48,7 +48,9 @@ pub(super) async fn boot(
     } = request;
     let task_spec = Arc::clone(&spec);
     let config = &resolver.config;
-    let cgroup = make_task_cgroup(&namespace, &id, &spec, journal)?;
+    let (wanted, kept) = (Arc::clone(&spec), Arc::clone(journal));
+    let task = id.clone();
+    let cgroup = off_thread(move || make_task_cgroup(&namespace, &task, &wanted, &kept)).await?;
     let launch_request = LaunchRequest {
         name: id.clone(),
         files: resolver.vm_files(Role::Task, &cgroup).await?,
@@ -112,9 +114,9 @@ fn make_task_cgroup(
     namespace: &str,
     id: &str,
     spec: &TaskSpec,
-    journal: &Journal,
+    journal: &Arc<Journal>,
 ) -> Result<Cgroup, SandboxError> {
     let inner = cgroup_path(spec.cgroup_path.as_deref(), namespace, id)?;
     let place = Hierarchies::find()?.place(&inner);
-    make_cgroup(&place, &spec.resources, journal)
+    Ok(Cgroup::create(&place, &spec.resources, journal)?)
 }

@@ -8,6 +8,7 @@
 //! Whatever step fails, [`crate::cleanup`] undoes those before it.
 
 mod boot;
+mod compiler_cgroup;
 mod error;
 mod hooked;
 mod resolve;
@@ -31,8 +32,8 @@ use self::slots::Slots;
 use crate::bundle::{ProcessSpec, TaskSpec, ram_mib};
 use crate::cleanup::{self, CleanupError, Outcome};
 use crate::config::{Config, GuestFiles};
-use crate::hooks::HookError;
-use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step};
+use crate::hooks::{self, HookError};
+use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step, TASKS_ROOT};
 use crate::meter::Meter;
 use crate::program::Program;
 use crate::tree::{DeviceMount, RootfsMount};
@@ -60,7 +61,7 @@ pub struct Sandbox {
     spec: Arc<TaskSpec>,
     devices: Vec<DeviceMount>,
     meter: Arc<Meter>,
-    journal: Journal,
+    journal: Arc<Journal>,
     resolver: Resolver,
     load_limit: Duration,
     vm: Vm,
@@ -75,9 +76,9 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError`]; then nothing is left.
     pub async fn create(request: SandboxRequest, config: &Config) -> Result<Self, SandboxError> {
-        let guest = GuestFiles::find()?;
-        let spec = Arc::new(TaskSpec::load(&request.bundle)?);
-        let journal = Self::begin(&request).await?;
+        let wanted = request.clone();
+        let (guest, spec, journal) = off_thread(move || begin(&wanted)).await?;
+        let (spec, journal) = (Arc::new(spec), Arc::new(journal));
         let (namespace, id) = (request.namespace.clone(), request.id.clone());
         let bundle = request.bundle.clone();
         let ram_mib = ram_mib(spec.memory_bytes_max(), config.default_memory_mib);
@@ -110,24 +111,6 @@ impl Sandbox {
                 Err(err)
             }
         }
-    }
-
-    /// Starts the journal; what a task of the same id has left after a crash goes first.
-    async fn begin(request: &SandboxRequest) -> Result<Journal, SandboxError> {
-        let root = Path::new(STATE_ROOT);
-        let (namespace, id) = (&request.namespace, &request.id);
-        let journal = match Journal::create(root, namespace, id) {
-            Err(JournalError::Exists(path)) if !journal::is_held(root, namespace, id) => {
-                tracing::warn!(path = %path.display(), "undoing what an earlier task has left");
-                undo(cleanup::undo, namespace.clone(), id.clone()).await?;
-                Journal::create(root, namespace, id)
-            }
-            other => other,
-        }?;
-        journal.record(&Step::Bundle {
-            path: request.bundle.clone(),
-        })?;
-        Ok(journal)
     }
 
     /// How long the guest may take to load a program.
@@ -284,6 +267,17 @@ impl Sandbox {
     }
 }
 
+/// Reads what is to be made, and starts the journal; what a task of the same id has left after a crash goes
+/// first.
+fn begin(request: &SandboxRequest) -> Result<(GuestFiles, TaskSpec, Journal), SandboxError> {
+    let guest = GuestFiles::find()?;
+    let spec = TaskSpec::load(&request.bundle)?;
+    let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);
+    let (namespace, id) = (&request.namespace, &request.id);
+    let journal = cleanup::begin(tasks, earlier, namespace, id, &request.bundle)?;
+    Ok((guest, spec, journal))
+}
+
 /// [`cleanup::undo`] or [`cleanup::release`].
 pub type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
 
@@ -292,7 +286,12 @@ pub type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
 /// # Errors
 /// [`SandboxError::Cleanup`].
 pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), SandboxError> {
-    off_thread(move || cleanup(Path::new(STATE_ROOT), &namespace, &id).map(drop)).await
+    off_thread(move || {
+        hooks::wait_for_cancelled(&id);
+        let root = journal::root_of(&namespace, &id);
+        cleanup(root, &namespace, &id).map(drop)
+    })
+    .await
 }
 
 /// Runs what waits for a disk or a process on a thread of its own: the runtime has one for everything,

@@ -10,21 +10,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{Mutex, MutexGuard};
 use wasmvm_protocol::control::Role;
 
+use super::compiler_cgroup::{CompilerCgroup, compiler_cgroup_path};
 use super::{SandboxError, off_thread};
 use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, compile};
 use crate::artifact::{ArtifactKey, Next, Shelf, Store, Turn, Turns, private_copy};
 use crate::bundle::{Limit, Resources, TaskSpec};
 use crate::cgroup::{Birth, Cgroup, CgroupError, Hierarchies, Place};
-use crate::cleanup;
 use crate::config::{Config, GuestFiles, Sharing};
-use crate::journal::{Journal, STATE_ROOT, Step};
+use crate::journal::{Journal, STATE_ROOT};
 use crate::program::Program;
 use crate::vm::launch::VmFiles;
 
 /// Names a pod's namespace, in the specs that CRI makes (containerd, `pkg/cri/annotations`).
 const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 /// What all compiler VMs of the host live in, below the root of each hierarchy.
-const COMPILERS: &str = "wasmvm-compile";
+pub(super) const COMPILERS: &str = "wasmvm-compile";
 
 /// Its files: a fifth of the default weight (cgroup-v2.rst, cgroup-v1's `cpu.shares`), and no swap.
 const GIVE_WAY: [(&str, &str); 3] = [
@@ -225,14 +225,21 @@ impl Resolver {
         journal: &Journal,
         turn: Turn,
     ) -> Result<Artifact, SandboxError> {
-        let Self { namespace, id, .. } = self;
         let (path, bytes, kind) = (&program.path, program.bytes, program.kind);
         tracing::info!(?path, bytes, ?kind, "a program is compiled");
-        let name = match self.compilers.fetch_add(1, Ordering::Relaxed) {
-            0 => format!("{namespace}-{id}"),
-            n => format!("{namespace}-{id}.{n}"),
-        };
-        let place = Hierarchies::find()?.place(&Path::new(COMPILERS).join(name));
+        let cgroup = self.make_cgroup(journal).await?;
+        let compiled = self
+            .compile_in(cgroup.cgroup(), program, looked_up, Arc::new(turn))
+            .await;
+        let removed = cgroup.remove().await;
+        let artifact = compiled?;
+        removed?;
+        Ok(artifact)
+    }
+
+    async fn make_cgroup(&self, journal: &Journal) -> Result<CompilerCgroup, SandboxError> {
+        let number = self.compilers.fetch_add(1, Ordering::Relaxed);
+        let part = journal.part(&number.to_string())?;
         let memory = Limit::At(u64::from(COMPILER_MEMORY_MIB) << 20);
         let limits = Resources {
             memory: Some(memory),
@@ -240,15 +247,13 @@ impl Resolver {
             memory_swap: Some(memory),
             ..Resources::default()
         };
-        let cgroup = make_cgroup(&place, &limits, journal)?;
-        give_way(&Hierarchies::find()?.place(Path::new(COMPILERS)));
-        let compiled = self
-            .compile_in(&cgroup, program, looked_up, Arc::new(turn))
-            .await;
-        let removed = off_thread(move || place.remove(cleanup::KILL_MAX)).await;
-        let artifact = compiled?;
-        removed?;
-        Ok(artifact)
+        let inner = compiler_cgroup_path(&self.namespace, &self.id, number);
+        off_thread(move || {
+            let cgroup = CompilerCgroup::make(&inner, &limits, part)?;
+            give_way(&Hierarchies::find()?.place(Path::new(COMPILERS)));
+            Ok::<_, SandboxError>(cgroup)
+        })
+        .await
     }
 
     async fn compile_in(
@@ -323,21 +328,6 @@ fn tenant(namespace: &str, pod_namespace: Option<&String>) -> String {
         Some(pod) => format!("{namespace}/{pod}"),
         None => namespace.to_owned(),
     }
-}
-
-/// Makes a cgroup, written down before.
-pub(super) fn make_cgroup(
-    place: &Place,
-    limits: &Resources,
-    journal: &Journal,
-) -> Result<Cgroup, SandboxError> {
-    place.claim()?;
-    for path in place.paths() {
-        journal.record(&Step::Cgroup {
-            path: path.to_owned(),
-        })?;
-    }
-    Ok(Cgroup::create(place, limits)?)
 }
 
 fn vm_files(guest: &GuestFiles, role: Role) -> VmFiles {

@@ -1,0 +1,140 @@
+//! The cgroup of one compiler VM, and its part of the task's journal: both go when the compile is over,
+//! however it ends.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::resolve::COMPILERS;
+use super::{SandboxError, off_thread};
+use crate::bundle::Resources;
+use crate::cgroup::{Cgroup, Hierarchies};
+use crate::cleanup::{self, CleanupError};
+use crate::error::chain;
+use crate::journal::Journal;
+
+/// The cgroup of one compiler VM. Dropped, it is removed with what lives in it.
+#[derive(Debug)]
+pub(super) struct CompilerCgroup {
+    cgroup: Cgroup,
+    part: Part,
+}
+
+/// Where the compiler with this number of a task lies: a level for each name, since names may hold any
+/// character that would join them.
+pub(super) fn compiler_cgroup_path(namespace: &str, id: &str, number: u32) -> PathBuf {
+    let task = Path::new(COMPILERS).join(namespace).join(id);
+    task.join(number.to_string())
+}
+
+impl CompilerCgroup {
+    /// Makes the cgroup with its limits. Blocks.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; then nothing is left.
+    pub fn make(inner: &Path, limits: &Resources, part: Journal) -> Result<Self, SandboxError> {
+        let journal = Arc::new(part);
+        let part = Part(Some(Arc::clone(&journal)));
+        let place = Hierarchies::find()?.place(inner);
+        let cgroup = Cgroup::create(&place, limits, &journal)?;
+        Ok(Self { cgroup, part })
+    }
+
+    /// For the processes that are to be born into it.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Removes it, with what lives in it.
+    ///
+    /// # Errors
+    /// [`SandboxError::Cleanup`]; the journal is kept then.
+    pub async fn remove(mut self) -> Result<(), SandboxError> {
+        match self.part.0.take() {
+            Some(journal) => off_thread(move || cleanup::undo_part(journal.path())).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is to be undone, unless it was taken out.
+#[derive(Debug)]
+struct Part(Option<Arc<Journal>>);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let Some(journal) = self.0.take() else {
+            return;
+        };
+        let undo = move || {
+            let undone: Result<(), CleanupError> = cleanup::undo_part(journal.path());
+            if let Err(error) = undone {
+                tracing::warn!(error = chain(&error), "a compiler has left something");
+            }
+        };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(undo)),
+            Err(_) => undo(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{self, Step};
+
+    /// Names may hold every character that could join them.
+    #[test]
+    fn no_two_compilers_share_a_cgroup() {
+        let all = [
+            ("a-b", "c", 0),
+            ("a", "b-c", 0),
+            ("a", "x", 1),
+            ("a", "x.1", 0),
+            ("a", "x.1", 1),
+        ];
+        let paths = all.map(|(namespace, id, number)| compiler_cgroup_path(namespace, id, number));
+        for (index, path) in paths.iter().enumerate() {
+            let others = paths.iter().skip(index + 1);
+            let meets = |other: &PathBuf| other.starts_with(path) || path.starts_with(other);
+            assert!(others.clone().all(|other| !meets(other)), "{path:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn it_goes_with_its_journal_however_the_compile_ends() {
+        let root = tempfile::tempdir().unwrap();
+        let journal = Journal::create(root.path(), "default", "web", Path::new("/b")).unwrap();
+        let inner = |number| {
+            let namespace = format!("test-{}", std::process::id());
+            compiler_cgroup_path(&namespace, "web", number)
+        };
+        let make = |number: u32| {
+            let part = journal.part(&number.to_string()).unwrap();
+            CompilerCgroup::make(&inner(number), &Resources::default(), part).unwrap()
+        };
+        let there = |number| {
+            let place = Hierarchies::find().unwrap().place(&inner(number));
+            place.paths().any(Path::exists)
+        };
+        let parts = || journal::parts(root.path(), "default", "web").unwrap().len();
+        let (one, two) = (make(0), make(1));
+        assert!(there(0) && there(1));
+        assert_eq!(parts(), 2);
+        one.remove().await.unwrap();
+        assert!(!there(0));
+        drop(two);
+        while there(1) || parts() > 0 {
+            tokio::task::yield_now().await;
+        }
+        // The shim was killed: the task's end takes it along.
+        let left = journal.part("2").unwrap();
+        let path = inner(2).parent().unwrap().to_owned();
+        let paths = vec![path];
+        left.record(&Step::CgroupWanted { paths }).unwrap();
+        cleanup::undo(root.path(), "default", "web").unwrap();
+        assert_eq!(parts(), 0);
+    }
+}
