@@ -47,9 +47,13 @@ pub enum StartError {
 
 /// Starts the daemon, unless one serves this group already, and returns what to print.
 pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
-    let dialect = Dialect::of(input, &args.namespace, &args.id);
     let bundle = std::env::current_dir()
         .map_err(|error| StartError::Self_("the working directory", error))?;
+    start_in(&bundle, args, input)
+}
+
+fn start_in(bundle: &Path, args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
+    let dialect = Dialect::of(input, &args.namespace, &args.id);
     // The task's own id groups it with nobody. Pods will be grouped by their sandbox.
     let path = socket::path(
         &dialect.socket_dir()?,
@@ -59,33 +63,29 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     );
     let address = socket::address(&path);
     let reply = dialect.reply(&address)?;
+    // For Create, whichever daemon it reaches.
+    if let Some(options) = dialect.options() {
+        options::keep(bundle, options)?;
+    }
     let bound = socket::bind(&path)?;
     if let Bound::New(listener) = bound {
-        let started = socket::write_address(&bundle, &address)
+        let started = socket::write_address(bundle, &address)
             .map_err(StartError::from)
-            .and_then(|()| spawn(args, &dialect, &bundle, listener));
+            .and_then(|()| spawn(args, &dialect, listener));
         if let Err(error) = started {
             // Nobody will ever listen there; the error tells what matters.
             let _ = fs::remove_file(&path);
             return Err(error);
         }
     } else {
-        socket::write_address(&bundle, &address)?;
+        socket::write_address(bundle, &address)?;
     }
     Ok(reply)
 }
 
-fn spawn(
-    args: &Args,
-    dialect: &Dialect,
-    bundle: &Path,
-    listener: UnixListener,
-) -> Result<(), StartError> {
+fn spawn(args: &Args, dialect: &Dialect, listener: UnixListener) -> Result<(), StartError> {
     let cgroup = match dialect.options() {
-        Some(options) => {
-            options::keep(bundle, options)?;
-            options::shim_cgroup(options)?
-        }
+        Some(options) => options::shim_cgroup(options)?,
         None => None,
     };
     let program =
@@ -133,5 +133,41 @@ fn adjust_oom_score(daemon: u32) {
     if let Some(score) = score {
         let score = score.saturating_add(1).min(OOM_SCORE_ADJ_MAX);
         let _ = fs::write(format!("/proc/{daemon}/oom_score_adj"), score.to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protobuf::Message as _;
+    use wasmvm_protocol::agent::containerd::bootstrap_api::BootstrapParams;
+
+    use super::*;
+    use crate::launch::Action;
+
+    /// The second container of a pod: its `start` finds the daemon, and its options are its own.
+    #[test]
+    fn options_are_kept_also_where_a_daemon_serves() {
+        let (bundle, sockets) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let captured = include_bytes!("captures/main-1.stdin");
+        let mut params = BootstrapParams::parse_from_bytes(captured).unwrap();
+        let directory = sockets.path().to_str().unwrap().to_owned();
+        params.socket_dir = Some(directory.clone());
+        let args = Args {
+            action: Action::Start,
+            namespace: "default".into(),
+            id: "t1".into(),
+            address: "/run/c.sock".into(),
+            publish_binary: String::new(),
+            bundle: None,
+            debug: false,
+        };
+        let path = socket::path(&directory, &args.address, "default", "t1");
+        let _daemon = UnixListener::bind(&path).unwrap();
+        let input = params.write_to_bytes().unwrap();
+        start_in(bundle.path(), &args, &input).unwrap();
+        let options = Dialect::of(&input, "default", "t1").options().cloned();
+        let kept = fs::read(bundle.path().join("options")).unwrap();
+        assert_eq!(kept, options.unwrap().write_to_bytes().unwrap());
+        assert_eq!(socket::noted(bundle.path()), Some(path));
     }
 }
