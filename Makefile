@@ -79,13 +79,14 @@ unit: ## unit tests, no VM
 e2e: build ## end-to-end tests, on the host's KVM or in the testbed
 	@WASMVM_SOAK_SEED=$(or $(SOAK_SEED),1) tests/run-e2e --stage $(STAGE) --images $(OUT)/images
 
+# TEST reaches the commands by the environment: its words are split, and read by no shell.
 it: build ## one end-to-end test: make it TEST=name
-	@tests/run-e2e --stage $(STAGE) --images $(OUT)/images $(TEST)
+	@set -f; tests/run-e2e --stage $(STAGE) --images $(OUT)/images $${TEST:-}
 
 client-tests: build ## containerd's own client tests with this runtime (downloads their Go packages; TEST=name for some)
 	@tests/step "containerd's client tests" tests/client/build $(OUT)/client
-	@tests/where --stage $(STAGE) --images $(OUT)/images --timeout 4000 $(foreach file,client.test registry,--add $(OUT)/client/$(file):client/$(file)) \
-	    $(foreach file,inside left-out lsof,--add tests/client/$(file):client/$(file)) -- sh -c 'exec "$$WASMVM_FILES/client/inside" "$$@"' sh $(TEST)
+	@set -f; tests/where --stage $(STAGE) --images $(OUT)/images --timeout 4000 $(foreach file,client.test registry,--add $(OUT)/client/$(file):client/$(file)) \
+	    $(foreach file,inside left-out lsof,--add tests/client/$(file):client/$(file)) -- sh -c 'exec "$$WASMVM_FILES/client/inside" "$$@"' sh $${TEST:-}
 
 fuzz: packages ## every fuzz target for TIME seconds, 60 without (TARGET="name ..." for some); docs/fuzzing.md
 	@tests/fuzz/run $(or $(TIME),60) $(TARGET)
