@@ -113,6 +113,24 @@ fn what_ctr_run_writes_is_understood() {
 }
 
 #[test]
+fn paths_of_the_tree_are_cleaned() {
+    let spec = with("/process/cwd", json!("/tmp/../tmp/./new/")).unwrap();
+    assert_eq!(spec.process.cwd, Path::new("/tmp/new"));
+    let mount = json!({"destination": "/mnt/../data", "type": "bind", "source": "/x", "options": ["rbind"]});
+    let spec = with("/mounts", json!([mount])).unwrap();
+    assert_eq!(spec.mounts[0].destination, Path::new("/data"));
+}
+
+#[test]
+fn an_annotation_asks_for_the_working_directory_as_a_preopen() {
+    for (value, expected) in [("true", true), ("false", false)] {
+        let annotations = json!({"io.wasmvm.preopen-cwd": value});
+        let spec = with("/annotations", annotations).unwrap();
+        assert_eq!(spec.preopen_cwd, expected);
+    }
+}
+
+#[test]
 fn options_of_ctr_run_are_honoured() {
     let spec = parse(CTR_RUN_OPTIONS).unwrap();
     assert_eq!(spec.process.args, ["/hello", "a", "b"]);

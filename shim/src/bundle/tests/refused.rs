@@ -70,6 +70,11 @@ fn every_refusal_names_its_field() {
         ),
         ("/mounts/6/type", json!("nfs"), "mounts[6].type = \"nfs\""),
         (
+            "/annotations",
+            json!({"io.wasmvm.preopen-cwd": "yes"}),
+            "annotations[\"io.wasmvm.preopen-cwd\"] = \"yes\"",
+        ),
+        (
             "/mounts/6/destination",
             json!("/a/.."),
             "mounts[6].destination = \"/a/..\"",
