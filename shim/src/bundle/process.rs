@@ -1,5 +1,6 @@
 //! From an OCI `process` to a [`ProcessSpec`]: the bundle's own, or the spec of an exec.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use oci_spec::runtime::Process;
@@ -87,7 +88,21 @@ fn env(process: &Process) -> Result<Vec<String>, BundleError> {
             ));
         }
     }
-    Ok(env)
+    Ok(last_of_each(env))
+}
+
+/// One entry for each name: the last that was given, as under runc. libc would find the first.
+fn last_of_each(env: Vec<String>) -> Vec<String> {
+    let mut names = BTreeSet::new();
+    let mut kept: Vec<String> = Vec::with_capacity(env.len());
+    for entry in env.into_iter().rev() {
+        let name = entry.split('=').next().unwrap_or_default();
+        if names.insert(name.to_owned()) {
+            kept.push(entry);
+        }
+    }
+    kept.reverse();
+    kept
 }
 
 fn check_strings(field: &str, texts: &[String]) -> Result<(), BundleError> {
@@ -138,6 +153,14 @@ mod tests {
             additional_gids: vec![3],
         };
         assert_eq!(spec.user, user);
+    }
+
+    #[test]
+    fn of_two_equal_variables_the_last_counts() {
+        let env = ["A=1", "B=", "A=2=x", "AB=3", "B=4", "A=5"];
+        let spec = json!({"args": ["a"], "env": env, "cwd": "/", "user": {"uid": 0, "gid": 0}});
+        let spec = ProcessSpec::parse(spec.to_string().as_bytes()).unwrap();
+        assert_eq!(spec.env, ["AB=3", "B=4", "A=5"]);
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub struct TaskSpec {
 pub struct ProcessSpec {
     /// The program and its arguments; never empty, without zero bytes.
     pub args: Vec<String>,
-    /// `KEY=value`, without zero bytes.
+    /// `KEY=value`, without zero bytes, each key once.
     pub env: Vec<String>,
     /// Working directory; absolute, without `.` and `..`.
     pub cwd: PathBuf,
