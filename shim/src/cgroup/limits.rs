@@ -216,11 +216,14 @@ fn number(cgroup: &Cgroup, controller: &str, file: &str) -> Option<u64> {
     cgroup.read(controller, file)?.trim().parse().ok()
 }
 
-/// From shares, 2 to 262144, to a weight, 1 to 10000, linearly: the OCI runtimes' common conversion.
+/// From shares, 2 to 262144, to a weight, 1 to 10000, as runc does since 1.3.2: a curve through both ends
+/// and through the default of both, 1024 and 100. A line between the ends alone gives a task with the
+/// default of version 1 (1024) less than half of what one without any limit has.
 fn weight(shares: u64) -> String {
     let shares = shares.clamp(*SHARES.start(), *SHARES.end());
-    let weight = 1 + (shares - SHARES.start()) * 9999 / (SHARES.end() - SHARES.start());
-    weight.to_string()
+    let log2 = f64::from(u32::try_from(shares).unwrap_or(u32::MAX)).log2();
+    let log10 = (log2 * log2 + 125.0 * log2) / 612.0 - 7.0 / 34.0;
+    format!("{:.0}", 10_f64.powf(log10).ceil())
 }
 
 #[cfg(test)]
@@ -275,7 +278,7 @@ mod tests {
             ("memory.max", "67108864"),
             ("memory.swap.max", "33554432"),
             ("cpu.max", "50000 100000"),
-            ("cpu.weight", "39"),
+            ("cpu.weight", "100"),
             ("cpuset.cpus", "0-1"),
             ("pids.max", "100"),
             ("memory.high", "1"),
@@ -390,11 +393,28 @@ mod tests {
     }
 
     #[test]
-    fn weights_span_the_scale() {
-        assert_eq!(weight(0), "1");
-        assert_eq!(weight(2), "1");
-        assert_eq!(weight(262_144), "10000");
-        assert_eq!(weight(u64::MAX), "10000");
+    fn weights_span_the_scale_and_meet_at_the_default() {
+        for (shares, expected) in [
+            (0, "1"),
+            (2, "1"),
+            (3, "2"),
+            (100, "17"),
+            (512, "59"),
+            (1024, "100"),
+            (2048, "174"),
+            (8192, "532"),
+            (262_143, "10000"),
+            (262_144, "10000"),
+            (u64::MAX, "10000"),
+        ] {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
+        let weights = (2..=262_144).map(|shares| weight(shares).parse::<u64>().unwrap());
+        let mut last = 1;
+        for weight in weights {
+            assert!((last..=10_000).contains(&weight), "{weight} after {last}");
+            last = weight;
+        }
     }
 
     #[test]
