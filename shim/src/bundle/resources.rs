@@ -104,7 +104,8 @@ fn memory(memory: &LinuxMemory) -> Result<(Option<Limit>, Option<Limit>), Bundle
         && bytes < MEMORY_BYTES_MIN
     {
         let reason = format!(
-            "too small to boot a guest; the minimum is {MEMORY_BYTES_MIN} bytes ({} MiB)",
+            "too small to boot a guest; the minimum is {MEMORY_BYTES_MIN} bytes ({} MiB): raise the limit (-m 24m, a pod's \
+             resources.limits.memory), or leave it out",
             MEMORY_BYTES_MIN >> 20
         );
         return Err(refused(LIMIT, &bytes.to_string(), &reason));
@@ -146,7 +147,8 @@ fn is_number_list(list: &str) -> bool {
         .all(|c| c.is_ascii_digit() || matches!(c, ',' | '-'))
 }
 
-/// Files of the task's own cgroup, and of its controllers only: `cgroup.*` steer processes.
+/// Files of the task's own cgroup, and of its controllers only: `cgroup.*` steer processes. Their names
+/// have capitals and digits too (`hugetlb.2MB.max`), and never a slash.
 fn unified(resources: &LinuxResources) -> Result<BTreeMap<String, String>, BundleError> {
     let files = resources.unified().iter().flatten();
     let files: BTreeMap<String, String> = files
@@ -161,7 +163,7 @@ fn unified(resources: &LinuxResources) -> Result<BTreeMap<String, String>, Bundl
         let field = || format!("linux.resources.unified.{name}");
         let named = name
             .chars()
-            .all(|c| c.is_ascii_lowercase() || matches!(c, '.' | '_'));
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_'));
         if !named || !name.contains('.') || name.starts_with(['.']) || name.starts_with("cgroup.") {
             let reason = "not a file of a cgroup v2 controller";
             return Err(refused(&field(), &format!("{value:?}"), reason));
@@ -212,6 +214,20 @@ mod tests {
     }
 
     #[test]
+    fn files_of_a_cgroup_are_named_as_the_kernel_does() {
+        let names = [
+            "hugetlb.2MB.max",
+            "hugetlb.1GB.rsvd.max",
+            "io.bfq.weight",
+            "memory.high",
+        ];
+        for name in names {
+            let given = update(&json!({"unified": {name: "1"}})).unwrap();
+            assert_eq!(given.files[name], "1");
+        }
+    }
+
+    #[test]
     fn an_update_is_refused_by_field() {
         for (resources, start) in [
             (
@@ -229,6 +245,10 @@ mod tests {
             (
                 json!({"cpu": {"quota": "much"}}),
                 "linux.resources is not as the OCI specification has it",
+            ),
+            (
+                json!({"unified": {"hugetlb.2MB/max": "1"}}),
+                "linux.resources.unified.hugetlb.2MB/max = \"1\" is refused",
             ),
             (json!([]), "the update: linux.resources = [] is refused: "),
         ] {

@@ -19,8 +19,11 @@ use super::remove::is_busy;
 use super::{Cgroup, CgroupError, change, read, write};
 use crate::journal::{Journal, Step};
 
-/// Controllers that are handed down the path in the unified hierarchy, where the kernel has them.
-const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+/// Controllers that are handed down the path in the unified hierarchy, where the kernel has them: all that
+/// have limits, as `linux.resources.unified` may name a file of any.
+const CONTROLLERS: [&str; 8] = [
+    "cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma",
+];
 /// A directory that another task removes meanwhile is made again this often.
 const CREATE_TRIES_MAX: usize = 64;
 /// The extended attribute by which a directory that wasmvm has made is known, parents included: any later
