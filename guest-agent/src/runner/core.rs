@@ -10,28 +10,42 @@ use super::limits::Limits;
 use super::wasi::State;
 
 /// What a command exports (WASI `legacy/application-abi.md`).
-const ENTRY: &str = "_start";
+const COMMAND: &str = "_start";
+/// What it exports instead where its toolchain takes the default export for the entry.
+const DEFAULT: &str = "";
+/// What is called before anything else of a module that exports it.
+const INITIALIZE: &str = "_initialize";
+/// Most functions of a module that are named where another one is missed.
+const EXPORTS_NAMED_MAX: usize = 10;
 
 /// A linked core module.
 pub struct CoreProgram {
     linked: InstancePre<State>,
+    /// What is called, in this order.
+    calls: Vec<String>,
 }
 
 impl CoreProgram {
-    /// Takes the artifact from the slot and links it.
+    /// Takes the artifact from the slot and links it. `function` is the export to call; empty: the entry of
+    /// a command.
     ///
     /// # Errors
     /// [`LoadError`], one sentence for the module's author.
-    pub fn load(engine: &Engine, slot: &SlotContent, limits: &Limits) -> Result<Self, LoadError> {
+    pub fn load(
+        engine: &Engine,
+        slot: &SlotContent,
+        function: &str,
+        limits: &Limits,
+    ) -> Result<Self, LoadError> {
         // SAFETY: the content was made by this version's compiler in a VM of its own and is mapped,
         // unchanging, as long as the process lives.
         let module = unsafe { Module::deserialize_raw(engine, slot.memory()) }
             .map_err(LoadError::Artifact)?;
         let linker = linker(engine).map_err(LoadError::Engine)?;
-        check_entry(&module)?;
+        let calls = calls(&module, function)?;
         limits.check_initial(module.resources_required().max_initial_memory_size)?;
         let linked = linker.instantiate_pre(&module).map_err(link_error)?;
-        Ok(Self { linked })
+        Ok(Self { linked, calls })
     }
 
     /// Runs it to its end.
@@ -40,8 +54,11 @@ impl CoreProgram {
     /// A trap, or [`I32Exit`] for `proc_exit`.
     pub async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
         let instance = self.linked.instantiate_async(&mut store).await?;
-        let entry = instance.get_typed_func::<(), ()>(&mut store, ENTRY)?;
-        entry.call_async(&mut store, ()).await
+        for name in &self.calls {
+            let function = instance.get_typed_func::<(), ()>(&mut store, name)?;
+            function.call_async(&mut store, ()).await?;
+        }
+        Ok(())
     }
 }
 
@@ -71,12 +88,62 @@ fn link_error(error: wasmtime::Error) -> LoadError {
     }
 }
 
-fn check_entry(module: &Module) -> Result<(), LoadError> {
-    match module.get_export(ENTRY) {
-        Some(ExternType::Func(_)) => Ok(()),
-        _ if module.get_export("_initialize").is_some() => Err(LoadError::NoStart(
-            " (it exports `_initialize`: it is a reactor, a library for other programs)",
-        )),
-        _ => Err(LoadError::NoStart("")),
+/// The exports that make up a run of the module.
+fn calls(module: &Module, function: &str) -> Result<Vec<String>, LoadError> {
+    let entry = if function.is_empty() {
+        command_entry(module)?
+    } else {
+        is_callable(module, function)?
+            .then_some(function)
+            .ok_or_else(|| no_function(module, function))?
+    };
+    let mut calls = Vec::new();
+    if entry != INITIALIZE && is_callable(module, INITIALIZE)? {
+        calls.push(INITIALIZE.to_owned());
+    }
+    calls.push(entry.to_owned());
+    Ok(calls)
+}
+
+fn command_entry(module: &Module) -> Result<&'static str, LoadError> {
+    for name in [COMMAND, DEFAULT] {
+        if is_callable(module, name)? {
+            return Ok(name);
+        }
+    }
+    Err(LoadError::NoStart(
+        if module.get_export(INITIALIZE).is_some() {
+            " (it exports `_initialize`: it is a reactor, a library for other programs; to call one of its \
+             functions, name it behind the file, as in `app.wasm#function`)"
+        } else {
+            ""
+        },
+    ))
+}
+
+/// Whether the module exports a function of this name; it must be one that can be called with nothing.
+fn is_callable(module: &Module, name: &str) -> Result<bool, LoadError> {
+    match module.get_export(name) {
+        Some(ExternType::Func(ty)) if ty.params().len() + ty.results().len() == 0 => Ok(true),
+        Some(ExternType::Func(ty)) => Err(LoadError::Signature {
+            function: name.to_owned(),
+            params: ty.params().len(),
+            results: ty.results().len(),
+        }),
+        _ => Ok(false),
+    }
+}
+
+fn no_function(module: &Module, function: &str) -> LoadError {
+    let functions = module
+        .exports()
+        .filter(|export| matches!(export.ty(), ExternType::Func(_)));
+    let names: Vec<_> = functions
+        .map(|export| format!("`{}`", export.name()))
+        .take(EXPORTS_NAMED_MAX)
+        .collect();
+    LoadError::NoFunction {
+        function: function.to_owned(),
+        exports: names.join(", "),
     }
 }

@@ -39,7 +39,7 @@ pub enum LoadError {
     #[error("{UNFIT}: {0:#}")]
     Artifact(wasmtime::Error),
     /// Something is imported that we do not have.
-    #[error("{what} imports {name}, which wasmvm does not offer")]
+    #[error("{what} imports {name}, which wasmvm does not offer{}", advice(.name))]
     Import {
         /// `module` or `component`.
         what: &'static str,
@@ -50,8 +50,31 @@ pub enum LoadError {
     #[error("program does not link: {0:#}")]
     Link(wasmtime::Error),
     /// A core module that is no command.
-    #[error("module exports no function `_start`, so it is not a WASI command{0}")]
+    #[error(
+        "module exports no function `_start` (nor one named ``), so it is not a WASI command{0}"
+    )]
     NoStart(&'static str),
+    /// A core module without the function that was named behind its file.
+    #[error("module exports no function `{function}`; the first that it exports: {}", or_none(.exports))]
+    NoFunction {
+        /// Behind the `#`.
+        function: String,
+        /// Some of those that there are; empty without any.
+        exports: String,
+    },
+    /// A function that nobody could call with the right values.
+    #[error(
+        "function `{function}` has {params} parameters and {results} results; a program is entered by a function \
+         with none of either"
+    )]
+    Signature {
+        /// Its name.
+        function: String,
+        /// How many it takes.
+        params: usize,
+        /// How many it returns.
+        results: usize,
+    },
     /// A component that is no command.
     #[error("component does not export wasi:cli/run, so it is not a command{0}")]
     NoRun(String),
@@ -78,9 +101,37 @@ impl LoadError {
             | Self::Import { .. }
             | Self::Link(_)
             | Self::NoStart(_)
+            | Self::NoFunction { .. }
+            | Self::Signature { .. }
             | Self::NoRun(_)
             | Self::Memory { .. } => Report::Refused(self.to_string()),
         }
+    }
+}
+
+/// What the author of a program with a well-known import can do.
+fn advice(name: &str) -> &'static str {
+    match name.split_once("::") {
+        Some(("wasi", "thread-spawn") | ("env", "memory")) => {
+            ": it was built for wasi-threads; build it without threads, for wasm32-wasip1"
+        }
+        Some(("wasi_snapshot_preview1", call)) if call.starts_with("sock_") => {
+            ": it was built for WasmEdge's sockets, which are that runtime's own"
+        }
+        Some(("env", call)) if call.starts_with("emscripten_") || call.starts_with("invoke_") => {
+            ": it was built for JavaScript hosts; build it for WASI (emcc -sSTANDALONE_WASM, or wasi-sdk)"
+        }
+        Some(("wbg" | "__wbindgen_placeholder__", _)) => {
+            ": it was built for JavaScript hosts by wasm-bindgen; build it for wasm32-wasip1"
+        }
+        _ => "",
+    }
+}
+
+fn or_none(exports: &str) -> &str {
+    match exports {
+        "" => "none",
+        some => some,
     }
 }
 
@@ -97,4 +148,29 @@ pub fn status(name: &str, ended: wasmtime::Result<()>) -> i32 {
     let error = error.context(format!("failed to run main module `{name}`"));
     super::stdio::write_stderr(format!("Error: {error:?}\n").as_bytes());
     TRAPPED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn well_known_imports_come_with_advice() {
+        for (name, part) in [
+            ("wasi::thread-spawn", "wasi-threads"),
+            ("env::memory", "wasi-threads"),
+            ("wasi_snapshot_preview1::sock_open", "WasmEdge"),
+            ("env::emscripten_memcpy_js", "emcc"),
+            ("wbg::__wbindgen_throw", "wasm-bindgen"),
+        ] {
+            let text = LoadError::Import {
+                what: "module",
+                name: name.to_owned(),
+            }
+            .to_string();
+            let start =
+                format!("module imports {name}, which wasmvm does not offer: it was built for ");
+            assert!(text.starts_with(&start) && text.contains(part), "{text}");
+        }
+    }
 }

@@ -166,7 +166,12 @@ fn load(
     let loaded = if component {
         Loaded::Component(component::ComponentProgram::load(&engine, slot, &limits)?)
     } else {
-        Loaded::Core(core::CoreProgram::load(&engine, slot, &limits)?)
+        Loaded::Core(core::CoreProgram::load(
+            &engine,
+            slot,
+            &program.function,
+            &limits,
+        )?)
     };
     let state = State::new(program, limits, component)?;
     let mut store = Store::new(&engine, state);

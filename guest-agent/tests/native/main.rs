@@ -156,6 +156,10 @@ async fn what_is_no_command_is_refused() {
     for (wat, part) in [
         ("(module)", "no function `_start`"),
         ("(module (func (export \"_initialize\")))", "reactor"),
+        (
+            "(module (func (export \"_start\") (param i32)))",
+            "`_start` has 1 parameters and 0 results",
+        ),
         ("(component)", "exports nothing"),
         (programs::PROXY, "wasi:http/proxy"),
     ] {
@@ -164,6 +168,43 @@ async fn what_is_no_command_is_refused() {
         assert_eq!(code, Code::INVALID_ARGUMENT);
         assert!(text.contains(part), "{part} in {text}");
     }
+}
+
+#[tokio::test]
+async fn a_command_is_entered_by_start_or_the_default_export() {
+    // Each call exits with its own status, or leaves it to the next.
+    for (exports, status) in [
+        (&["_start", ""][..], 1),
+        (&[""], 2),
+        (&["_initialize", "_start"], 11),
+        (&["_initialize", ""], 12),
+        (&["_initialize", "run", ""], 12),
+    ] {
+        let guest = Guest::with(&programs::exporting(exports)).await;
+        assert_eq!(guest.run(|_| {}).await.status, status, "{exports:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_function_that_is_named_is_called() {
+    let run = |program: &mut guest::Program| program.function = "run".into();
+    for (exports, status) in [
+        (&["_start", "run"][..], 3),
+        (&["_initialize", "run"], 13),
+        (&["run"], 3),
+    ] {
+        let guest = Guest::with(&programs::exporting(exports)).await;
+        assert_eq!(guest.run(run).await.status, status, "{exports:?}");
+    }
+    let guest = Guest::with(&programs::exporting(&["_start"])).await;
+    let (code, text) = guest.create(run, Streams::none()).await.unwrap_err();
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    let expected = "module exports no function `run`; the first that it exports: `_start`";
+    assert_eq!(text, expected);
+    // Of a library it can be what prepares it.
+    let guest = Guest::with(&programs::exporting(&["_initialize"])).await;
+    let prepare = |program: &mut guest::Program| program.function = "_initialize".into();
+    assert_eq!(guest.run(prepare).await.status, 0);
 }
 
 #[tokio::test]
