@@ -15,6 +15,7 @@ use crate::error::{Refusal, chain};
 use crate::journal::ExitRecord;
 use crate::launch::options;
 use crate::meter::Meter;
+use crate::program::Found;
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxRequest};
 use crate::task::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
 use crate::tree::RootfsMount;
@@ -27,9 +28,15 @@ fn refuse(error: &SandboxError) -> Refusal {
     Refusal::new(error.code(), error)
 }
 
-/// What the spec says, and the host name, which WASI has no other way to tell.
-fn environment(given: &[String], hostname: &str) -> Vec<String> {
+/// What the spec says, and what it leaves to the runtime: `HOME`, as runc sets it, and the host name,
+/// which WASI has no other way to tell.
+fn environment(given: &[String], hostname: &str, found: &Found) -> Vec<String> {
     let mut env = given.to_vec();
+    if let Some(home) = &found.home {
+        // It may be there and empty.
+        env.retain(|variable| !variable.starts_with("HOME="));
+        env.push(format!("HOME={home}"));
+    }
     if !hostname.is_empty() && !env.iter().any(|variable| variable.starts_with("HOSTNAME=")) {
         env.push(format!("HOSTNAME={hostname}"));
     }
@@ -37,7 +44,7 @@ fn environment(given: &[String], hostname: &str) -> Vec<String> {
 }
 
 /// What the agent is told of a program whose artifact lies in `slot`.
-fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
+fn program(sandbox: &Sandbox, process: &ProcessSpec, found: &Found, slot: u32) -> Program {
     let spec = sandbox.spec();
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let devices = sandbox.devices().iter().map(|mount| DeviceMount {
@@ -47,7 +54,7 @@ fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
     });
     Program {
         args: process.args.clone(),
-        env: environment(&process.env, &spec.hostname),
+        env: environment(&process.env, &spec.hostname, found),
         cwd: text(&process.cwd),
         uid: process.user.uid,
         gid: process.user.gid,
@@ -59,6 +66,7 @@ fn program(sandbox: &Sandbox, process: &ProcessSpec, slot: u32) -> Program {
         slot,
         preopen_cwd: spec.preopen_cwd,
         devices: devices.collect(),
+        function: found.function.clone().unwrap_or_default(),
         ..Default::default()
     }
 }
@@ -105,7 +113,7 @@ impl TaskSandbox for Sandbox {
     }
 
     fn program(&self) -> Program {
-        program(self, &self.spec().process, 0)
+        program(self, &self.spec().process, self.found(), 0)
     }
 
     fn load_limit(&self) -> Duration {
@@ -113,10 +121,10 @@ impl TaskSandbox for Sandbox {
     }
 
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
-        let slot = Self::load(self, process)
+        let (slot, found) = Self::load(self, process)
             .await
             .map_err(|error| refuse(&error))?;
-        let program = program(self, process, slot.index());
+        let program = program(self, process, &found, slot.index());
         Ok(LoadedProgram { program, slot })
     }
 
@@ -195,10 +203,24 @@ mod tests {
 
     #[test]
     fn a_program_is_told_the_host_name() {
-        let given = ["A=b".to_owned()];
-        assert_eq!(environment(&given, "web-1"), ["A=b", "HOSTNAME=web-1"]);
-        assert_eq!(environment(&given, ""), ["A=b"]);
-        let own = ["HOSTNAME=own".to_owned()];
-        assert_eq!(environment(&own, "web-1"), ["HOSTNAME=own"]);
+        let environment = |given: &[&str], hostname| {
+            let given: Vec<_> = given.iter().map(ToString::to_string).collect();
+            environment(&given, hostname, &Found::default())
+        };
+        assert_eq!(environment(&["A=b"], "web-1"), ["A=b", "HOSTNAME=web-1"]);
+        assert_eq!(environment(&["A=b"], ""), ["A=b"]);
+        assert_eq!(environment(&["HOSTNAME=own"], "web-1"), ["HOSTNAME=own"]);
+    }
+
+    #[test]
+    fn a_program_is_told_its_home_once() {
+        let found = Found {
+            home: Some("/root".to_owned()),
+            ..Found::default()
+        };
+        let given = ["HOME=".to_owned(), "A=b".to_owned()];
+        assert_eq!(environment(&given, "", &found), ["A=b", "HOME=/root"]);
+        let given = ["HOME=/own".to_owned()];
+        assert_eq!(environment(&given, "", &Found::default()), ["HOME=/own"]);
     }
 }

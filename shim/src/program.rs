@@ -11,10 +11,13 @@ use crate::cgroup::Birth;
 pub use self::error::ProgramError;
 pub use self::seal::SealedProgram;
 
+use self::lookup::Located;
+
 mod error;
 mod format;
 #[cfg(feature = "fuzzing")]
 pub(crate) use format::fuzz;
+mod home;
 mod lookup;
 mod seal;
 #[cfg(test)]
@@ -40,7 +43,18 @@ pub struct Program {
     pub bytes: u64,
     /// By its header.
     pub kind: ProgramKind,
+    /// What else its process is to be told.
+    pub found: Found,
     file: File,
+}
+
+/// What the tree says of a process beyond its program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The exported function to call, where `args[0]` names one.
+    pub function: Option<String>,
+    /// The user's home directory, where the spec sets no `HOME`.
+    pub home: Option<String>,
 }
 
 impl Program {
@@ -49,17 +63,30 @@ impl Program {
     /// # Errors
     /// [`ProgramError`], with what was looked for, or what was found instead.
     pub fn open(root: BorrowedFd<'_>, spec: &ProcessSpec) -> Result<Self, ProgramError> {
-        let (path, file) = lookup::find(root, spec)?;
+        let Located {
+            path,
+            file,
+            function,
+        } = lookup::find(root, spec)?;
         // A large file that is something else is not worth reading.
         format::glance(&file, &path)?;
         let (sha256, bytes) = seal::digest(&file, &path)?;
         let kind = format::judge(&file, &path, 0, bytes)?;
+        if kind == ProgramKind::Component
+            && let Some(function) = function
+        {
+            return Err(ProgramError::FunctionOfComponent { path, function });
+        }
         tracing::debug!(?path, bytes, ?kind, "program found");
         Ok(Self {
             path,
             sha256,
             bytes,
             kind,
+            found: Found {
+                function,
+                home: home::of(root, spec),
+            },
             file,
         })
     }

@@ -33,6 +33,17 @@ pub enum ProgramError {
         /// As in "is a directory".
         what: String,
     },
+    /// A component has no functions that are called by name.
+    #[error(
+        "program {} is a component, which is entered by its export wasi:cli/run; `#{function}` names a function of a \
+         core module: leave it out", path.display()
+    )]
+    FunctionOfComponent {
+        /// Inside the tree.
+        path: PathBuf,
+        /// Behind the `#` of `args[0]`.
+        function: String,
+    },
     /// Larger than what can be compiled.
     #[error("program {} has {bytes} bytes; at most {bytes_max} are supported", path.display())]
     TooLarge {
@@ -60,9 +71,10 @@ impl ProgramError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NotFound { .. } => ErrorCode::NotFound,
-            Self::Read { .. } | Self::NotWasm { .. } | Self::TooLarge { .. } => {
-                ErrorCode::InvalidArgument
-            }
+            Self::Read { .. }
+            | Self::NotWasm { .. }
+            | Self::FunctionOfComponent { .. }
+            | Self::TooLarge { .. } => ErrorCode::InvalidArgument,
             Self::Copy { .. } => ErrorCode::Internal,
         }
     }

@@ -1,4 +1,4 @@
-//! Where `args[0]` leads inside the tree, by the rules of execvp(3).
+//! Where `args[0]` leads inside the tree: by the rules of execvp(3), then into the working directory.
 
 use std::fs::File;
 use std::io;
@@ -16,19 +16,59 @@ use crate::tree::open_inside;
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most directories of `PATH` that are looked into.
 const PATH_DIRECTORIES_MAX: usize = 64;
+/// Most `#` of a name, from its end, that are tried as the place before a function's name.
+const FUNCTION_SPLITS_MAX: usize = 4;
 
-/// The first candidate that exists: its path and its file, opened for reading.
-pub(super) fn find(
-    root: BorrowedFd<'_>,
-    spec: &ProcessSpec,
-) -> Result<(PathBuf, File), ProgramError> {
+/// A program's file, and how it is entered.
+pub(super) struct Located {
+    pub path: PathBuf,
+    /// Opened for reading.
+    pub file: File,
+    /// The part of `args[0]` behind the `#`.
+    pub function: Option<String>,
+}
+
+/// The file that `args[0]` names. `FILE#FUNCTION` names a function of the file as well, as containerd's
+/// other runtimes for WebAssembly have it; a file that exists by the longer name is that file.
+pub(super) fn find(root: BorrowedFd<'_>, spec: &ProcessSpec) -> Result<Located, ProgramError> {
     let name = spec.args.first().map_or("", String::as_str);
-    let candidates = candidates(name, spec);
+    let mut looked = Vec::new();
+    for (file_name, function) in readings(name) {
+        let candidates = candidates(file_name, spec);
+        if let Some((path, file)) = first(root, &candidates)? {
+            let function = function.filter(|function| !function.is_empty());
+            return Ok(Located {
+                path,
+                file,
+                function: function.map(str::to_owned),
+            });
+        }
+        looked.extend(candidates);
+    }
+    Err(ProgramError::NotFound {
+        name: name.to_owned(),
+        looked: joined(&looked),
+    })
+}
+
+/// What a name can mean: a file, and the function behind one of its last `#`. Longest file name first.
+fn readings(name: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let splits = name.rmatch_indices('#').take(FUNCTION_SPLITS_MAX);
+    let split = splits.map(|(at, _)| (&name[..at], Some(&name[at + 1..])));
+    let whole = std::iter::once((name, None));
+    whole.chain(split.filter(|(file, _)| !file.is_empty()))
+}
+
+/// The first candidate that exists, if any does.
+fn first(
+    root: BorrowedFd<'_>,
+    candidates: &[PathBuf],
+) -> Result<Option<(PathBuf, File)>, ProgramError> {
     let mut unusable = None;
-    for path in &candidates {
+    for path in candidates {
         match open_program(root, path) {
             Ok(file) => match refusal(&file, path) {
-                None => return Ok((path.clone(), file)),
+                None => return Ok(Some((path.clone(), file))),
                 // A directory or FIFO earlier in PATH hides nothing behind it.
                 Some(err) => {
                     unusable.get_or_insert(err);
@@ -41,10 +81,7 @@ pub(super) fn find(
             }
         }
     }
-    Err(unusable.unwrap_or_else(|| ProgramError::NotFound {
-        name: name.to_owned(),
-        looked: looked(&candidates),
-    }))
+    unusable.map_or(Ok(None), Err)
 }
 
 /// In the order they are tried; normalised by nothing but joining.
@@ -60,13 +97,18 @@ fn candidates(name: &str, spec: &ProcessSpec) -> Vec<PathBuf> {
         .filter(|path| !path.is_empty())
         .unwrap_or(PATH_DEFAULT);
     // An empty or relative directory is taken from the working directory, as a shell does.
-    path.split(':')
-        .take(PATH_DIRECTORIES_MAX)
-        .map(|dir| spec.cwd.join(dir).join(name))
-        .collect()
+    let in_path = path.split(':').take(PATH_DIRECTORIES_MAX);
+    // Last the working directory itself: images for WebAssembly name their module so (`ENTRYPOINT
+    // ["app.wasm"]`), and containerd's other runtimes for it look there. What PATH has comes first.
+    let mut candidates: Vec<_> = in_path.map(|dir| spec.cwd.join(dir).join(name)).collect();
+    let here = spec.cwd.join(name);
+    if !candidates.contains(&here) {
+        candidates.push(here);
+    }
+    candidates
 }
 
-fn looked(candidates: &[PathBuf]) -> String {
+fn joined(candidates: &[PathBuf]) -> String {
     let paths: Vec<_> = candidates
         .iter()
         .map(|path| path.display().to_string())
@@ -103,9 +145,10 @@ fn refusal(file: &File, path: &Path) -> Option<ProgramError> {
     Some(format::not_wasm(path, what.to_owned()))
 }
 
+/// No file has a name that is too long for one (`InvalidFilename`), so it may yet be one with a function.
 fn is_absent(err: &io::Error) -> bool {
     matches!(
         err.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename
     )
 }

@@ -199,6 +199,99 @@ fn a_name_without_a_slash_is_looked_up_by_path() {
 }
 
 #[test]
+fn a_bare_name_that_path_lacks_is_found_in_the_working_directory() {
+    let mut root = Root::new("app.wasm").with("srv/app.wasm", CORE);
+    assert_eq!(root.refusal().0, ErrorCode::NotFound);
+    root.cwd = "/srv".into();
+    assert_eq!(root.open().unwrap().path, Path::new("/srv/app.wasm"));
+    // What PATH has comes first.
+    let root = root.with("bin/app.wasm", COMPONENT);
+    assert_eq!(root.open().unwrap().path, Path::new("/bin/app.wasm"));
+    let root = Root::new("app.wasm").with("app.wasm", CORE);
+    assert_eq!(root.open().unwrap().path, Path::new("/app.wasm"));
+}
+
+#[test]
+fn a_function_is_named_behind_the_file() {
+    let entered = |root: &Root| {
+        let program = root.open().unwrap();
+        (program.path, program.found.function)
+    };
+    let is = |path: &str, function: &str| (path.into(), Some(function.to_owned()));
+    let root = Root::new("/app.wasm#run").with("app.wasm", CORE);
+    assert_eq!(entered(&root), is("/app.wasm", "run"));
+    // In PATH and the working directory too; names of functions may have any character.
+    let mut root = Root::new("app.wasm#a/b").with("bin/app.wasm", CORE);
+    assert_eq!(entered(&root), is("/bin/app.wasm", "a/b"));
+    root.args = vec!["app.wasm#".to_owned()];
+    assert_eq!(entered(&root), ("/bin/app.wasm".into(), None));
+    let long = "f".repeat(1000);
+    root.args = vec![format!("app.wasm#{long}")];
+    assert_eq!(entered(&root), is("/bin/app.wasm", &long));
+    // A file of the whole name is the file, and the longest name that there is.
+    let root = Root::new("/a#b#c")
+        .with("a", CORE)
+        .with("a#b", CORE)
+        .with("a#b#c", CORE);
+    assert_eq!(entered(&root), ("/a#b#c".into(), None));
+    fs::remove_file(root.at("a#b#c")).unwrap();
+    assert_eq!(entered(&root), is("/a#b", "c"));
+    fs::remove_file(root.at("a#b")).unwrap();
+    assert_eq!(entered(&root), is("/a", "b#c"));
+}
+
+#[test]
+fn a_function_of_nothing_and_of_a_component_is_refused() {
+    let text = "program \"/a#b\" not found in the rootfs; looked for /a#b, /a".to_owned();
+    assert_eq!(Root::new("/a#b").refusal(), (ErrorCode::NotFound, text));
+    assert_eq!(Root::new("#b").refusal().0, ErrorCode::NotFound);
+    // Not even when it would be many, or too long for a file.
+    let many = format!("/a{}", "#".repeat(10_000));
+    assert_eq!(Root::new(&many).refusal().0, ErrorCode::NotFound);
+    let (code, text) = Root::new("/a#b").with("a", COMPONENT).refusal();
+    assert_eq!(code, ErrorCode::InvalidArgument);
+    assert!(
+        text.contains("/a is a component") && text.contains("`#b`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn home_is_the_trees_word_and_nobody_elses() {
+    let home = |root: &Root| root.open().unwrap().found.home;
+    let is = |home: &str| Some(home.to_owned());
+    let mut root = Root::new("/a").with("a", CORE);
+    assert_eq!(home(&root), is("/"));
+    root = root.with("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
+    assert_eq!(home(&root), is("/root"));
+    root.env = vec!["HOME=".to_owned()];
+    assert_eq!(home(&root), is("/root"), "an empty one is none");
+    root.env = vec!["HOME=/own".to_owned()];
+    assert_eq!(home(&root), None);
+    root.env.clear();
+
+    // Links end inside the tree; what is no regular file is not read, and never waited for.
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    fs::write(outside.path(), "root:x:0:0::/outside:\n").unwrap();
+    let passwd = root.at("etc/passwd");
+    for target in [
+        outside.path(),
+        Path::new("/proc/self/environ"),
+        Path::new("passwd"),
+    ] {
+        fs::remove_file(&passwd).unwrap();
+        symlink(target, &passwd).unwrap();
+        assert_eq!(home(&root), is("/"), "{}", target.display());
+    }
+    fs::remove_file(&passwd).unwrap();
+    rustix::fs::mknodat(CWD, &passwd, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    assert_eq!(home(&root), is("/"));
+    fs::remove_file(&passwd).unwrap();
+    fs::create_dir(&passwd).unwrap();
+    assert_eq!(home(&root), is("/"));
+}
+
+#[test]
 fn a_name_with_a_slash_is_taken_from_the_working_directory() {
     let mut root = Root::new("./tool").with("srv/tool", CORE);
     root.cwd = "/srv".into();
@@ -231,7 +324,7 @@ fn symlinks_are_followed_inside_the_root() {
 fn what_is_not_there_is_named_with_where_it_was_looked_for() {
     let mut root = Root::new("tool");
     root.env = vec!["PATH=/bin:/opt".to_owned()];
-    let text = "program \"tool\" not found in the rootfs; looked for /bin/tool, /opt/tool";
+    let text = "program \"tool\" not found in the rootfs; looked for /bin/tool, /opt/tool, /tool";
     assert_eq!(root.refusal(), (ErrorCode::NotFound, text.to_owned()));
     let text = "program \"/a.wasm\" not found in the rootfs; looked for /a.wasm";
     assert_eq!(
@@ -252,7 +345,7 @@ fn every_other_kind_of_file_is_called_by_its_name() {
         (&b""[..], "is an empty file"),
         (
             &elf[..4096],
-            "is an ELF program; wasmvm runs WebAssembly only",
+            "is an ELF program; wasmvm runs WebAssembly only: compile it for wasm32-wasip1, or run it by another",
         ),
         (
             &cwasm,
@@ -311,6 +404,8 @@ fn every_other_kind_of_file_is_called_by_its_name() {
         assert_eq!(code, ErrorCode::InvalidArgument);
         assert!(text.starts_with(&format!("program /a {what}")), "{text}");
     }
+    let (_, text) = Root::new("/sbin/tini").with("sbin/tini", &elf).refusal();
+    assert!(text.contains("WebAssembly only: drop --init"), "{text}");
     // Malformed, but complete: the compiler says how.
     assert!(Root::new("/a").with("a", endless).open().is_ok());
 }

@@ -12,7 +12,7 @@ use super::{SandboxError, SandboxRequest, off_thread};
 use crate::bundle::{Network as SpecNetwork, TaskSpec};
 use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
 use crate::journal::{Journal, Step};
-use crate::program::Program;
+use crate::program::{Found, Program};
 use crate::tree::{self, DeviceMount};
 use crate::vm::launch::{LaunchRequest, Network, launch};
 use crate::vm::process::start_time;
@@ -29,6 +29,8 @@ pub(super) struct Booted {
     pub slots: Slots,
     /// Init's, for as long as the VM lives.
     pub slot: SlotLease,
+    /// Of init.
+    pub found: Found,
     pub devices: Vec<DeviceMount>,
 }
 
@@ -96,6 +98,7 @@ pub(super) async fn boot(
     let (boot_time, artifact, ()) = tokio::try_join!(booted, resolved, hooked)?;
     tracing::debug!(boot_us = boot_time.as_micros(), "the agent listens");
     // Its descriptor would hold the task's mounts.
+    let found = program.found.clone();
     drop(program);
     let mut slots = Slots::default();
     let artifact = resolver.own(artifact, || cgroup.birth()).await?;
@@ -106,6 +109,7 @@ pub(super) async fn boot(
         vm,
         slots,
         slot,
+        found,
         devices: tree.devices,
     })
 }

@@ -35,7 +35,7 @@ use crate::config::{Config, GuestFiles};
 use crate::hooks::{self, HookError};
 use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step, TASKS_ROOT};
 use crate::meter::Meter;
-use crate::program::Program;
+use crate::program::{Found, Program};
 use crate::tree::{DeviceMount, RootfsMount};
 use crate::vm::{Vm, VmEnd, VmError};
 
@@ -68,6 +68,8 @@ pub struct Sandbox {
     slots: Mutex<Slots>,
     /// Init's, for as long as the VM lives.
     slot: SlotLease,
+    /// Of init.
+    found: Found,
 }
 
 impl Sandbox {
@@ -89,6 +91,7 @@ impl Sandbox {
                 vm,
                 slots,
                 slot,
+                found,
                 devices,
             }) => Ok(Self {
                 namespace,
@@ -103,6 +106,7 @@ impl Sandbox {
                 vm,
                 slots: Mutex::new(slots),
                 slot,
+                found,
             }),
             Err(err) => {
                 if let Err(left) = undo(cleanup::undo, namespace, id).await {
@@ -131,6 +135,12 @@ impl Sandbox {
         &self.spec
     }
 
+    /// What the tree said of init.
+    #[must_use]
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
     /// Files of the tree that the guest is to mount devices of its own on.
     #[must_use]
     pub fn devices(&self) -> &[DeviceMount] {
@@ -147,16 +157,18 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`SandboxError`]; `Exec` says what can be executed.
-    pub async fn load(&self, process: &ProcessSpec) -> Result<SlotLease, SandboxError> {
+    pub async fn load(&self, process: &ProcessSpec) -> Result<(SlotLease, Found), SandboxError> {
         let program = self.read_program(process).await?;
         let artifact = self.resolver.resolve(&program, &self.journal).await?;
+        let found = program.found.clone();
         drop(program);
         let mut slots = self.slots.lock().await;
         if let Some(lease) = slots.find(&artifact.key) {
-            return Ok(lease);
+            return Ok((lease, found));
         }
         let artifact = self.resolver.own(artifact, || self.meter.birth()).await?;
-        Ok(slots.lease(&self.vm, artifact).await?)
+        let lease = slots.lease(&self.vm, artifact).await?;
+        Ok((lease, found))
     }
 
     /// Compiles init's program again, as the guest cannot load its artifact, and maps the result in its
