@@ -122,6 +122,7 @@ fn peak(what: &str, response: &[u8]) -> usize {
                     id: "t".to_owned(),
                     clock: Clock::new(runs.subscribe()),
                     next_token: Arc::default(),
+                    told: Told::default(),
                 };
                 match method {
                     "Pids" => agent.look().await.map(drop),

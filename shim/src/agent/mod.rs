@@ -6,10 +6,11 @@
 
 mod bounded;
 mod error;
+pub mod wall_clock;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
@@ -27,6 +28,7 @@ use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 
 pub use self::bounded::client;
 pub use self::error::{AgentError, Method};
+use self::wall_clock::{Moment, Told};
 use crate::patience::Clock;
 use crate::stdio::{GuestStreams, Stdio};
 use crate::task::{Size, TaskSandbox};
@@ -56,6 +58,8 @@ pub struct Agent {
     clock: Clock,
     /// Unique within the VM.
     next_token: Arc<AtomicU64>,
+    /// The time of day, as the guest knows it.
+    told: Told,
 }
 
 impl std::fmt::Debug for Agent {
@@ -89,6 +93,7 @@ impl Agent {
             id: id.to_owned(),
             clock,
             next_token: Arc::new(AtomicU64::new(1)),
+            told: Told::default(),
         })
     }
 
@@ -104,18 +109,20 @@ impl Agent {
     ) -> Result<GuestStreams, AgentError> {
         let Opened { tokens, streams } = self.open_streams(sandbox, stdio, "").await?;
         let [stdin, stdout, stderr] = tokens;
+        let now = Moment::now();
         let request = CreateTaskRequest {
             id: self.id.clone(),
             terminal,
             stdin,
             stdout,
             stderr,
-            options: MessageField::some(program(sandbox.program())?),
+            options: MessageField::some(program(sandbox.program(), now)?),
             ..Default::default()
         };
         let call = self.client.create(Context::default(), &request);
         self.answer(Method::Create, sandbox.load_limit(), call)
             .await?;
+        self.told.set(now);
         Ok(streams)
     }
 
@@ -140,7 +147,7 @@ impl Agent {
             stdin,
             stdout,
             stderr,
-            spec: MessageField::some(program(spec)?),
+            spec: MessageField::some(program(spec, Moment::now())?),
             ..Default::default()
         };
         let call = self.client.exec(Context::default(), &request);
@@ -234,16 +241,34 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]
     pub async fn change(&self, mut change: Change) -> Result<(), AgentError> {
-        change.wall_clock_ns = Some(wall_clock_ns());
+        let now = Moment::now();
+        change.wall_clock_ns = Some(now.wall_ns);
         let request = UpdateTaskRequest {
             id: self.id.clone(),
             resources: MessageField::some(any(CHANGE_TYPE_URL, &change)?),
             ..Default::default()
         };
         let call = self.client.update(Context::default(), &request);
-        self.answer(Method::Update, CHANGE_MAX, call)
-            .await
-            .map(drop)
+        self.answer(Method::Update, CHANGE_MAX, call).await?;
+        self.told.set(now);
+        Ok(())
+    }
+
+    /// Whether the guest's time of day is not the host's.
+    #[must_use]
+    pub fn has_wrong_time(&self) -> bool {
+        self.told.is_wrong()
+    }
+
+    /// The guest counts as told, whatever it has heard.
+    pub fn time_is_told(&self) {
+        self.told.set(Moment::now());
+    }
+
+    /// What it knows.
+    #[cfg(test)]
+    pub fn told(&self) -> &Told {
+        &self.told
     }
 
     /// How many programs the guest's kernel has ended for want of memory, by the agent's word.
@@ -359,8 +384,8 @@ async fn connect(
     }
 }
 
-fn program(mut program: Program) -> Result<Any, AgentError> {
-    program.wall_clock_ns = wall_clock_ns();
+fn program(mut program: Program, now: Moment) -> Result<Any, AgentError> {
+    program.wall_clock_ns = now.wall_ns;
     any(PROGRAM_TYPE_URL, &program)
 }
 
@@ -370,13 +395,6 @@ fn any(type_url: &str, message: &impl Message) -> Result<Any, AgentError> {
         value: message.write_to_bytes().map_err(AgentError::Encode)?,
         ..Default::default()
     })
-}
-
-fn wall_clock_ns() -> u64 {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -390,7 +408,7 @@ mod tests {
 
     #[test]
     fn the_program_travels_with_the_hosts_time() {
-        let any = program(Program::new()).unwrap();
+        let any = program(Program::new(), Moment::now()).unwrap();
         let program = Program::parse_from_bytes(&any.value).unwrap();
         assert_eq!(any.type_url, "wasmvm.agent.v1.Program");
         assert!(program.wall_clock_ns > 1_700_000_000_000_000_000);

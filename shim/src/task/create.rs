@@ -8,7 +8,7 @@ use std::time::Duration;
 use protobuf::MessageField;
 use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
 
-use super::{Move, SandboxMaker, Task, TaskSandbox, Vm, life};
+use super::{Move, SandboxMaker, Task, TaskSandbox, Vm, life, time_of_day};
 use crate::agent::{Agent, AgentError};
 use crate::error::{self, ErrorCode, Refusal};
 use crate::events::Event;
@@ -157,6 +157,7 @@ impl Task {
         });
         debug_assert!(set && told.is_ok(), "a task is created once");
         tokio::spawn(life::live(self.clone(), pumps));
+        tokio::spawn(time_of_day::keep(self.clone()));
         pid
     }
 

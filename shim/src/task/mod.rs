@@ -20,6 +20,7 @@ mod resources;
 mod seam;
 mod signals;
 mod terminal;
+mod time_of_day;
 
 #[cfg(test)]
 pub mod fakes;

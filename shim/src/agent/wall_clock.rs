@@ -1,0 +1,150 @@
+//! The host's wall clock, and when a guest has to be told of it again.
+//!
+//! A guest counts on from what it was told by the host's raw clock (kvm-clock, `get_kvmclock_base_ns` in the
+//! kernel's `arch/x86/kvm/x86.c`), so it notices neither that the wall clock is set nor that NTP makes it
+//! run faster or slower. Of the first a timer tells, which the kernel cancels when the clock is set
+//! (timerfd_create(2)). For the second the shim compares two clocks each [`LOOK_EVERY`]; an idle guest is
+//! woken only when it would be wrong by [`DRIFT_MAX`].
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::io::Errno;
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
+    timerfd_create, timerfd_settime,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::sys::watch::watch_readable;
+
+/// Between two looks at a clock that nobody sets. chrony, the fastest of the usual time services, slews by
+/// a twelfth at most, which is 5 s in that time.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How far a guest's clock may be off before it is told. With the usual crystal, wrong by 50 millionths,
+/// that is a message in half an hour.
+const DRIFT_MAX: Duration = Duration::from_millis(100);
+
+/// One reading of the host's clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Nanoseconds since the Unix epoch.
+    pub wall_ns: u64,
+    /// What the raw clock lags behind that, nanoseconds; it changes as the wall clock is steered.
+    offset_ns: i64,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        let (wall_ns, raw_ns) = (ns(ClockId::Realtime), ns(ClockId::MonotonicRaw));
+        Self {
+            wall_ns: u64::try_from(wall_ns).unwrap_or_default(),
+            offset_ns: wall_ns.saturating_sub(raw_ns),
+        }
+    }
+}
+
+fn ns(clock: ClockId) -> i64 {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(clock);
+    tv_sec.saturating_mul(1_000_000_000).saturating_add(tv_nsec)
+}
+
+/// What a guest was told last.
+#[derive(Clone, Debug, Default)]
+pub struct Told(Arc<AtomicI64>);
+
+impl Told {
+    /// It knows this.
+    pub fn set(&self, moment: Moment) {
+        self.0.store(moment.offset_ns, Ordering::Relaxed);
+    }
+
+    /// Whether that is no longer the time.
+    pub fn is_wrong(&self) -> bool {
+        let told_ns = self.0.load(Ordering::Relaxed);
+        let off_ns = Moment::now().offset_ns.abs_diff(told_ns);
+        u128::from(off_ns) >= DRIFT_MAX.as_nanos()
+    }
+
+    /// As if the guest had been told a time that is wrong by this.
+    #[cfg(test)]
+    pub fn spoil(&self, by: Duration) {
+        let by = i64::try_from(by.as_nanos()).unwrap();
+        self.0.fetch_sub(by, Ordering::Relaxed);
+    }
+}
+
+/// Says when to look at the clock; the tests have their own.
+#[async_trait]
+pub trait Looks: Send {
+    /// Returns when the clock may differ from what it was.
+    async fn next(&mut self) -> io::Result<()>;
+}
+
+/// Looks when the wall clock was set, and each [`LOOK_EVERY`]. No step in between is missed.
+#[derive(Debug)]
+pub struct ClockTimer(AsyncFd<OwnedFd>);
+
+impl ClockTimer {
+    /// From now on.
+    ///
+    /// # Errors
+    /// No timer, or no descriptor for it.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
+        let timer = Self(watch_readable(timer)?);
+        timer.arm()?;
+        Ok(timer)
+    }
+
+    fn arm(&self) -> io::Result<()> {
+        let mut at = clock_gettime(ClockId::Realtime);
+        at.tv_sec = at.tv_sec.saturating_add(LOOK_EVERY.as_secs().cast_signed());
+        let once = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: at,
+        };
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        match timerfd_settime(self.0.get_ref(), flags, &once) {
+            // Set just before: the timer runs, and who waits looks after this in any case.
+            Ok(_) | Err(Errno::CANCELED) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[async_trait]
+impl Looks for ClockTimer {
+    async fn next(&mut self) -> io::Result<()> {
+        let expired = |timer: &OwnedFd| match rustix::io::read(timer, &mut [0_u8; 8]) {
+            // It is cancelled when the clock is set.
+            Ok(_) | Err(Errno::CANCELED) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        self.0.async_io(Interest::READABLE, expired).await?;
+        self.arm()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_just_now_is_right_and_an_hour_ago_wrong() {
+        let told = Told::default();
+        assert!(told.is_wrong(), "nothing was told");
+        told.set(Moment::now());
+        assert!(!told.is_wrong());
+        told.spoil(DRIFT_MAX);
+        assert!(told.is_wrong());
+        assert!(Moment::now().wall_ns > 1_700_000_000_000_000_000);
+    }
+}
