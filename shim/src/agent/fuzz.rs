@@ -31,6 +31,7 @@ pub fn agent(input: &[u8]) {
             id: "web".into(),
             clock: Clock::new(clock),
             next_token: Arc::new(AtomicU64::new(1)),
+            told: Told::default(),
         };
         let mut u = Unstructured::new(input);
         let method = u.int_in_range(0..=7).unwrap_or_default();

@@ -26,9 +26,11 @@ pub(super) enum Fate {
 
 use Fate::{Honoured, Ignored, Refused};
 
-const NO_GUEST_HOOKS: &str =
-    "the task's namespaces hold no program but the VM; use hooks.createRuntime or hooks.poststart";
-const NO_USERNS: &str = "the VM itself separates users; id mappings are not supported";
+const NO_GUEST_HOOKS: &str = "the task's namespaces hold no program but the VM: drop the device that brings the hook along \
+    (CDI: --gpus, --device, a pod's device resources), as no device of the host reaches a guest, or use \
+    hooks.createRuntime or hooks.poststart";
+const NO_USERNS: &str = "the VM itself separates users, so id mappings are not supported: leave out a pod's hostUsers: false, \
+    or the client's --userns and --userns-remap";
 const OTHER_PLATFORM: &str = "wasmvm runs WebAssembly on Linux hosts only";
 
 /// The table. One line a field, in the order of the specification's own documents.

@@ -233,7 +233,8 @@ fn network(namespaces: &[LinuxNamespace]) -> Result<Network, BundleError> {
             .filter(|path| !path.as_os_str().is_empty());
         match (namespace.typ(), path) {
             (LinuxNamespaceType::User, _) => {
-                let reason = "the VM itself separates users; user namespaces are not supported";
+                let reason = "the VM itself separates users, so user namespaces are not supported: leave out a pod's \
+                    hostUsers: false, or the client's --userns and --userns-remap";
                 return Err(refused(
                     &format!("linux.namespaces[{i}].type"),
                     "\"user\"",

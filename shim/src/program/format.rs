@@ -17,6 +17,15 @@ const WASM_HEADER_BYTES: usize = 8;
 const SECTIONS_MAX: usize = 10_000;
 /// `EI_OSABI` of wasmtime's artifacts (`wasmtime-environ`, `obj.rs`).
 const ELFOSABI_WASMTIME: u8 = 200;
+/// What clients put before the program when they are told `--init`.
+const INITS: [&str; 6] = [
+    "catatonit",
+    "docker-init",
+    "dumb-init",
+    "podman-init",
+    "tini",
+    "tini-static",
+];
 
 /// What the first bytes of a file say; enough to refuse what was never meant to be WebAssembly.
 pub(super) fn glance(file: &File, path: &Path) -> Result<ProgramKind, ProgramError> {
@@ -29,7 +38,7 @@ fn glance_at(file: &File, path: &Path, start: u64) -> Result<ProgramKind, Progra
         path: path.to_owned(),
         source,
     })?;
-    kind(&head[..len]).map_err(|what| not_wasm(path, what))
+    kind(&head[..len], path).map_err(|what| not_wasm(path, what))
 }
 
 /// The kind of a program of `bytes` bytes that begins at byte `start` of the file.
@@ -60,9 +69,9 @@ pub(super) fn not_wasm(path: &Path, what: String) -> ProgramError {
 
 /// By the WebAssembly core specification §5.5.16 and the component model's `Binary.md`: four bytes
 /// magic, two bytes version, two bytes layer.
-fn kind(head: &[u8]) -> Result<ProgramKind, String> {
+fn kind(head: &[u8], path: &Path) -> Result<ProgramKind, String> {
     if !head.starts_with(WASM_MAGIC) {
-        return Err(describe(head));
+        return Err(describe(head, path));
     }
     let Some([v0, v1, l0, l1]) = head.get(4..WASM_HEADER_BYTES) else {
         return Err(truncated_header(head.len()));
@@ -90,7 +99,7 @@ fn truncated_header(bytes: usize) -> String {
 }
 
 /// Says what a file is that does not start with the magic.
-fn describe(head: &[u8]) -> String {
+fn describe(head: &[u8], path: &Path) -> String {
     const ONLY: &str = "wasmvm runs WebAssembly only";
     if head.is_empty() {
         return "is an empty file".to_owned();
@@ -102,7 +111,7 @@ fn describe(head: &[u8]) -> String {
         return if head.get(7) == Some(&ELFOSABI_WASMTIME) {
             "is a precompiled wasmtime file; wasmvm compiles WebAssembly itself".to_owned()
         } else {
-            format!("is an ELF program; {ONLY}")
+            format!("is an ELF program; {ONLY}: {}", instead_of_elf(path))
         };
     }
     if let Some(line) = head.strip_prefix(b"#!") {
@@ -126,6 +135,17 @@ fn describe(head: &[u8]) -> String {
         "is no WebAssembly (it starts with {}); {ONLY}",
         first.join(" ")
     )
+}
+
+/// What its user can do.
+fn instead_of_elf(path: &Path) -> &'static str {
+    let name = path.file_name().unwrap_or_default();
+    if INITS.iter().any(|init| name == *init) {
+        "drop --init, as the agent of the VM is the init that reaps"
+    } else {
+        "compile it for wasm32-wasip1, or run it by another runtime (a native sidecar in a pod of its own, as \
+         a RuntimeClass is the whole pod's)"
+    }
 }
 
 /// Walks the sections: one byte id, the length in LEB128, content. Core modules and components alike.
