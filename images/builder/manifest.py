@@ -8,6 +8,7 @@
     [[file]]     path, and from = a file beside the manifest, or text, or hex; mode, uid, gid
     [[directory]] path, mode, uid, gid      [[link]] path, target
     optional = true             built only when named
+    platform = "wasi/wasm"      instead of linux/amd64; for `ctr --platform` then
     [[case]]     name; args (whole command line), env, user, stdin, stdout, stderr, status;
                  stdin_file and stdout_file name a file beside the manifest instead,
                  stdout_sha256 is the digest of what is long or binary
@@ -85,6 +86,7 @@ class Image:
     cwd: str = "/"
     user: str = ""
     optional: bool = False  # built only when named
+    platform: str = "linux/amd64"
 
     @property
     def reference(self):

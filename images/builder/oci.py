@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 MEDIA = "application/vnd.oci.image"
 EPOCH = "1970-01-01T00:00:00Z"
-PLATFORM = {"architecture": "amd64", "os": "linux"}
 # containerd names an imported image after this annotation of the index entry.
 NAME_ANNOTATION = "io.containerd.image.name"
 TAG_ANNOTATION = "org.opencontainers.image.ref.name"
@@ -67,14 +66,17 @@ def as_json(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def image(reference, tree, process):
+def image(reference, tree, process, platform):
     """The archive's bytes for an image named `reference` with one layer of `tree`.
 
     `process` holds the defaults of the image's config: Cmd, Env, WorkingDir, User.
+    `platform` is written as `ctr --platform` takes it: OS/ARCHITECTURE.
     """
+    os, _, architecture = platform.partition("/")
+    platform = {"architecture": architecture, "os": os}
     layer = archive_of(tree)
     config = as_json({
-        **PLATFORM,
+        **platform,
         "created": EPOCH,
         "config": process,
         "rootfs": {"type": "layers", "diff_ids": [digest_of(layer)]},
@@ -88,7 +90,7 @@ def image(reference, tree, process):
     })
     entry = {
         **descriptor(f"{MEDIA}.manifest.v1+json", manifest),
-        "platform": PLATFORM,
+        "platform": platform,
         "annotations": {NAME_ANNOTATION: reference, TAG_ANNOTATION: reference.rpartition(":")[2]},
     }
     index = {"schemaVersion": 2, "mediaType": f"{MEDIA}.index.v1+json", "manifests": [entry]}

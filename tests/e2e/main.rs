@@ -1,6 +1,7 @@
 //! End-to-end tests: each one behaviour that a user of `ctr` would notice.
 //!
 //! * [`run`]: what a program sees, and what its user sees of it.
+//! * [`start`]: how a program is found and entered, and what it is told.
 //! * [`examples`]: the example images' cases, third-party programs among them.
 //! * [`busybox`]: a shell, as a user's first container.
 //! * [`files`]: paths, links, devices and many files.
@@ -46,6 +47,7 @@ mod settings;
 mod sharing;
 mod signals;
 mod soak;
+mod start;
 mod streams;
 mod terminal;
 mod versions;

@@ -121,10 +121,19 @@ pub fn import_image(name: &str) {
     if imported.contains(&image) {
         return;
     }
+    ctr(["images", "import", &image_archive(name)]).expect_status(0);
+    imported.insert(image);
+}
+
+/// The archive of an example image.
+///
+/// # Panics
+/// When nothing says where they are.
+#[must_use]
+pub fn image_archive(name: &str) -> String {
     let images = std::env::var("WASMVM_IMAGES")
         .expect("WASMVM_IMAGES names the folder of the example images; tests/run-e2e sets it");
-    ctr(["images", "import", &format!("{images}/{name}.tar")]).expect_status(0);
-    imported.insert(image);
+    format!("{images}/{name}.tar")
 }
 
 /// Runs a command to its end.

@@ -22,6 +22,7 @@ static const struct command {
 	{ "args", "[ARG...]: print each on a line", 0, run_args },
 	{ "cat", "copy stdin to stdout", 0, run_cat },
 	{ "clock", "print the wall clock in seconds, and whether time passes", 0, run_clock },
+	{ "clocks", "print wall clock (s) and monotonic clock (ms) ten times a second, without end", 0, run_clocks },
 #ifdef PROBE_COMPONENT
 	{ "cwd", "print wasi:cli's initial-cwd, or 'none'", 0, run_cwd },
 #endif

@@ -36,6 +36,7 @@ int run_exhaust(char **arguments);
 int run_hold(char **arguments);
 int run_trap(char **arguments);
 int run_clock(char **arguments);
+int run_clocks(char **arguments);
 int run_random(char **arguments);
 int run_args(char **arguments);
 int run_env(char **arguments);

@@ -156,6 +156,22 @@ int run_clock(char **arguments)
 	return 0;
 }
 
+int run_clocks(char **arguments)
+{
+	static const struct timespec pause = { 0, 100 * 1000 * 1000 };
+	struct timespec wall, monotonic;
+	(void)arguments;
+	for (;;) {
+		if (clock_gettime(CLOCK_REALTIME, &wall) < 0 || clock_gettime(CLOCK_MONOTONIC, &monotonic) < 0)
+			return failed("clock_gettime");
+		say_number(1, (uint64_t)wall.tv_sec);
+		say(1, " ");
+		say_number(1, (uint64_t)monotonic.tv_sec * 1000 + (uint64_t)monotonic.tv_nsec / 1000000);
+		say(1, "\n");
+		nanosleep(&pause, NULL);
+	}
+}
+
 int run_random(char **arguments)
 {
 	unsigned char block[RANDOM_BYTES_MAX];
