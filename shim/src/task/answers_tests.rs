@@ -247,7 +247,14 @@ async fn whole_life(methods: &[&str], answer: Answer, signal: u32, paused: bool)
 #[test]
 fn a_signal_that_ends_a_program_does_whatever_the_guest_answers() {
     for (methods, answer) in guests() {
-        for (signal, paused) in [(KILL, false), (TERM, false), (KILL, true), (TERM, true)] {
+        // The others have no part in what a pause keeps.
+        let kill_or_more = methods.contains(&"Kill") || methods.contains(&"Update");
+        let paused = [(KILL, true), (TERM, true)];
+        let cases = [(KILL, false), (TERM, false)];
+        for (signal, paused) in cases
+            .into_iter()
+            .chain(paused.into_iter().filter(|_| kill_or_more))
+        {
             run(whole_life(&methods, answer, signal, paused));
         }
     }
@@ -321,6 +328,26 @@ fn an_exec_ends_for_containerd_whatever_the_guest_answers_and_init_lives() {
                 run(exec_life(methods, answer, signal));
             }
         }
+    }
+}
+
+#[test]
+fn a_status_that_the_guest_reports_after_the_signal_changes_nothing() {
+    for signal in [KILL, TERM] {
+        run(async {
+            let case = Case::new(&["Kill"], Answer::Refuses(ttrpc::Code::NOT_FOUND));
+            let task = case.create().await.unwrap();
+            task.start().await.unwrap();
+            let exec = case.exec(&task, "a").await.unwrap();
+            task.kill_exec(&exec, signal).await.unwrap();
+            case.maker.guest.ends("a", 0);
+            assert_eq!(exec.wait().await.unwrap().status, 128 + signal);
+            let reports = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                case.maker.guest.exits(0);
+            };
+            tokio::join!(case.expect_end(&task, signal), reports);
+        });
     }
 }
 

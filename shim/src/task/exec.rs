@@ -200,7 +200,7 @@ impl Task {
             Err(error) => {
                 let status = match &error {
                     TaskError::Abandoned(_) | TaskError::InitNotRunning(_) => {
-                        exec.process.fatal.status()
+                        exec.process.fatal.status(None)
                     }
                     _ => STATUS_UNKNOWN,
                 };
@@ -242,7 +242,9 @@ impl Task {
             )
             .await?;
         // Before it runs: a program asks once for the size of its terminal.
-        tell_size(vm, process, &exec.id).await?;
+        if let Err(error) = tell_size(vm, process, &exec.id).await {
+            tracing::debug!(exec = process.name(), %error, "the terminal has no size");
+        }
         let guest_pid = vm.agent.start(&exec.id).await?;
         Ok(Started {
             stdio,

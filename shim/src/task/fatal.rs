@@ -49,11 +49,12 @@ impl FatalSignal {
         })
     }
 
-    /// The exit status of a process whose end the guest does not report: 128+n for the signal that was
-    /// asked for, that of SIGKILL when none was.
-    pub fn status(&self) -> u32 {
+    /// The exit status of a process: 128+n for the signal that was asked for, whatever the guest reports
+    /// afterwards. Without a signal the guest's report, and that of SIGKILL when there is none.
+    pub fn status(&self, reported: Option<u32>) -> u32 {
         let asked = *self.0.borrow();
-        asked.map_or(STATUS_KILLED, |asked| 128 + asked.signal)
+        let reported = reported.unwrap_or(STATUS_KILLED);
+        asked.map_or(reported, |asked| 128 + asked.signal)
     }
 
     /// Waits until the exit has to be told, whatever else is still awaited; for ever without a signal.
@@ -74,11 +75,11 @@ mod tests {
     #[test]
     fn the_first_signal_counts_and_sigkill_after_it() {
         let fatal = FatalSignal::default();
-        assert_eq!(fatal.status(), 137);
+        assert_eq!((fatal.status(None), fatal.status(Some(3))), (137, 3));
         assert!(fatal.ask(15) && !fatal.ask(2) && !fatal.ask(15));
-        assert_eq!(fatal.status(), 143);
+        assert_eq!((fatal.status(None), fatal.status(Some(3))), (143, 143));
         assert!(fatal.ask(9) && !fatal.ask(9) && !fatal.ask(15));
-        assert_eq!(fatal.status(), 137);
+        assert_eq!(fatal.status(Some(0)), 137);
     }
 
     #[tokio::test(start_paused = true)]

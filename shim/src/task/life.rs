@@ -56,6 +56,8 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     let Ok(vm) = task.vm() else { return };
     let name = task.init.name();
     let reported = status(name, vm).await;
+    // A signal that is asked for after the report has not ended it.
+    let by_report = reported.map(|status| task.init.fatal.status(Some(status)));
     // containerd has to hear of the start first.
     task.init.reaches(|state| *state != State::Starting).await;
     task.ending.send_replace(true);
@@ -64,11 +66,13 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
         async move { task.unpause().await }
     });
     task.end_execs(vm).await;
-    let exit = now(reported.unwrap_or_else(|| task.init.fatal.status()));
+    let exit = now(by_report.unwrap_or_else(|| task.init.fatal.status(None)));
     // A shim that is killed from here on leaves it to `delete`.
     vm.sandbox.record_exit(exit.status, exit.at);
-    if exit.status == STATUS_KILLED {
+    if is_kill(reported) {
         task.notice_oom(vm).await;
+    }
+    if exit.status == STATUS_KILLED {
         if output_that_moves(&task, &mut pumps, AFTER_KILL).await {
             vm.sandbox.kill_vm();
             let _ = timeout(GONE_MAX, vm.sandbox.vm_ended()).await;
@@ -97,7 +101,7 @@ pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
     let reported = tokio::select! {
         biased;
         status = exec_status(&exec, vm) => {
-            if status.is_none_or(|status| status == STATUS_KILLED) {
+            if is_kill(status) {
                 task.notice_oom(vm).await;
             }
             status
@@ -108,7 +112,7 @@ pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
     if reported.is_none() {
         task.keep_lingering(&exec);
     }
-    let exit = now(reported.unwrap_or_else(|| exec.process.fatal.status()));
+    let exit = now(exec.process.fatal.status(reported));
     let told = exec.process.make_telling(Move::Exit(exit), |_| {
         let event = exit_event(&task, exec.id(), exec.pid(), exit);
         task.events.publish(Event::Exit(event));
@@ -185,6 +189,11 @@ async fn finish_output(process: &Process, pumps: &mut Pumps) {
         let name = process.name();
         tracing::warn!(name, "the client did not read all output in time");
     }
+}
+
+/// Whether a program was ended by SIGKILL, perhaps a kernel's, or with its VM.
+fn is_kill(reported: Option<u32>) -> bool {
+    reported.is_none_or(|status| status == STATUS_KILLED)
 }
 
 /// Waits for init's end: the status by the guest's report; `None` when there is none. A VM without an agent
