@@ -1,6 +1,10 @@
 //! The devices' fuzz targets, and the driver's half of a queue for them.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what a target reports by")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    reason = "a panic is what a target reports by"
+)]
 
 pub use super::fs::fuzz::{fs_ring, fuse, prepare as prepare_fuse};
 pub use super::mmio::fuzz::mmio;

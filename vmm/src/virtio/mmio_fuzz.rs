@@ -1,6 +1,10 @@
 //! The transport under any sequence of accesses.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what a target reports by")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    reason = "a panic is what a target reports by"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

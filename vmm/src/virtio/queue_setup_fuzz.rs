@@ -1,6 +1,10 @@
 //! One queue, set up in any way.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what a target reports by")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    reason = "a panic is what a target reports by"
+)]
 
 use arbitrary::{Result, Unstructured};
 

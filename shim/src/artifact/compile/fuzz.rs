@@ -25,7 +25,7 @@ fn deliver(u: &mut Unstructured<'_>) -> Result<()> {
     let kind = *u.choose(&[SlotKind::CoreArtifact, SlotKind::ComponentArtifact])?;
     let page = usize::from(u.int_in_range(0..=1_u8)?) * SLOT_HEADER_BYTES;
     let bytes = [&vec![0; page][..], u.bytes(u.len())?].concat();
-    let mut file = memfd("artifact").unwrap();
+    let mut file = memory_file(c"artifact").unwrap();
     file.write_all(&bytes).unwrap();
     let received = Received {
         file,

@@ -1,6 +1,10 @@
 //! The file server under requests that no kernel sends, and rings that no driver sets up.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what a target reports by")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    reason = "a panic is what a target reports by"
+)]
 
 mod request;
 

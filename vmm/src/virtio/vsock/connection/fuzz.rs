@@ -1,6 +1,10 @@
 //! One connection against a model of it: what was sent, what was given credit for, how far it has come.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what a target reports by")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    reason = "a panic is what a target reports by"
+)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;

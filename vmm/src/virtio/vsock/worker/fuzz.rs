@@ -1,6 +1,10 @@
 //! The worker between a guest that puts anything on its rings and a host that does anything at its ends.
 
-#![allow(clippy::unwrap_used, reason = "a panic is what a target reports by")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    reason = "a panic is what a target reports by"
+)]
 
 use std::collections::HashMap;
 use std::fs::File;
