@@ -13,6 +13,9 @@ use crate::table::InstanceId;
 use crate::terminal::WindowSize;
 use crate::tree::TASK_DEVICES;
 
+/// All permission bits.
+const UMASK_MAX: u32 = 0o777;
+
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
@@ -65,10 +68,13 @@ pub enum RequestError {
     /// An environment entry without a name.
     #[error("env entry {0:?} is not of the form KEY=value")]
     Env(String),
+    /// A mask of modes that has other bits.
+    #[error("umask {0:o} is not between 0 and 777")]
+    Umask(u32),
     /// A path that is not one.
     #[error("{field} {value:?} is not an absolute path without `..`")]
     Path {
-        /// `cwd` or `devices`.
+        /// `cwd`, `devices` or `masked_paths`.
         field: &'static str,
         /// The refused value.
         value: String,
@@ -231,6 +237,12 @@ fn check(program: &Program) -> Result<(), RequestError> {
             return Err(RequestError::Device(mount.device.clone()));
         }
     }
+    if let Some(umask) = program.umask.filter(|umask| *umask > UMASK_MAX) {
+        return Err(RequestError::Umask(umask));
+    }
+    for value in &program.masked_paths {
+        path("masked_paths", value)?;
+    }
     Ok(())
 }
 
@@ -343,6 +355,11 @@ mod tests {
         assert!(refusal(|_, program| program.devices.push(mount)).contains("devices \"/a/../b\""));
         let mount = device("kmsg", "/a");
         assert!(refusal(|_, program| program.devices.push(mount)).contains("no device \"kmsg\""));
+        assert!(
+            refusal(|_, program| program.masked_paths.push("proc".into())).contains("masked_paths")
+        );
+        let umask = refusal(|_, program| program.umask = Some(0o1022));
+        assert_eq!(umask, "umask 1022 is not between 0 and 777");
         assert_eq!(
             refusal(|_, program| program.slot = 16),
             "there is no slot 16; they are numbered 0 to 15"

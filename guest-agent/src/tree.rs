@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, makedev};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::time::{ClockId, Timespec};
 use wasmvm_protocol::agent::Program;
@@ -21,6 +22,8 @@ pub const TASK_TAG: &str = "root";
 const TASK_NODES: &str = "/dev/task";
 /// Where the task's proc is mounted before it is given.
 const TASK_PROC: &str = "/dev/task-proc";
+/// Where the empty file and the empty directory lie that hide others.
+const TASK_MASKS: &str = "/dev/task-masks";
 /// Name, major and minor of the task's devices (kernel `Documentation/admin-guide/devices.txt`).
 pub const TASK_DEVICES: [Device; 5] = [
     ("null", 1, 3),
@@ -29,6 +32,9 @@ pub const TASK_DEVICES: [Device; 5] = [
     ("random", 1, 8),
     ("urandom", 1, 9),
 ];
+
+/// `statfs(2)` of a file that the host serves (`FUSE_SUPER_MAGIC`, `linux/magic.h`).
+const FUSE_MAGIC: i64 = 0x6573_5546;
 
 /// Name, major, minor.
 pub type Device = (&'static str, u32, u32);
@@ -89,6 +95,9 @@ pub fn prepare(program: &Program, mounted: &AtomicBool) -> Result<(), GuestError
     if program.guest_proc {
         give_proc()?;
     }
+    if !program.masked_paths.is_empty() {
+        mask(task_root()?.as_fd(), TASK_MASKS, &program.masked_paths)?;
+    }
     Ok(())
 }
 
@@ -123,6 +132,61 @@ fn give_proc() -> Result<(), GuestError> {
     give(TASK_PROC, "proc")
 }
 
+/// Hides what lies at `paths` of the tree and is the guest's own, by an empty file or directory in `masks`, a
+/// directory to be made. The host has hidden what comes from it; what is not there is hidden enough, as under
+/// runc.
+fn mask(root: BorrowedFd<'_>, masks: &str, paths: &[String]) -> Result<(), GuestError> {
+    let mut found = Vec::new();
+    for path in paths {
+        found.extend(find_own(root, path)?.map(|point| (path, point)));
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    make_masks(masks)?;
+    for (path, point) in found {
+        let step = || doing(format!("mask {path}"));
+        let mode = rustix::fs::fstat(&point).map_err(step())?.st_mode;
+        let over = match FileType::from_raw_mode(mode) {
+            FileType::Directory => format!("{masks}/directory"),
+            _ => format!("{masks}/file"),
+        };
+        give_onto(point.as_fd(), &over).map_err(step())?;
+    }
+    Ok(())
+}
+
+/// What the path leads to inside the tree, unless it is nothing or the host's.
+fn find_own(root: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, GuestError> {
+    let step = || doing(format!("look at the masked path {path}"));
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = match rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        found => found.map_err(step())?,
+    };
+    let kind = rustix::fs::fstatfs(&found).map_err(step())?.f_type;
+    Ok((kind != FUSE_MAGIC).then_some(found))
+}
+
+/// A read-only file system with an empty file and an empty directory.
+fn make_masks(masks: &str) -> Result<(), GuestError> {
+    let step = || doing("make what hides masked paths");
+    rustix::fs::mkdir(masks, Mode::from_raw_mode(0o755)).map_err(step())?;
+    let safe = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let options = Some(c"size=4k,nr_inodes=8,mode=755");
+    mount("tmpfs", masks, "tmpfs", safe, options)?;
+    let flags = OFlags::CREATE | OFlags::CLOEXEC;
+    rustix::fs::open(format!("{masks}/file"), flags, Mode::from_raw_mode(0o444)).map_err(step())?;
+    let directory = format!("{masks}/directory");
+    rustix::fs::mkdir(directory, Mode::from_raw_mode(0o555)).map_err(step())?;
+    rustix::mount::mount_remount(masks, safe | MountFlags::RDONLY, c"").map_err(step())
+}
+
+fn open_directory(path: &str) -> Result<OwnedFd, GuestError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(doing(format!("open {path}")))
+}
+
 /// Mounts what lies at `path` in the guest onto `point` of the task's tree. A tree without that point can
 /// be run all the same.
 fn give(path: &str, point: &str) -> Result<(), GuestError> {
@@ -133,8 +197,7 @@ fn give(path: &str, point: &str) -> Result<(), GuestError> {
 }
 
 fn task_root() -> Result<OwnedFd, GuestError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(TASK_ROOT, flags, Mode::empty()).map_err(doing(format!("open {TASK_ROOT}")))
+    open_directory(TASK_ROOT)
 }
 
 fn give_below(root: BorrowedFd<'_>, path: &str, point: &str) -> Result<(), GuestError> {
@@ -143,11 +206,15 @@ fn give_below(root: BorrowedFd<'_>, path: &str, point: &str) -> Result<(), Guest
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let point = rustix::fs::openat2(root, point, flags, Mode::empty(), ResolveFlags::IN_ROOT)
         .map_err(step())?;
+    give_onto(point.as_fd(), path).map_err(step())
+}
+
+fn give_onto(point: BorrowedFd<'_>, path: &str) -> rustix::io::Result<()> {
     let cloned = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let own = rustix::mount::open_tree(CWD, path, cloned).map_err(step())?;
+    let own = rustix::mount::open_tree(CWD, path, cloned)?;
     let both_empty =
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&own, c"", &point, c"", both_empty).map_err(step())
+    rustix::mount::move_mount(&own, c"", point, c"", both_empty)
 }
 
 /// Makes character devices.
@@ -182,4 +249,48 @@ pub fn mount(
 ) -> Result<(), GuestError> {
     rustix::mount::mount(source, target, kind, flags, data)
         .map_err(doing(format!("mount {kind} {source} on {target}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::Path;
+
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    /// Needs root. The mounts are those of a thread of its own, and end with it.
+    #[test]
+    fn masked_paths_of_the_guests_own_show_nothing() {
+        let test = || {
+            // SAFETY: descriptors stay shared, nothing else of this thread is used by others.
+            unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private).unwrap();
+            let root = tempfile::tempdir().unwrap();
+            let at = |name: &str| root.path().join(name);
+            fs::create_dir(at("proc")).unwrap();
+            let path = |name| at(name).to_str().unwrap().to_owned();
+            mount("proc", &path("proc"), "proc", MountFlags::RDONLY, None).unwrap();
+            let read = |name: &str| fs::read_to_string(at(name)).unwrap();
+            assert!(!read("proc/version").is_empty());
+            let paths = [
+                "/proc/version",
+                "/proc/sys",
+                "/proc/no-such-file",
+                "/proc/version/x",
+            ];
+            let paths = paths.map(str::to_owned);
+            let tree = open_directory(&path("")).unwrap();
+            mask(tree.as_fd(), &path("masks"), &paths).unwrap();
+            assert_eq!(read("proc/version"), "");
+            assert_eq!(fs::read_dir(at("proc/sys")).unwrap().count(), 0);
+            let write = |name: &str| fs::write(at(name), "x").unwrap_err().kind();
+            assert_eq!(write("proc/version"), io::ErrorKind::ReadOnlyFilesystem);
+            assert_eq!(write("proc/sys/x"), io::ErrorKind::ReadOnlyFilesystem);
+            assert!(Path::new(&at("proc/uptime")).exists());
+        };
+        std::thread::scope(|scope| scope.spawn(test).join()).unwrap();
+    }
 }

@@ -74,6 +74,31 @@ pub struct BootConfig {
     pub huge_pages: bool,
     /// Forward the guest's early-printk console to standard error, line by line.
     pub console: bool,
+    /// As whom the VMM touches the task's files.
+    pub credentials: Credentials,
+}
+
+/// What a file server may keep, capability n (`capabilities(7)`) as bit n: CHOWN, DAC_OVERRIDE,
+/// DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID.
+pub const FILE_CAPABILITIES: u64 = 0xdf;
+/// Most supplementary groups of [`Credentials`].
+pub const GROUPS_MAX: usize = 512;
+
+/// What the VMM is to the host's kernel while it serves files; by default root without any capability.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups, at most [`GROUPS_MAX`].
+    pub groups: Vec<u32>,
+    /// Of [`FILE_CAPABILITIES`], in the VMM's own user namespace; what else is set here is not kept.
+    pub capabilities: u64,
+    /// The AppArmor profile that the VMM enters after its last mount.
+    pub apparmor_profile: Option<String>,
+    /// The SELinux label that the VMM takes at the same place.
+    pub selinux_label: Option<String>,
 }
 
 /// From the shim to the VMM. The comment names the descriptors that travel beside the message.
@@ -415,10 +440,17 @@ mod tests {
             ram_mib: 256,
             huge_pages: false,
             console: true,
+            credentials: Credentials {
+                groups: vec![5],
+                ..Credentials::default()
+            },
         });
         assert_eq!(
             serde_json::to_string(&boot).unwrap(),
-            r#"{"boot":{"role":"task","ram_mib":256,"huge_pages":false,"console":true}}"#
+            concat!(
+                r#"{"boot":{"role":"task","ram_mib":256,"huge_pages":false,"console":true,"credentials":"#,
+                r#"{"uid":0,"gid":0,"groups":[5],"capabilities":0,"apparmor_profile":null,"selinux_label":null}}}"#
+            )
         );
         assert_eq!(
             serde_json::to_string(&connect()).unwrap(),

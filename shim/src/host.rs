@@ -1,7 +1,7 @@
 //! The real sandbox behind the seam of [`crate::task`]: loads a task's configuration, says what the agent is
 //! told of a program, and translates types and errors.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::net::UnixStream;
 use wasmvm_protocol::agent::{DeviceMount, Program};
 
-use crate::bundle::ProcessSpec;
+use crate::bundle::{ProcessSpec, TaskSpec, cleaned};
 use crate::cleanup;
 use crate::error::{Refusal, chain};
 use crate::journal::ExitRecord;
@@ -19,6 +19,7 @@ use crate::program::Found;
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxRequest};
 use crate::task::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
 use crate::tree::RootfsMount;
+use crate::vm::credentials;
 
 /// Boots VMs on this host.
 #[derive(Debug)]
@@ -41,6 +42,16 @@ fn environment(given: &[String], hostname: &str, found: &Found) -> Vec<String> {
         env.push(format!("HOSTNAME={hostname}"));
     }
     env
+}
+
+/// The masked paths that lie below a file system of the guest's own, without `..`.
+fn guests_own(spec: &TaskSpec) -> impl Iterator<Item = PathBuf> {
+    let own = [("/proc", spec.guest_proc), ("/dev", spec.guest_dev)];
+    let paths = spec.masked_paths.iter().map(|path| cleaned(path));
+    paths.filter(move |path| {
+        own.iter()
+            .any(|(top, is_own)| *is_own && path.starts_with(top))
+    })
 }
 
 /// What the agent is told of a program whose artifact lies in `slot`.
@@ -67,6 +78,9 @@ fn program(sandbox: &Sandbox, process: &ProcessSpec, found: &Found, slot: u32) -
         preopen_cwd: spec.preopen_cwd,
         devices: devices.collect(),
         function: found.function.clone().unwrap_or_default(),
+        umask: process.user.umask,
+        capabilities: credentials::of_program(spec, process),
+        masked_paths: guests_own(spec).map(|path| text(&path)).collect(),
         ..Default::default()
     }
 }
@@ -121,6 +135,8 @@ impl TaskSandbox for Sandbox {
     }
 
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
+        credentials::check_exec(self.spec(), &process.user)
+            .map_err(|error| refuse(&error.into()))?;
         let (slot, found) = Self::load(self, process)
             .await
             .map_err(|error| refuse(&error))?;

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use wasmvm_protocol::control::{BootConfig, Role};
+use wasmvm_protocol::control::{BootConfig, Credentials, Role};
 use wasmvm_vmm::builder::{BootParts, build};
 use wasmvm_vmm::gate::Gate;
 
@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ram_mib,
         huge_pages: false,
         console: true,
+        credentials: Credentials::default(),
     };
     let parts = BootParts {
         kvm: File::options()

@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use wasmvm_protocol::control::{self, BootConfig, FromVmm, Role, ToVmm};
+use wasmvm_protocol::control::{self, BootConfig, Credentials, FromVmm, Role, ToVmm};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,6 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ram_mib: rest.first().map_or(Ok(256), |text| text.parse())?,
         huge_pages: false,
         console: true,
+        credentials: Credentials::default(),
     });
     control::send(
         &control,

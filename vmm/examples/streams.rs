@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use wasmvm_protocol::control::{BootConfig, Role};
+use wasmvm_protocol::control::{BootConfig, Credentials, Role};
 use wasmvm_protocol::ports::GUEST_CID;
 use wasmvm_vmm::builder::{BootParts, build};
 use wasmvm_vmm::gate::Gate;
@@ -94,6 +94,7 @@ fn main() -> Outcome {
         ram_mib: 256,
         huge_pages: false,
         console: true,
+        credentials: Credentials::default(),
     };
     let parts = BootParts {
         kvm: File::options()

@@ -302,7 +302,7 @@ mod tests {
     use crate::virtio::vsock::VsockDevice;
     use proptest::prelude::*;
     use std::fs::File;
-    use wasmvm_protocol::control::{CONTROL_BYTES_MAX, Role};
+    use wasmvm_protocol::control::{CONTROL_BYTES_MAX, Credentials, Role};
 
     fn boot() -> ToVmm {
         ToVmm::Boot(BootConfig {
@@ -310,6 +310,7 @@ mod tests {
             ram_mib: 256,
             huge_pages: false,
             console: true,
+            credentials: Credentials::default(),
         })
     }
 

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use wasmvm_protocol::control::{self, BootConfig, FromVmm, Role, ToVmm};
+use wasmvm_protocol::control::{
+    self, BootConfig, Credentials, FILE_CAPABILITIES, FromVmm, Role, ToVmm,
+};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -70,20 +72,20 @@ fn boot_config(role: Role) -> BootConfig {
         ram_mib: 256,
         huge_pages: false,
         console: false,
+        credentials: Credentials::default(),
     }
 }
 
 fn send_boot(vmm: &Vmm) {
-    send_boot_with(vmm, "dev/null", Role::Task);
+    send_boot_with(vmm, "dev/null", boot_config(Role::Task));
 }
 
 /// The kernel's path is relative to the root that the VMM starts with: the shim opens what it hands over
 /// in the VMM's own mount namespace.
-fn send_boot_with(vmm: &Vmm, kernel: &str, role: Role) {
+fn send_boot_with(vmm: &Vmm, kernel: &str, config: BootConfig) {
     until(|| vmm.find_pid().is_some_and(is_wasmvm));
     let open = |path: &str| File::open(format!("/proc/{}/root/{path}", vmm.pid())).unwrap();
     let (null, kernel) = (open("dev/null"), open(kernel));
-    let config = boot_config(role);
     let fd = null.as_fd();
     control::send(
         &vmm.control,
@@ -133,7 +135,15 @@ impl Vmm {
 
     /// Walks through the start until the jail is closed; answers with its directory in /proc.
     fn jail(&self) -> String {
-        send_boot(self);
+        self.jail_as(Credentials::default())
+    }
+
+    fn jail_as(&self, credentials: Credentials) -> String {
+        let config = BootConfig {
+            credentials,
+            ..boot_config(Role::Task)
+        };
+        send_boot_with(self, "dev/null", config);
         assert_eq!(receive(self), FromVmm::NeedMaps);
         self.write_maps();
         let proc = format!("/proc/{}", self.pid());
@@ -176,30 +186,86 @@ fn names(dir: impl AsRef<Path>) -> BTreeSet<String> {
 fn tree() -> TempDir {
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join("tenant-file"), "x").unwrap();
+    // As a container's root is: whoever the VMM becomes may enter it.
+    fs::set_permissions(tree.path(), fs::Permissions::from_mode(0o755)).unwrap();
     tree
 }
 
-#[test]
-fn the_vmm_keeps_six_capabilities_in_a_user_namespace_of_its_own() {
-    let tree = tree();
-    let vmm = start(tree.path(), MOUNT_TREE);
-    let proc = vmm.jail();
+/// Lines of /proc/PID/status (`proc(5)`).
+fn assert_status(proc: &str, lines: &[&str]) {
     let status = fs::read_to_string(format!("{proc}/status")).unwrap();
-    let six = "00000000000000db";
-    for line in [
-        "CapInh:\t0000000000000000",
-        &format!("CapPrm:\t{six}"),
-        &format!("CapEff:\t{six}"),
-        &format!("CapBnd:\t{six}"),
-        "CapAmb:\t0000000000000000",
-        "NoNewPrivs:\t1",
-        "Umask:\t0000",
-    ] {
+    for line in lines {
         assert!(
-            status.lines().any(|found| found == line),
+            status.lines().any(|found| found.trim_end() == *line),
             "no {line:?} in {status}"
         );
     }
+}
+
+#[test]
+fn the_vmm_keeps_what_its_program_may_do_to_files_and_becomes_who_it_is() {
+    let root = Credentials {
+        // All that there are: a privileged container's.
+        capabilities: u64::MAX,
+        ..Credentials::default()
+    };
+    assert_eq!(FILE_CAPABILITIES, 0xdf);
+    let program = Credentials {
+        uid: 1000,
+        gid: 100,
+        groups: vec![2000, 7],
+        ..Credentials::default()
+    };
+    // `drop: [ALL]` with what serves one's own files only.
+    let owner = Credentials {
+        capabilities: 1 << 3,
+        ..Credentials::default()
+    };
+    for (credentials, set, uid, groups) in [
+        (root, "00000000000000df", "Uid:\t0\t0\t0\t0", "Groups:"),
+        (
+            Credentials::default(),
+            "0000000000000000",
+            "Uid:\t0\t0\t0\t0",
+            "Groups:",
+        ),
+        (owner, "0000000000000008", "Gid:\t0\t0\t0\t0", "Groups:"),
+        (
+            program,
+            "0000000000000000",
+            "Uid:\t1000\t1000\t1000\t1000",
+            "Groups:\t7 2000",
+        ),
+    ] {
+        let tree = tree();
+        let vmm = start(tree.path(), MOUNT_TREE);
+        let proc = vmm.jail_as(credentials);
+        let sets = ["CapPrm", "CapEff", "CapBnd"].map(|name| format!("{name}:\t{set}"));
+        assert_status(&proc, &sets.each_ref().map(String::as_str));
+        assert_status(
+            &proc,
+            &["CapAmb:\t0000000000000000", "NoNewPrivs:\t1", uid, groups],
+        );
+        let (status, text) = vmm.end();
+        assert_eq!(status.code(), Some(1), "{text}");
+        assert!(!text.contains("jail:"), "{text}");
+    }
+}
+
+#[test]
+fn the_vmm_lives_in_namespaces_of_its_own() {
+    let tree = tree();
+    let vmm = start(tree.path(), MOUNT_TREE);
+    let proc = vmm.jail();
+    assert_status(
+        &proc,
+        &[
+            "CapInh:\t0000000000000000",
+            "CapBnd:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            "Umask:\t0000",
+        ],
+    );
     for namespace in ["user", "pid", "mnt", "ipc", "uts"] {
         let link = |proc: &str| fs::read_link(format!("{proc}/ns/{namespace}")).unwrap();
         assert_ne!(link(&proc), link("/proc/self"), "{namespace}");
@@ -262,7 +328,7 @@ fn the_guests_kernel_cannot_be_changed_through_its_descriptor() {
     let tree = tree();
     let elsewhere = "mount -t tmpfs none /mnt && echo kernel > /mnt/kernel";
     let vmm = start(tree.path(), &format!("{elsewhere}\n{MOUNT_TREE}"));
-    send_boot_with(&vmm, "mnt/kernel", Role::Task);
+    send_boot_with(&vmm, "mnt/kernel", boot_config(Role::Task));
     assert_eq!(receive(&vmm), FromVmm::NeedMaps);
     let descriptors = format!("/proc/{}/fd", vmm.pid());
     let is_kernel = |fd: &String| {
@@ -299,7 +365,7 @@ fn a_compilers_vmm_writes_no_file_longer_than_an_artifact() {
     let limit = |role| {
         let tree = tree();
         let vmm = start(tree.path(), MOUNT_TREE);
-        send_boot_with(&vmm, "dev/null", role);
+        send_boot_with(&vmm, "dev/null", boot_config(role));
         assert_eq!(receive(&vmm), FromVmm::NeedMaps);
         let limits = fs::read_to_string(format!("/proc/{}/limits", vmm.pid())).unwrap();
         let line = limits

@@ -9,14 +9,18 @@ use wasmvm_protocol::agent::Program;
 
 use super::failure::LoadError;
 
-/// What root of a container may do to files of others; everything else is dropped for everybody.
+/// What a program may do to files of others, as far as its spec grants it; everything else is dropped for
+/// everybody.
 ///
 /// The guest's kernel checks permissions of the tree itself (virtio-fs mounts have
 /// `default_permissions`), so without these a program run as root could not open the files of another
 /// user, which it can under runc. They reach nothing but the tree: the runner is chrooted into it.
-const ROOT_KEEPS: CapabilitySet = CapabilitySet::DAC_OVERRIDE
+const FILE_CAPABILITIES: CapabilitySet = CapabilitySet::DAC_OVERRIDE
+    .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID);
+/// Mask of new files' modes where the spec has none, as runc's.
+const UMASK: u32 = 0o022;
 
 /// Enters the tree at `root` and becomes the program's user.
 ///
@@ -33,11 +37,12 @@ pub fn drop_to(program: &Program, root: &str) -> Result<(), LoadError> {
         "set the core limit",
         rustix::process::setrlimit(Resource::Core, none),
     )?;
-    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    rustix::process::umask(Mode::from_raw_mode(program.umask.unwrap_or(UMASK)));
     step("enter the file tree", rustix::process::chroot(root))?;
     step("enter the file tree", rustix::process::chdir("/"))?;
     enter_working_directory(program)?;
-    for capability in CapabilitySet::all().difference(ROOT_KEEPS).iter() {
+    let kept = CapabilitySet::from_bits_truncate(program.capabilities) & FILE_CAPABILITIES;
+    for capability in CapabilitySet::all().difference(kept).iter() {
         // Numbers that this kernel does not know are refused with EINVAL.
         let _ = rustix::thread::remove_capability_from_bounding_set(capability);
     }
@@ -52,16 +57,16 @@ pub fn drop_to(program: &Program, root: &str) -> Result<(), LoadError> {
         "set the group",
         rustix::thread::set_thread_res_gid(gid, gid, gid),
     )?;
+    // Leaving uid 0 would take every capability along.
+    step(
+        "keep capabilities",
+        rustix::thread::set_keep_capabilities(true),
+    )?;
     let uid = Uid::from_raw(program.uid);
     step(
         "set the user",
         rustix::thread::set_thread_res_uid(uid, uid, uid),
     )?;
-    let kept = if uid.is_root() {
-        ROOT_KEEPS
-    } else {
-        CapabilitySet::empty()
-    };
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,
@@ -70,6 +75,10 @@ pub fn drop_to(program: &Program, root: &str) -> Result<(), LoadError> {
     step(
         "drop capabilities",
         rustix::thread::set_capabilities(None, sets),
+    )?;
+    step(
+        "keep capabilities no further",
+        rustix::thread::set_keep_capabilities(false),
     )?;
     step(
         "give up new privileges",

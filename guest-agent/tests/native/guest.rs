@@ -184,6 +184,11 @@ impl Guest {
         fs::create_dir(self.tree(name)).unwrap();
     }
 
+    /// Permission bits.
+    pub fn mode(&self, name: &str) -> u32 {
+        fs::metadata(self.tree(name)).unwrap().permissions().mode() & 0o7777
+    }
+
     pub fn chown(&self, name: &str, uid: u32) {
         std::os::unix::fs::chown(self.tree(name), Some(uid), Some(uid)).unwrap();
     }

@@ -383,7 +383,52 @@ async fn root_opens_files_of_other_users() {
     let guest = Guest::with(programs::READS_FILE).await;
     guest.write_file("file", b"content\n", 0o600);
     guest.chown("file", 1000);
-    assert_eq!(guest.run(|_| {}).await.status, 0);
+    let ended = guest
+        .run(|program| program.capabilities = DAC_OVERRIDE)
+        .await;
+    assert_eq!(ended.status, 0);
+}
+
+/// `CAP_DAC_OVERRIDE` and `CAP_DAC_READ_SEARCH`, capabilities(7).
+const DAC_OVERRIDE: u64 = 1 << 1;
+const DAC_READ_SEARCH: u64 = 1 << 2;
+
+#[tokio::test]
+async fn a_program_has_the_capabilities_that_it_is_given_whoever_it_is() {
+    for (uid, capabilities, status) in [
+        // `drop: [ALL]`: WASI's errno `acces`.
+        (0, 0, 2),
+        // What is no file's never counts.
+        (0, 1 << 21, 2),
+        (0, DAC_READ_SEARCH, 0),
+        (1001, 0, 2),
+        (1001, DAC_OVERRIDE, 0),
+    ] {
+        let guest = Guest::with(programs::READS_FILE).await;
+        guest.write_file("file", b"content\n", 0o600);
+        guest.chown("file", 1000);
+        let ended = guest
+            .run(|program| {
+                program.uid = uid;
+                program.capabilities = capabilities;
+            })
+            .await;
+        assert_eq!(
+            ended.status, status,
+            "uid {uid}, capabilities {capabilities:#x}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn new_files_have_the_mode_that_the_umask_leaves() {
+    for (umask, mode) in [(None, 0o644), (Some(0o077), 0o600), (Some(0), 0o666)] {
+        let guest = Guest::with(programs::MAKES_FILE).await;
+        guest.write_file("other", b"", 0o644);
+        let ended = guest.run(|program| program.umask = umask).await;
+        assert_eq!(ended.status, 0, "{}", ended.stderr);
+        assert_eq!(guest.mode("new"), mode, "umask {umask:?}");
+    }
 }
 
 #[tokio::test]

@@ -248,6 +248,17 @@ pub const READS_FILE: &str = r#"(module
     (i32.store (i32.const 4) (i32.load (i32.const 12)))
     (call $check (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 12)))))"#;
 
+/// Makes `/new`; ends with WASI's errno.
+pub const MAKES_FILE: &str = r#"(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "new")
+  (func (export "_start")
+    (call $exit (call $open (i32.const 3) (i32.const 1) (i32.const 16) (i32.const 3)
+      (i32.const 1) (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 8)))))"#;
+
 /// Ends with 16 * arguments + environment entries.
 pub const COUNTS: &str = r#"(module
   (import "wasi_snapshot_preview1" "args_sizes_get" (func $args (param i32 i32) (result i32)))

@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mount::{MountFlags, mount};
 use wasmvm_protocol::agent::{CompileRequest, CompilerClient, ModuleKind};
-use wasmvm_protocol::control::{BootConfig, Role};
+use wasmvm_protocol::control::{BootConfig, Credentials, Role};
 use wasmvm_protocol::ports::{AGENT_PORT, ARTIFACT_PORT};
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SlotHeader, SlotKind};
 
@@ -25,7 +25,8 @@ use crate::error::{ErrorCode, printable};
 use crate::journal::STATE_ROOT;
 use crate::memory_file::memory_file;
 use crate::program::SealedProgram;
-use crate::vm::launch::{LaunchError, LaunchRequest, Network, VmFiles, launch};
+use crate::vm::launch::{LaunchError, LaunchRequest, VmFiles, launch};
+use crate::vm::network::Network;
 use crate::vm::{Vm, VmError};
 
 /// RAM of a compiler VM, and the memory limit of its cgroup: Cranelift takes some 20 times the module.
@@ -139,9 +140,12 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
             ram_mib: COMPILER_MEMORY_MIB,
             huge_pages: true,
             console: request.console,
+            // It serves no files.
+            credentials: Credentials::default(),
         },
         cgroup: request.cgroup,
         network: Network::Empty,
+        sysctls: Vec::new(),
         oom_score_adj: 0,
     };
     let (vm, ()) = launch(launch_request, || {

@@ -20,11 +20,13 @@ pub(super) enum Fate {
     Honoured,
     /// Accepted without effect, because it means nothing to a Wasm program in its own VM.
     Ignored,
+    /// Accepted without effect, because something of ours does its work always: this.
+    Replaced(&'static str),
     /// An error, unless the value says nothing; for this reason.
     Refused(&'static str),
 }
 
-use Fate::{Honoured, Ignored, Refused};
+use Fate::{Honoured, Ignored, Refused, Replaced};
 
 const NO_GUEST_HOOKS: &str = "the task's namespaces hold no program but the VM: drop the device that brings the hook along \
     (CDI: --gpus, --device, a pod's device resources), as no device of the host reaches a guest, or use \
@@ -32,6 +34,21 @@ const NO_GUEST_HOOKS: &str = "the task's namespaces hold no program but the VM: 
 const NO_USERNS: &str = "the VM itself separates users, so id mappings are not supported: leave out a pod's hostUsers: false, \
     or the client's --userns and --userns-remap";
 const OTHER_PLATFORM: &str = "wasmvm runs WebAssembly on Linux hosts only";
+
+const OWN_LIMITS: &str =
+    "a program makes neither processes nor descriptors of the host; the VMM has limits of its own";
+const ALWAYS_SET: &str = "no_new_privs is set always, for the runner and for the VMM";
+const OWN_DEVICES: &str =
+    "no device of the host is in reach; the guest's /dev has null, zero, full, random and urandom";
+const OWN_FILTERS: &str = "a program's system calls end in the guest's kernel; each thread of the VMM has a filter of \
+     its own";
+const SWAP_BOUNDED: &str =
+    "the host's own value; how much is swapped is bounded by linux.resources.memory.swap";
+const NO_HUGETLB: &str = "the VMM takes no page of hugetlbfs";
+const NO_SOCKET: &str = "the VMM makes no socket, so there is no traffic to mark";
+const NO_RDMA: &str = "no RDMA device is in reach";
+const USE_UNIFIED: &str =
+    "set the file of cgroup v2 instead, as in linux.resources.unified[\"io.max\"]";
 
 /// The table. One line a field, in the order of the specification's own documents.
 pub(super) const FIELDS: &[(&str, Fate)] = &[
@@ -52,19 +69,18 @@ pub(super) const FIELDS: &[(&str, Fate)] = &[
     ("process.env", Honoured),
     ("process.args", Honoured),
     ("process.commandLine", Refused(OTHER_PLATFORM)),
-    // A Wasm program has only what WASI gives it: no rlimit, capability or label reaches further.
-    ("process.rlimits", Ignored),
-    ("process.apparmorProfile", Ignored),
-    ("process.capabilities", Ignored),
-    ("process.noNewPrivileges", Ignored),
+    ("process.rlimits", Replaced(OWN_LIMITS)),
+    ("process.apparmorProfile", Honoured),
+    ("process.capabilities", Honoured),
+    ("process.noNewPrivileges", Replaced(ALWAYS_SET)),
     ("process.oomScoreAdj", Honoured),
     ("process.scheduler", Ignored),
-    ("process.selinuxLabel", Ignored),
+    ("process.selinuxLabel", Honoured),
     ("process.ioPriority", Ignored),
     ("process.execCPUAffinity", Ignored),
     ("process.user.uid", Honoured),
     ("process.user.gid", Honoured),
-    ("process.user.umask", Ignored),
+    ("process.user.umask", Honoured),
     ("process.user.additionalGids", Honoured),
     ("process.user.username", Ignored),
     ("hostname", Honoured),
@@ -85,8 +101,7 @@ pub(super) const FIELDS: &[(&str, Fate)] = &[
         "linux.timeOffsets",
         Refused("the guest's clocks cannot be shifted"),
     ),
-    // The guest sees no host device; its own /dev has null, zero, full, random and urandom.
-    ("linux.devices", Ignored),
+    ("linux.devices", Replaced(OWN_DEVICES)),
     (
         "linux.netDevices",
         Refused("the guest has no network devices"),
@@ -97,11 +112,11 @@ pub(super) const FIELDS: &[(&str, Fate)] = &[
     ("linux.resources.memory.swap", Honoured),
     ("linux.resources.memory.kernel", Ignored),
     ("linux.resources.memory.kernelTCP", Ignored),
-    ("linux.resources.memory.swappiness", Ignored),
+    ("linux.resources.memory.swappiness", Replaced(SWAP_BOUNDED)),
     ("linux.resources.memory.disableOOMKiller", Ignored),
     ("linux.resources.memory.useHierarchy", Ignored),
     ("linux.resources.memory.checkBeforeUpdate", Ignored),
-    ("linux.resources.devices", Ignored),
+    ("linux.resources.devices", Replaced(OWN_DEVICES)),
     ("linux.resources.cpu.shares", Honoured),
     ("linux.resources.cpu.quota", Honoured),
     ("linux.resources.cpu.period", Honoured),
@@ -112,22 +127,24 @@ pub(super) const FIELDS: &[(&str, Fate)] = &[
     ("linux.resources.cpu.realtimePeriod", Ignored),
     ("linux.resources.cpu.idle", Ignored),
     ("linux.resources.pids.limit", Honoured),
-    ("linux.resources.blockIO", Ignored),
-    ("linux.resources.hugepageLimits", Ignored),
-    ("linux.resources.network", Ignored),
-    ("linux.resources.rdma", Ignored),
+    ("linux.resources.blockIO", Refused(USE_UNIFIED)),
+    ("linux.resources.hugepageLimits", Replaced(NO_HUGETLB)),
+    ("linux.resources.network", Replaced(NO_SOCKET)),
+    ("linux.resources.rdma", Replaced(NO_RDMA)),
     ("linux.resources.unified", Honoured),
-    ("linux.intelRdt", Ignored),
+    (
+        "linux.intelRdt",
+        Refused("a VM joins no group of resctrl; leave the RDT class unset"),
+    ),
     ("linux.memoryPolicy", Ignored),
-    // The guest has no IP stack, and its kernel is its own.
-    ("linux.sysctl", Ignored),
-    ("linux.seccomp", Ignored),
-    // The tree's mounts are private always: a mount made later on the host never enters it.
-    ("linux.rootfsPropagation", Ignored),
-    // Both lists name files of proc and sysfs, which never enter the tree.
-    ("linux.maskedPaths", Ignored),
-    ("linux.readonlyPaths", Ignored),
-    ("linux.mountLabel", Ignored),
+    // Those of the network namespace; every other name is refused.
+    ("linux.sysctl", Honoured),
+    ("linux.seccomp", Replaced(OWN_FILTERS)),
+    // Private only: a mount made later on the host never enters the tree.
+    ("linux.rootfsPropagation", Honoured),
+    ("linux.maskedPaths", Honoured),
+    ("linux.readonlyPaths", Honoured),
+    ("linux.mountLabel", Honoured),
     ("linux.personality", Ignored),
     // Other platforms and the VM of the specification's own kind.
     ("solaris", Refused(OTHER_PLATFORM)),
@@ -152,7 +169,7 @@ pub fn honoured_hooks() -> Vec<&'static str> {
 pub(super) struct Unused {
     /// As in `linux.resources.cpu.idle` or `mounts[3].foo`.
     pub path: String,
-    /// In the table, as ignored; otherwise unknown.
+    /// In the table, as ignored or replaced; otherwise unknown.
     pub known: bool,
 }
 
@@ -209,7 +226,7 @@ fn sift_one(
 ) -> Result<bool, BundleError> {
     match fate(pattern) {
         Some(Honoured) => Ok(true),
-        Some(Ignored) => {
+        Some(Ignored | Replaced(_)) => {
             if !says_nothing(value) {
                 unused.push(Unused {
                     path: path.to_owned(),

@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use super::error::CONFIG;
 use super::fields::{self, refused};
-use super::{BundleError, Network, ProcessSpec, Resources, TaskSpec, hooks, mounts};
+use super::{
+    BundleError, Capabilities, Network, ProcessSpec, Resources, TaskSpec, confine, hooks, mounts,
+};
 
 /// Largest `config.json`, bytes. Those of ctr and CRI have some ten thousand.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -43,10 +45,16 @@ impl TaskSpec {
             });
         }
         sift(&mut document, CONFIG)?;
-        Self::from_document(&document, bundle)
+        // A container without the section has none, as under runc.
+        let capabilities = Capabilities::take(&mut document)?.unwrap_or_default();
+        Self::from_document(&document, bundle, capabilities)
     }
 
-    fn from_document(document: &Value, bundle: &Path) -> Result<Self, BundleError> {
+    fn from_document(
+        document: &Value,
+        bundle: &Path,
+        capabilities: Capabilities,
+    ) -> Result<Self, BundleError> {
         let oci_version = version(document)?;
         let process: Process = section(document, "process")?
             .ok_or_else(|| missing("process", "there is no program to run"))?;
@@ -65,16 +73,22 @@ impl TaskSpec {
         let resources = Resources::of_task(&resources)?;
         let mounts = mounts::convert(&list(document, "mounts")?, bundle)?;
         let annotations = section(document, "annotations")?.unwrap_or_else(BTreeMap::new);
+        let network = network(&list(document, "linux.namespaces")?)?;
+        mounts::check_root_propagation(section(document, "linux.rootfsPropagation")?)?;
         Ok(Self {
             oci_version,
-            process: ProcessSpec::from_oci(&process)?,
+            process: ProcessSpec::from_oci(&process, Some(capabilities))?,
             hostname: hostname(document)?,
             resources,
             cgroup_path: section(document, "linux.cgroupsPath")?
                 .filter(|path: &String| !path.is_empty()),
             oom_score_adj: oom_score_adj(&process)?,
-            network: network(&list(document, "linux.namespaces")?)?,
+            sysctls: confine::sysctls(section(document, "linux.sysctl")?, &network)?,
+            network,
             mounts: mounts.tree,
+            masked_paths: confine::paths("linux.maskedPaths", document)?,
+            readonly_paths: confine::paths("linux.readonlyPaths", document)?,
+            labels: confine::labels(&process, section(document, "linux.mountLabel")?)?,
             guest_dev: mounts.guest_dev,
             guest_proc: mounts.guest_proc,
             preopen_cwd: preopen_cwd(&annotations)?,
@@ -223,7 +237,8 @@ fn oom_score_adj(process: &Process) -> Result<Option<i32>, BundleError> {
     }
 }
 
-/// Of the namespaces only the network's has a meaning: the others are the VM's own in any case.
+/// Of the namespaces only the network's has a meaning: the others are the VM's own in any case, so one that
+/// is shared with others cannot be had.
 fn network(namespaces: &[LinuxNamespace]) -> Result<Network, BundleError> {
     let mut network = Network::Host;
     for (i, namespace) in namespaces.iter().enumerate() {
@@ -231,30 +246,34 @@ fn network(namespaces: &[LinuxNamespace]) -> Result<Network, BundleError> {
             .path()
             .as_ref()
             .filter(|path| !path.as_os_str().is_empty());
-        match (namespace.typ(), path) {
-            (LinuxNamespaceType::User, _) => {
-                let reason = "the VM itself separates users, so user namespaces are not supported: leave out a pod's \
-                    hostUsers: false, or the client's --userns and --userns-remap";
-                return Err(refused(
-                    &format!("linux.namespaces[{i}].type"),
-                    "\"user\"",
-                    reason,
-                ));
-            }
-            (LinuxNamespaceType::Network, None) => network = Network::New,
-            (LinuxNamespaceType::Network, Some(path)) if path.is_absolute() => {
-                network = Network::Path(path.clone());
-            }
-            (LinuxNamespaceType::Network, Some(path)) => {
-                let field = format!("linux.namespaces[{i}].path");
-                return Err(refused(
-                    &field,
-                    &format!("{path:?}"),
-                    "the path must be absolute",
-                ));
-            }
-            _ => {}
+        if namespace.typ() == LinuxNamespaceType::User {
+            let field = format!("linux.namespaces[{i}].type");
+            let reason = "the VM itself separates users, so user namespaces are not supported: leave out a pod's \
+                hostUsers: false, or the client's --userns and --userns-remap";
+            return Err(refused(&field, "\"user\"", reason));
+        }
+        if let Some(path) = path {
+            check_joined(namespace.typ(), path, i)?;
+        }
+        if namespace.typ() == LinuxNamespaceType::Network {
+            network = path.map_or(Network::New, |path| Network::Path(path.clone()));
         }
     }
     Ok(network)
+}
+
+/// A namespace by path: one that others are in. The IPC and UTS namespaces of a pod are named in every spec
+/// of CRI; no program can reach the one, and the other's host name stands in the spec.
+fn check_joined(kind: LinuxNamespaceType, path: &Path, i: usize) -> Result<(), BundleError> {
+    let reason = match kind {
+        LinuxNamespaceType::Network if !path.is_absolute() => "the path must be absolute",
+        LinuxNamespaceType::Pid => {
+            "a VM shares its processes with no other container; leave shareProcessNamespace (or --pid) unset"
+        }
+        LinuxNamespaceType::Mount => "the mounts of another container cannot be joined",
+        LinuxNamespaceType::Time => "the guest's clocks cannot be shifted",
+        _ => return Ok(()),
+    };
+    let field = format!("linux.namespaces[{i}].path");
+    Err(refused(&field, &format!("{path:?}"), reason))
 }

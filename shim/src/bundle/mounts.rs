@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Mount;
 
 use super::fields::refused;
-use super::{BundleError, MountSource, TmpfsOptions, TreeMount, paths};
+use super::{AccessTimes, BundleError, MountSource, TmpfsOptions, TreeMount, paths};
 
 /// Most mounts of one task.
 const MOUNTS_MAX: usize = 1024;
@@ -41,6 +41,7 @@ pub(super) fn convert(mounts: &[Mount], bundle: &Path) -> Result<Mounts, BundleE
     for (i, mount) in mounts.iter().enumerate() {
         let destination = destination(mount, i)?;
         let options = mount.options().as_deref().unwrap_or_default();
+        check_options(options, i)?;
         let kind = mount.typ().as_deref().unwrap_or_default();
         if kind == "proc" && destination == Path::new("/proc") {
             sorted.guest_proc = true;
@@ -70,6 +71,47 @@ pub(super) fn convert(mounts: &[Mount], bundle: &Path) -> Result<Mounts, BundleE
         }
     }
     Ok(sorted)
+}
+
+/// Why no mount propagates: a proc that somebody mounts below a propagated source would be served as a file
+/// system of the tenant's.
+const NO_PROPAGATION: &str = "a mount made later on the host never enters the task's tree; use rprivate \
+     (in Kubernetes mountPropagation: None)";
+
+/// Options that promise what the tree does not do.
+fn check_options(options: &[String], i: usize) -> Result<(), BundleError> {
+    for option in options {
+        let reason = match option.as_str() {
+            option if propagates(option) => NO_PROPAGATION,
+            "nosymfollow" => {
+                "symbolic links are followed in the guest, which does not know the mount's flags"
+            }
+            "idmap" | "ridmap" => "id mappings are not supported",
+            _ => continue,
+        };
+        let field = format!("mounts[{i}].options");
+        return Err(refused(&field, &format!("{option:?}"), reason));
+    }
+    Ok(())
+}
+
+fn propagates(option: &str) -> bool {
+    matches!(option, "shared" | "rshared" | "slave" | "rslave")
+}
+
+/// `linux.rootfsPropagation`: private in one of its forms, or nothing.
+pub(super) fn check_root_propagation(given: Option<String>) -> Result<(), BundleError> {
+    let given = given.unwrap_or_default();
+    let reason = match given.as_str() {
+        "" | "private" | "rprivate" | "unbindable" | "runbindable" => return Ok(()),
+        given if propagates(given) => NO_PROPAGATION,
+        _ => "there is no such propagation",
+    };
+    Err(refused(
+        "linux.rootfsPropagation",
+        &format!("{given:?}"),
+        reason,
+    ))
 }
 
 /// As runc does: the option decides, whatever the type says.
@@ -134,17 +176,21 @@ fn bind_source(
     })
 }
 
-/// Parameters of the file system; flags are the tree's own decision but for `noexec`.
+/// Parameters of the file system, and flags of its mount. `nosuid` and `nodev` hold for all that enters the
+/// tree; propagation has been looked at.
 fn tmpfs_options(options: &[String], i: usize) -> Result<TmpfsOptions, BundleError> {
     let mut tmpfs = TmpfsOptions::default();
     for option in options {
         match option.split_once('=') {
-            Some((key @ ("size" | "nr_blocks" | "nr_inodes" | "mode" | "uid" | "gid"), value)) => {
+            Some((key @ ("size" | "nr_blocks" | "nr_inodes" | "mode" | "uid" | "gid"), value))
+                if !value.is_empty() =>
+            {
                 tmpfs.parameters.push((key.to_owned(), value.to_owned()));
             }
             // Where memory comes from, and whether it is huge, is the host's business.
             Some(("mpol" | "huge", _)) => {}
-            Some(_) => {
+            None if tmpfs_flag(option, &mut tmpfs) => {}
+            _ => {
                 let field = format!("mounts[{i}].options");
                 return Err(refused(
                     &field,
@@ -152,10 +198,32 @@ fn tmpfs_options(options: &[String], i: usize) -> Result<TmpfsOptions, BundleErr
                     "tmpfs has no such option",
                 ));
             }
-            None if option == "noexec" => tmpfs.no_exec = true,
-            None if option == "exec" => tmpfs.no_exec = false,
-            None => {}
         }
     }
     Ok(tmpfs)
+}
+
+/// Whether it is one that a tmpfs may have.
+fn tmpfs_flag(option: &str, tmpfs: &mut TmpfsOptions) -> bool {
+    match option {
+        "noexec" => tmpfs.no_exec = true,
+        "exec" => tmpfs.no_exec = false,
+        "tmpcopyup" => tmpfs.copy_up = true,
+        "noatime" => tmpfs.access_times = AccessTimes::Never,
+        "strictatime" => tmpfs.access_times = AccessTimes::Always,
+        "atime" | "relatime" | "norelatime" | "nostrictatime" => {
+            tmpfs.access_times = AccessTimes::Relative;
+        }
+        // A parameter without a value: Linux 6.4 and later.
+        "noswap" => tmpfs.parameters.push((option.to_owned(), String::new())),
+        "nodiratime" => tmpfs.no_directory_times = true,
+        "diratime" => tmpfs.no_directory_times = false,
+        // Nothing is kept that could be lost, and inode numbers are the guest's to choose.
+        "sync" | "async" | "dirsync" | "inode32" | "inode64" => {}
+        "defaults" | "ro" | "rw" | "rro" | "nosuid" | "suid" | "nodev" | "dev" | "mand"
+        | "nomand" | "iversion" | "noiversion" | "silent" | "loud" => {}
+        "private" | "rprivate" | "unbindable" | "runbindable" => {}
+        _ => return false,
+    }
+    true
 }

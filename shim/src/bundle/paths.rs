@@ -4,7 +4,8 @@ use std::path::{Component, Path, PathBuf};
 
 /// An absolute path without `.`, `..` and doubled slashes, by its text alone, as runc cleans them: relative
 /// paths start at the root, and nothing lies above the root.
-pub(super) fn cleaned(path: &Path) -> PathBuf {
+#[must_use]
+pub fn cleaned(path: &Path) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for component in path.components() {
         match component {

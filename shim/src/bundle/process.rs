@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::error::EXEC;
 use super::fields::{self, refused};
 use super::load::{missing, section, sift};
-use super::{BundleError, ProcessSpec, User, paths};
+use super::{BundleError, Capabilities, ProcessSpec, User, paths};
 
 /// What containerd calls the JSON of an exec's spec.
 pub const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -17,6 +17,9 @@ pub const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-s
 /// Longest arguments and environment together, bytes: Linux's own default for `execve(2)`, and half of
 /// what one message to the agent may hold.
 const ARGS_BYTES_MAX: usize = 2 << 20;
+
+/// All permission bits.
+const UMASK_MAX: u32 = 0o777;
 
 impl ProcessSpec {
     /// Reads the spec of an exec, by the same table as a bundle's `process`.
@@ -30,14 +33,19 @@ impl ProcessSpec {
                 source,
             })?;
         let mut document = json!({ "process": process });
-        let parsed = sift(&mut document, EXEC)
-            .and_then(|()| section(&document, "process"))
-            .and_then(|process| process.ok_or_else(|| missing("process", "it is empty")))
-            .and_then(|process| Self::from_oci(&process));
+        let parsed = sift(&mut document, EXEC).and_then(|()| {
+            let capabilities = Capabilities::take(&mut document)?;
+            let process = section(&document, "process")?;
+            let process = process.ok_or_else(|| missing("process", "it is empty"))?;
+            Self::from_oci(&process, capabilities)
+        });
         parsed.map_err(BundleError::of_exec)
     }
 
-    pub(super) fn from_oci(process: &Process) -> Result<Self, BundleError> {
+    pub(super) fn from_oci(
+        process: &Process,
+        capabilities: Option<Capabilities>,
+    ) -> Result<Self, BundleError> {
         let user = process.user();
         Ok(Self {
             args: args(process)?,
@@ -47,8 +55,20 @@ impl ProcessSpec {
                 uid: user.uid(),
                 gid: user.gid(),
                 additional_gids: user.additional_gids().clone().unwrap_or_default(),
+                umask: umask(process)?,
             },
+            capabilities,
         })
+    }
+}
+
+fn umask(process: &Process) -> Result<Option<u32>, BundleError> {
+    match process.user().umask() {
+        Some(umask) if umask > UMASK_MAX => {
+            let reason = "a umask lies between 0 and 511 (octal 777)";
+            Err(refused("process.user.umask", &umask.to_string(), reason))
+        }
+        umask => Ok(umask),
     }
 }
 
@@ -141,7 +161,8 @@ mod tests {
     fn the_spec_of_an_exec_is_read_as_a_bundles_process() {
         let spec = json!({
             "args": ["echo", "a"], "env": ["A=b"], "cwd": "/x", "noNewPrivileges": true,
-            "user": {"uid": 1, "gid": 2, "additionalGids": [3]}, "terminal": true,
+            "user": {"uid": 1, "gid": 2, "additionalGids": [3], "umask": 63}, "terminal": true,
+            "capabilities": {"bounding": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"]},
         });
         let spec = ProcessSpec::parse(spec.to_string().as_bytes()).unwrap();
         assert_eq!(spec.args, ["echo", "a"]);
@@ -151,8 +172,10 @@ mod tests {
             uid: 1,
             gid: 2,
             additional_gids: vec![3],
+            umask: Some(0o077),
         };
         assert_eq!(spec.user, user);
+        assert_eq!(spec.capabilities.map(|set| set.of_user(0)), Some(1));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::Capabilities;
 use crate::hooks::Hooks;
 
 /// Everything of the bundle that matters here, checked.
@@ -22,8 +23,16 @@ pub struct TaskSpec {
     pub oom_score_adj: Option<i32>,
     /// Where the task's sockets would live.
     pub network: Network,
+    /// What is written in that namespace before anything runs in it.
+    pub sysctls: Vec<Sysctl>,
     /// What is mounted into the tree, in the spec's order.
     pub mounts: Vec<TreeMount>,
+    /// Paths of the tree that show nothing; absolute, not the root itself.
+    pub masked_paths: Vec<PathBuf>,
+    /// Paths of the tree where nothing may be changed; absolute, not the root itself.
+    pub readonly_paths: Vec<PathBuf>,
+    /// Labels of the host's security modules.
+    pub labels: Labels,
     /// The guest mounts its own device files over the tree's `/dev`.
     pub guest_dev: bool,
     /// The guest mounts its own proc over the tree's `/proc`.
@@ -51,6 +60,8 @@ pub struct ProcessSpec {
     pub cwd: PathBuf,
     /// Who the program runs as.
     pub user: User,
+    /// What it may do beyond that user's rights; `None`: an exec's spec that leaves it to its task's.
+    pub capabilities: Option<Capabilities>,
 }
 
 /// `process.user`.
@@ -62,6 +73,8 @@ pub struct User {
     pub gid: u32,
     /// Supplementary groups.
     pub additional_gids: Vec<u32>,
+    /// Mask of new files' modes, at most 0777.
+    pub umask: Option<u32>,
 }
 
 impl TaskSpec {
@@ -135,6 +148,28 @@ pub enum Network {
     Path(PathBuf),
 }
 
+/// One setting of the network namespace's kernel side (`linux.sysctl`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sysctl {
+    /// As the spec has it.
+    pub name: String,
+    /// Below `/proc/sys`, relative, without `.` and `..`.
+    pub path: PathBuf,
+    /// What is written there.
+    pub value: String,
+}
+
+/// What the host's security modules are to call the task.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// `process.apparmorProfile`.
+    pub apparmor_profile: Option<String>,
+    /// `process.selinuxLabel`, with the type of a VM.
+    pub selinux_process: Option<String>,
+    /// `linux.mountLabel`.
+    pub selinux_mount: Option<String>,
+}
+
 /// One mount of the spec that enters the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeMount {
@@ -167,4 +202,22 @@ pub struct TmpfsOptions {
     pub parameters: Vec<(String, String)>,
     /// `noexec`: programs in it cannot be started on the host's word; Wasm is only read.
     pub no_exec: bool,
+    /// `nodiratime`.
+    pub no_directory_times: bool,
+    /// `relatime`, `noatime`, `strictatime`.
+    pub access_times: AccessTimes,
+    /// `tmpcopyup`: what the tmpfs hides is seen in it, and can be changed.
+    pub copy_up: bool,
+}
+
+/// When a file's time of access changes, mount(8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessTimes {
+    /// When it is older than the file's last change.
+    #[default]
+    Relative,
+    /// Never.
+    Never,
+    /// With every access.
+    Always,
 }

@@ -36,18 +36,18 @@ pub fn runtime_info() -> Vec<u8> {
 /// What this runtime makes of a bundle, as the OCI runtime specification's features.md has it. The kubelet's
 /// containerd reads `rro` in it, and that user namespaces are not offered.
 fn features() -> Value {
-    let no = json!({ "enabled": false });
+    let (no, yes) = (json!({ "enabled": false }), json!({ "enabled": true }));
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
         "hooks": bundle::honoured_hooks(),
-        "mountOptions": ["bind", "nodev", "nosuid", "rbind", "ro", "rro", "rw"],
+        "mountOptions": ["bind", "nodev", "nosuid", "rbind", "ro", "rro", "rw", "tmpcopyup"],
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
             "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
             "seccomp": no,
-            "apparmor": no,
-            "selinux": no,
+            "apparmor": yes,
+            "selinux": yes,
             "intelRdt": no,
             "mountExtensions": { "idmap": no },
             "netDevices": no,

@@ -14,9 +14,10 @@ use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
 use crate::journal::{Journal, Step};
 use crate::program::{Found, Program};
 use crate::tree::{self, DeviceMount};
-use crate::vm::launch::{LaunchRequest, Network, launch};
+use crate::vm::launch::{LaunchRequest, launch};
+use crate::vm::network::Network;
 use crate::vm::process::start_time;
-use crate::vm::{Vm, VmError};
+use crate::vm::{Vm, VmError, credentials};
 
 /// Memory limit from which on guest RAM is backed by huge pages, bytes. Below, one touch of a huge
 /// page would charge too much of the limit at once.
@@ -63,12 +64,14 @@ pub(super) async fn boot(
                 .memory_bytes_max()
                 .is_none_or(|limit| limit >= HUGE_PAGES_LIMIT_BYTES_MIN),
             console: config.console,
+            credentials: credentials::of_task(&spec)?,
         },
         cgroup: cgroup.birth()?,
         network: match &spec.network {
             SpecNetwork::Host | SpecNetwork::New => Network::Empty,
             SpecNetwork::Path(path) => Network::Path(path.clone()),
         },
+        sysctls: spec.sysctls.clone(),
         oom_score_adj: spec.oom_score_adj.unwrap_or(0),
     };
     let (vm, (tree, program)) = launch(launch_request, move || {

@@ -15,6 +15,7 @@ use crate::journal::JournalError;
 use crate::program::ProgramError;
 use crate::tree::TreeError;
 use crate::vm::VmError;
+use crate::vm::credentials::CredentialsError;
 use crate::vm::launch::LaunchError;
 
 /// Why there is no sandbox, or why it does not go away.
@@ -34,6 +35,8 @@ pub enum SandboxError {
     Program(#[from] ProgramError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     #[error(transparent)]
     Vm(#[from] VmError),
     #[error(transparent)]
@@ -81,6 +84,7 @@ impl SandboxError {
             Self::Compile(err) => err.code(),
             Self::Hook(err) => err.code(),
             Self::Cleanup(err) => err.code(),
+            Self::Credentials(_) => ErrorCode::InvalidArgument,
             Self::Key(_) => ErrorCode::FailedPrecondition,
             Self::Store(err) => err.code(),
             Self::Step { .. } => ErrorCode::Internal,

@@ -41,6 +41,9 @@ pub struct SpawnRequest<'a> {
     pub cgroup_procs: &'a [OwnedFd],
     /// Gives the child a network namespace of its own, with nothing in it.
     pub new_network: bool,
+    /// Gives the child a cookie of core scheduling: with no other process does it share a processor's core at
+    /// the same time (`Documentation/admin-guide/hw-vuln/core-scheduling.rst`).
+    pub own_core: bool,
 }
 
 /// A running child.
@@ -64,6 +67,12 @@ pub enum SpawnError {
     /// The child could not enter its cgroup (version 1).
     #[error("cannot move the VMM into its cgroup")]
     Cgroup(#[source] io::Error),
+    /// The kernel has no core scheduling.
+    #[error(
+        "cannot give the VMM a core of its own, which containerd asks for (SCHED_CORE, sched_core = true): \
+         the kernel needs CONFIG_SCHED_CORE"
+    )]
+    CoreScheduling(#[source] io::Error),
     /// The child's system calls up to exec.
     #[error("cannot execute the VMM")]
     Exec(#[source] io::Error),
@@ -76,6 +85,7 @@ struct Child {
     log: OwnedFd,
     control: OwnedFd,
     cgroup_procs: Vec<OwnedFd>,
+    own_core: bool,
     failure: OwnedFd,
 }
 
@@ -83,6 +93,8 @@ struct Child {
 type Failure = [i32; 2];
 /// Entering the cgroup; every other step is part of executing.
 const ENTER: i32 = 1;
+/// The cookie of core scheduling.
+const OWN_CORE: i32 = 3;
 /// The rest.
 const EXECUTE: i32 = 2;
 
@@ -110,6 +122,7 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
             .iter()
             .map(|procs| above(procs.as_fd()))
             .collect::<Result<_, _>>()?,
+        own_core: request.own_core,
         failure: above(failure.as_fd())?,
     };
     drop(failure);
@@ -126,6 +139,7 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
             wait_for(&spawned.pidfd);
             match i32::from_ne_bytes(step) {
                 ENTER => Err(SpawnError::Cgroup(error)),
+                OWN_CORE => Err(SpawnError::CoreScheduling(error)),
                 _ => Err(SpawnError::Exec(error)),
             }
         }
@@ -141,6 +155,16 @@ pub fn unshare_mounts() -> io::Result<()> {
     let flags = UnshareFlags::FS | UnshareFlags::NEWNS;
     // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
     unsafe { unshare_unsafe(flags) }?;
+    Ok(())
+}
+
+/// Gives the calling thread a network namespace of its own, with nothing in it.
+///
+/// # Errors
+/// `unshare(2)`'s.
+pub fn unshare_network() -> io::Result<()> {
+    // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
     Ok(())
 }
 
@@ -211,9 +235,13 @@ pub(super) unsafe fn clone_process(
 
 /// The child between `clone3` and exec: system calls only, no allocation, no return.
 fn run_child(child: &Child) -> ! {
-    let failure: Failure = match enter_cgroups(&child.cgroup_procs) {
-        0 => [EXECUTE, exec_child(child)],
-        errno => [ENTER, errno],
+    let failure: Failure = match (
+        enter_cgroups(&child.cgroup_procs),
+        take_core(child.own_core),
+    ) {
+        (0, 0) => [EXECUTE, exec_child(child)],
+        (0, errno) => [OWN_CORE, errno],
+        (errno, _) => [ENTER, errno],
     };
     // SAFETY: writes the bytes of a local to our own pipe.
     unsafe {
@@ -237,6 +265,36 @@ pub(super) fn enter_cgroups(cgroup_procs: &[OwnedFd]) -> i32 {
         }
     }
     0
+}
+
+/// Takes a new cookie for this process and all its threads to come; returns 0 or the errno of what failed.
+/// `ENODEV` is a host without SMT, on which no core is shared.
+fn take_core(wanted: bool) -> i32 {
+    if !wanted {
+        return 0;
+    }
+    // SAFETY: only numbers go in and out.
+    let taken = unsafe {
+        libc::prctl(
+            libc::PR_SCHED_CORE,
+            libc::PR_SCHED_CORE_CREATE,
+            0,
+            libc::PR_SCHED_CORE_SCOPE_THREAD_GROUP,
+            0,
+        )
+    };
+    match taken {
+        0 => 0,
+        _ => core_failure(errno()),
+    }
+}
+
+/// What of `prctl(PR_SCHED_CORE_CREATE)` is a failure.
+const fn core_failure(errno: i32) -> i32 {
+    match errno {
+        libc::ENODEV => 0,
+        errno => errno,
+    }
 }
 
 /// Sets up the descriptors and the signal mask, executes; returns the errno of what failed.
@@ -299,4 +357,59 @@ fn wait_for(pidfd: &OwnedFd) {
     let id = rustix::process::WaitId::PidFd(pidfd.as_fd());
     // A failure means that there is nothing to reap.
     let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A child that ends at once tells how its spawn went.
+    fn spawned(own_core: bool) -> Result<Spawned, SpawnError> {
+        let program = File::open("/bin/true").unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let spawned = spawn(&SpawnRequest {
+            executable: program.as_fd(),
+            control: null.as_fd(),
+            log: null.as_fd(),
+            cgroup: None,
+            cgroup_procs: &[],
+            new_network: false,
+            own_core,
+        })?;
+        wait_for(&spawned.pidfd);
+        Ok(spawned)
+    }
+
+    /// Needs root. A kernel without core scheduling is told apart from a host without SMT.
+    #[test]
+    fn a_core_of_its_own_is_had_or_the_kernel_lacks_it() {
+        spawned(false).unwrap();
+        match (spawned(true), core_scheduling()) {
+            (Ok(_), 0 | libc::ENODEV) => {}
+            (Err(SpawnError::CoreScheduling(error)), errno) => {
+                assert_eq!(error.raw_os_error(), Some(errno));
+            }
+            (other, errno) => panic!("{other:?}, and the kernel says {errno}"),
+        }
+        assert_eq!(core_failure(libc::ENODEV), 0);
+        assert_eq!(core_failure(libc::EINVAL), libc::EINVAL);
+    }
+
+    /// What the kernel says to a thread of this test that wants a cookie: 0 or an errno.
+    fn core_scheduling() -> i32 {
+        let ask = || {
+            // SAFETY: only numbers go in and out; the thread ends with its cookie.
+            let taken = unsafe {
+                libc::prctl(
+                    libc::PR_SCHED_CORE,
+                    libc::PR_SCHED_CORE_CREATE,
+                    0,
+                    libc::PR_SCHED_CORE_SCOPE_THREAD,
+                    0,
+                )
+            };
+            if taken == 0 { 0 } else { errno() }
+        };
+        std::thread::scope(|scope| scope.spawn(ask).join().unwrap())
+    }
 }

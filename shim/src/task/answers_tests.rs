@@ -98,6 +98,7 @@ impl Case {
         let order = ExecOrder {
             id: id.into(),
             spec: ProcessSpec {
+                capabilities: None,
                 args: vec![id.into()],
                 env: Vec::new(),
                 cwd: "/".into(),

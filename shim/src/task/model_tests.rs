@@ -302,6 +302,7 @@ impl Shim {
         task.exec(ExecOrder {
             id: id.into(),
             spec: ProcessSpec {
+                capabilities: None,
                 args: vec![name.into()],
                 env: Vec::new(),
                 cwd: "/".into(),

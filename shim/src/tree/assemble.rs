@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::point::{self, PointKind};
 use super::rootfs::RootfsMount;
-use super::{TreeError, bind, rootfs, tmpfs};
+use super::{TreeError, bind, mask, rootfs, tmpfs};
 use crate::bundle::{MountSource, TaskSpec};
 use crate::sys::mounts::{MountChange, change_mount};
 
@@ -38,9 +38,10 @@ pub fn assemble(
     rootfs_mounts: &[RootfsMount],
 ) -> Result<AssembledTree, TreeError> {
     let host = |step| move |source: io::Error| TreeError::Host { step, source };
-    let root = rootfs::mount(rootfs_mounts, &spec.rootfs)?;
+    let label = spec.labels.selinux_mount.as_deref();
+    let root = rootfs::mount(rootfs_mounts, &spec.rootfs, label)?;
     if spec.guest_dev {
-        tmpfs::mount_dev(root.as_fd())?;
+        tmpfs::mount_dev(root.as_fd(), spec)?;
     }
     if spec.guest_proc {
         // The guest needs a directory to mount it on; without one the program runs all the same.
@@ -53,6 +54,7 @@ pub fn assemble(
     }
     let devices = mount_all(root.as_fd(), spec)?;
     point::ensure_working_directory(root.as_fd(), &spec.process.cwd)?;
+    mask::apply(root.as_fd(), spec)?;
     if spec.rootfs_readonly {
         let change = MountChange {
             read_only: true,
@@ -83,8 +85,7 @@ fn mount_all(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<Vec<DeviceMount>, 
                 None => bind::mount(root, path, *recursive, destination, mount.read_only)?,
             },
             MountSource::Tmpfs(options) => {
-                let size_bytes = spec.memory_bytes_max();
-                tmpfs::mount(root, options, destination, mount.read_only, size_bytes)?;
+                tmpfs::mount(root, options, destination, mount.read_only, spec)?;
             }
         }
     }

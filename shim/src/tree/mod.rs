@@ -5,6 +5,7 @@
 //!   every mount made private                            nothing
 //!   rootfs mounts      ──► spec.rootfs                  bundle/rootfs stays empty
 //!   /dev, binds, tmpfs ──► points inside, by openat2(RESOLVE_IN_ROOT)
+//!   masked and read-only paths
 //!   read-only, and fchdir into it
 //! ```
 //!
@@ -15,9 +16,11 @@
 
 mod assemble;
 mod bind;
+mod copy_up;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
+mod mask;
 pub(crate) mod mountinfo;
 mod options;
 mod point;

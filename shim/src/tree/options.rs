@@ -12,6 +12,20 @@ pub(super) struct MountOptions {
     pub bind: bool,
 }
 
+impl MountOptions {
+    /// Adds SELinux's label for all files, unless the snapshotter has given one.
+    pub fn label(&mut self, label: Option<&str>) {
+        let labelled = self
+            .data
+            .iter()
+            .any(|option| option.starts_with("context="));
+        if let Some(label) = label.filter(|_| !labelled && !self.bind) {
+            // A level may hold commas.
+            self.data.push(format!("context=\"{label}\""));
+        }
+    }
+}
+
 /// As containerd's own `parseMountOptions`. Propagation is the tree's own decision, `loop` is not
 /// supported and left to the file system, which refuses it.
 pub(super) fn parse(options: &[String]) -> MountOptions {
@@ -90,6 +104,21 @@ mod tests {
         assert!(parsed.bind);
         assert_eq!(parsed.flags, MountFlags::RDONLY);
         assert!(parsed.data.is_empty());
+    }
+
+    #[test]
+    fn a_label_is_added_where_there_is_none() {
+        let label = Some("u:object_r:container_file_t:s0:c1,c2");
+        let mut parsed = parse(&strings(&["lowerdir=/a"]));
+        parsed.label(None);
+        assert_eq!(parsed.data, ["lowerdir=/a"]);
+        parsed.label(label);
+        parsed.label(Some("another"));
+        let labelled = "context=\"u:object_r:container_file_t:s0:c1,c2\"";
+        assert_eq!(parsed.data, ["lowerdir=/a", labelled]);
+        let mut bind = parse(&strings(&["rbind"]));
+        bind.label(label);
+        assert!(bind.data.is_empty());
     }
 
     #[test]

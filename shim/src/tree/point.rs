@@ -60,6 +60,29 @@ fn unless_renamed<T>(mut open: impl FnMut() -> rustix::io::Result<T>) -> rustix:
     open()
 }
 
+/// The directory that a mount on `destination` would hide, if there is one.
+pub(super) fn find_directory(
+    root: BorrowedFd<'_>,
+    destination: &Path,
+) -> Result<Option<OwnedFd>, TreeError> {
+    match open_inside(root, destination, OFlags::PATH | OFlags::DIRECTORY) {
+        Ok(found) => Ok(Some(found)),
+        // What is in the way is named when the place is made.
+        Err(err)
+            if matches!(
+                err.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(TreeError::Point {
+            destination: destination.to_owned(),
+            source,
+        }),
+    }
+}
+
 /// The place for a mount, made if it is not there.
 pub(super) fn ensure(
     root: BorrowedFd<'_>,

@@ -32,14 +32,18 @@ pub struct RootfsMount {
     pub options: Vec<String>,
 }
 
-/// Mounts the rootfs on `target` and opens it there.
-pub(super) fn mount(mounts: &[RootfsMount], target: &Path) -> Result<OwnedFd, TreeError> {
+/// Mounts the rootfs on `target` and opens it there. `label` is `linux.mountLabel`.
+pub(super) fn mount(
+    mounts: &[RootfsMount],
+    target: &Path,
+    label: Option<&str>,
+) -> Result<OwnedFd, TreeError> {
     if mounts.is_empty() {
         mount_directory(target)?;
     }
     for (index, mount) in mounts.iter().enumerate() {
         check(mount, index)?;
-        mount_one(mount, index, target)?;
+        mount_one(mount, index, target, label)?;
     }
     let host = |step| move |source| TreeError::Host { step, source };
     let root = open_root(target).map_err(host("open the rootfs"))?;
@@ -89,8 +93,14 @@ fn check(mount: &RootfsMount, index: usize) -> Result<(), TreeError> {
 }
 
 /// `mount(2)`, or a bind of one directory.
-fn mount_one(mount: &RootfsMount, index: usize, target: &Path) -> Result<(), TreeError> {
-    let options = options::parse(&mount.options);
+fn mount_one(
+    mount: &RootfsMount,
+    index: usize,
+    target: &Path,
+    label: Option<&str>,
+) -> Result<(), TreeError> {
+    let mut options = options::parse(&mount.options);
+    options.label(label);
     if mount.kind != "bind" && !options.bind {
         return mount_fs(mount, &options, target).map_err(|err| failed(mount, index, target, err));
     }

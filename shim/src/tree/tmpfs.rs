@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::point::{self, PointKind};
-use super::{TreeError, bind};
-use crate::bundle::TmpfsOptions;
+use super::{TreeError, bind, copy_up};
+use crate::bundle::{AccessTimes, TaskSpec, TmpfsOptions};
 
 /// Size of the tree's `/dev`, bytes: mount points only.
 const DEV_BYTES: &str = "262144";
@@ -26,36 +26,82 @@ const DEV_LINKS: [(&str, &str); 4] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Mounts a tmpfs on `destination`. Without a size of its own it is as large as `size_bytes`, the
-/// task's memory, or half of the host's.
+/// Mounts a tmpfs on `destination`. Without a size of its own it is as large as the task's memory, or half of
+/// the host's; without a mode it takes that of the directory that it hides, as under runc.
 pub(super) fn mount(
     root: BorrowedFd<'_>,
     options: &TmpfsOptions,
     destination: &Path,
     read_only: bool,
-    size_bytes: Option<u64>,
+    spec: &TaskSpec,
 ) -> Result<(), TreeError> {
-    let mut parameters = options.parameters.clone();
-    let sized = |(key, _): &(String, String)| key == "size" || key == "nr_blocks";
-    if let Some(bytes) = size_bytes.filter(|_| !parameters.iter().any(sized)) {
-        parameters.push(("size".to_owned(), bytes.to_string()));
+    let mut own = options.parameters.clone();
+    let given = |own: &[(String, String)], keys: &[&str]| {
+        own.iter().any(|(key, _)| keys.contains(&key.as_str()))
+    };
+    if let Some(bytes) = spec.memory_bytes_max()
+        && !given(&own, &["size", "nr_blocks"])
+    {
+        own.push(("size".to_owned(), bytes.to_string()));
     }
-    let mut attributes = MountAttrFlags::empty();
-    attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, options.no_exec);
-    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only);
-    let tmpfs = create(&parameters, attributes, destination)?;
+    let hidden = point::find_directory(root, destination)?;
+    if let Some(hidden) = &hidden
+        && !given(&own, &["mode"])
+    {
+        let mode = rustix::fs::fstat(hidden).map_err(|errno| failed(destination, errno))?;
+        own.push(("mode".to_owned(), format!("{:o}", mode.st_mode & 0o7777)));
+    }
+    own.extend(label(spec));
+    let attributes = options.attributes();
+    let mut top = attributes;
+    top.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only);
+    if let Some(hidden) = hidden.filter(|_| options.copy_up) {
+        let tmpfs = create(&own, attributes, destination)?;
+        return copy_up::attach(root, &tmpfs, &hidden, options, top, spec, destination);
+    }
+    let tmpfs = create(&own, top, destination)?;
     attach(root, &tmpfs, destination)
 }
 
+impl TmpfsOptions {
+    /// Flags of the mount. The kernel has one of three ways to keep times of access (mount_setattr(2)).
+    fn attributes(&self) -> MountAttrFlags {
+        let mut attributes = MountAttrFlags::empty();
+        attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, self.no_exec);
+        attributes.set(
+            MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+            self.no_directory_times,
+        );
+        attributes
+            | match self.access_times {
+                AccessTimes::Relative => MountAttrFlags::empty(),
+                AccessTimes::Never => MountAttrFlags::MOUNT_ATTR_NOATIME,
+                AccessTimes::Always => MountAttrFlags::MOUNT_ATTR_STRICTATIME,
+            }
+    }
+}
+
+/// The parameters with the task's mount label, if it has one.
+pub(super) fn parameters(own: &[(&str, &str)], spec: &TaskSpec) -> Vec<(String, String)> {
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    own.iter().map(owned).chain(label(spec)).collect()
+}
+
+/// `linux.mountLabel`, as every file of the file system is labelled by it.
+fn label(spec: &TaskSpec) -> Option<(String, String)> {
+    let label = spec.labels.selinux_mount.clone()?;
+    Some(("context".to_owned(), label))
+}
+
 /// Mounts what lies below the guest's own device files: so the rootfs itself gets no mount points.
-pub(super) fn mount_dev(root: BorrowedFd<'_>) -> Result<(), TreeError> {
+pub(super) fn mount_dev(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<(), TreeError> {
     let destination = Path::new("/dev");
-    let parameters = [
+    let own = [
         ("size", DEV_BYTES),
         ("nr_inodes", DEV_INODES),
         ("mode", "755"),
     ];
-    let parameters = parameters.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let parameters = parameters(&own, spec);
     let tmpfs = create(&parameters, MountAttrFlags::MOUNT_ATTR_NOEXEC, destination)?;
     for name in DEV_POINTS {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -68,7 +114,7 @@ pub(super) fn mount_dev(root: BorrowedFd<'_>) -> Result<(), TreeError> {
     attach(root, &tmpfs, destination)
 }
 
-fn create(
+pub(super) fn create(
     parameters: &[(String, String)],
     attributes: MountAttrFlags,
     destination: &Path,
@@ -76,12 +122,14 @@ fn create(
     let failed = |errno| failed(destination, errno);
     let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed)?;
     for (key, value) in parameters {
-        rustix::mount::fsconfig_set_string(&fs, key.as_str(), value.as_str()).map_err(|errno| {
-            TreeError::TmpfsOption {
-                destination: destination.to_owned(),
-                option: format!("{key}={value}"),
-                source: errno.into(),
-            }
+        let set = match value.as_str() {
+            "" => rustix::mount::fsconfig_set_flag(&fs, key.as_str()),
+            value => rustix::mount::fsconfig_set_string(&fs, key.as_str(), value),
+        };
+        set.map_err(|errno| TreeError::TmpfsOption {
+            destination: destination.to_owned(),
+            option: format!("{key}={value}"),
+            source: errno.into(),
         })?;
     }
     rustix::mount::fsconfig_create(&fs).map_err(failed)?;
@@ -90,7 +138,11 @@ fn create(
         .map_err(failed)
 }
 
-fn attach(root: BorrowedFd<'_>, tmpfs: &OwnedFd, destination: &Path) -> Result<(), TreeError> {
+pub(super) fn attach(
+    root: BorrowedFd<'_>,
+    tmpfs: &OwnedFd,
+    destination: &Path,
+) -> Result<(), TreeError> {
     let point = point::ensure(root, destination, PointKind::Directory)?;
     bind::attach(tmpfs, point.as_fd()).map_err(|source| TreeError::Attach {
         destination: destination.to_owned(),

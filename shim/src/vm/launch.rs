@@ -4,7 +4,7 @@
 //! working directory and network namespace:
 //!
 //! ```text
-//! unshare(FS | NEWNS) ─► prepare: mount the tree, stand in it ─► setns(network) ─► spawn
+//! unshare(FS | NEWNS) ─► prepare: mount the tree, stand in it ─► network, its sysctls ─► spawn
 //!   ─► Boot ─► NeedMaps ─► write uid_map, gid_map ─► MapsWritten ─► Jailed ─► the thread ends
 //! ```
 
@@ -17,14 +17,15 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use wasmvm_protocol::control::{self, BootConfig, ControlError, FromVmm, ToVmm};
 
+use crate::bundle::Sysctl;
 use crate::cgroup::Birth;
 use crate::error::ErrorCode;
 use crate::sys::spawn::{self, SpawnError, SpawnRequest};
+use crate::vm::network::{self, Network, NetworkError};
 use crate::vm::process::{Process, readable_within};
 use crate::vm::{Vm, VmError, log};
 
@@ -32,15 +33,6 @@ use crate::vm::{Vm, VmError, log};
 const HANDSHAKE_MAX: Duration = Duration::from_secs(20);
 /// Identity map of all ids but -1, `user_namespaces(7)`.
 const IDENTITY_MAP: &str = "0 0 4294967295\n";
-
-/// The network namespace a VMM lives in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Network {
-    /// A new one, with nothing in it.
-    Empty,
-    /// The task's own, by path.
-    Path(PathBuf),
-}
 
 /// The files a VM is made of.
 #[derive(Clone, Debug)]
@@ -68,6 +60,8 @@ pub struct LaunchRequest {
     pub cgroup: Birth,
     /// Where it lives.
     pub network: Network,
+    /// What is written there before.
+    pub sysctls: Vec<Sysctl>,
     /// `/proc/PID/oom_score_adj`: the shim's own must not be inherited.
     pub oom_score_adj: i32,
 }
@@ -87,15 +81,9 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
-    /// The network namespace that the spec names.
-    #[error("cannot enter config.json: linux.namespaces[network].path = {}", .path.display())]
-    Network {
-        /// From the spec.
-        path: PathBuf,
-        /// What the operating system says.
-        #[source]
-        source: io::Error,
-    },
+    /// The network namespace, or what is to be set in it.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A step of the launch itself.
     #[error("cannot {action}")]
     Step {
@@ -128,7 +116,7 @@ impl LaunchError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Kvm(_) | Self::File { .. } => ErrorCode::FailedPrecondition,
-            Self::Network { .. } => ErrorCode::InvalidArgument,
+            Self::Network(err) => err.code(),
             Self::Vm(err) => err.code(),
             Self::Step { .. }
             | Self::Spawn(_)
@@ -211,9 +199,7 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
     let vmm = open(&request.files.vmm)?;
     let kernel = open(&request.files.kernel)?;
     let initramfs = open(&request.files.initramfs)?;
-    if let Network::Path(path) = &request.network {
-        enter_network(path)?;
-    }
+    let new_network = network::enter(&request.network, &request.sysctls)?;
     let (control, theirs) =
         control::pair().map_err(|source| step("make the control socket", source))?;
     let (log, log_writer) =
@@ -227,7 +213,8 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
         log: log_writer.as_fd(),
         cgroup: request.cgroup.unified.as_ref().map(AsFd::as_fd),
         cgroup_procs: &request.cgroup.procs,
-        new_network: request.network == Network::Empty,
+        new_network,
+        own_core: wants_own_core(),
     })?;
     drop((theirs, log_writer));
     let process = Process::new(spawned.pid, spawned.pidfd);
@@ -251,6 +238,11 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
         control,
         log,
     })
+}
+
+/// containerd's `sched_core = true` is told to shims by a variable of their environment, as to runc's.
+fn wants_own_core() -> bool {
+    std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty())
 }
 
 fn write_map(proc: &OwnedFd, map: &str) -> io::Result<()> {
@@ -302,16 +294,6 @@ fn next(control: &OwnedFd, deadline: Instant) -> Result<FromVmm, LaunchError> {
     }
     let heard = control::hear(control).map_err(LaunchError::Control)?;
     heard.ok_or(LaunchError::Silent("ended"))
-}
-
-fn enter_network(path: &Path) -> Result<(), LaunchError> {
-    let failed = |source| LaunchError::Network {
-        path: path.to_owned(),
-        source,
-    };
-    let namespace = File::open(path).map_err(failed)?;
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-        .map_err(|errno| failed(errno.into()))
 }
 
 fn score_oom(pid: u32, score: i32) -> Result<(), LaunchError> {

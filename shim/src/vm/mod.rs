@@ -11,11 +11,14 @@
 //! VMM's standard error to the shim's log. Dropping the last [`Vm`] ends the VMM.
 
 mod answers;
+pub mod credentials;
 mod driver;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
+pub mod label;
 pub mod launch;
 mod log;
+pub mod network;
 pub mod process;
 
 use std::fs::File;

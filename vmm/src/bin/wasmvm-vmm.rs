@@ -32,8 +32,8 @@ fn main() {
     jail::close_unknown_fds(CONTROL_FD).unwrap_or_else(|err| reporter.boot_failed(&err));
     let (config, parts) =
         await_boot(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
-    let jail = jail::close(reporter.socket(), config.role)
-        .unwrap_or_else(|err| reporter.boot_failed(&err));
+    let jail =
+        jail::close(reporter.socket(), &config).unwrap_or_else(|err| reporter.boot_failed(&err));
 
     note(&jail.landlock.to_string());
 

@@ -50,6 +50,7 @@ pub fn cmdline(config: &BootConfig, devices: usize) -> Result<CString, CmdlineEr
 mod tests {
     use super::*;
     use crate::layout::DEVICES_MAX;
+    use wasmvm_protocol::control::Credentials;
 
     fn config(role: Role, console: bool) -> BootConfig {
         BootConfig {
@@ -57,6 +58,7 @@ mod tests {
             ram_mib: 256,
             huge_pages: false,
             console,
+            credentials: Credentials::default(),
         }
     }
 

@@ -7,16 +7,18 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, getrlimit};
+use wasmvm_protocol::control::Credentials;
 use wasmvm_protocol::tree::is_kernel_file_system;
 
 use super::limits::CORE_BYTES;
-use super::{JailError, KEPT_CAPABILITIES, Landlock, Step, inherited};
+use super::privileges::kept;
+use super::{JailError, Landlock, Step, inherited};
 
 /// Longest file of /proc/self that is read here, bytes.
 const PROC_FILE_BYTES_MAX: u64 = 1 << 20;
 
-pub(super) fn all(proc_root: &OwnedFd) -> Result<(), JailError> {
-    status(&read(proc_root, "self/status")?)?;
+pub(super) fn all(proc_root: &OwnedFd, credentials: &Credentials) -> Result<(), JailError> {
+    status(&read(proc_root, "self/status")?, credentials)?;
     let map = "0 0 4294967295";
     for name in ["self/uid_map", "self/gid_map"] {
         same("identity map", &words(&read(proc_root, name)?), map)?;
@@ -58,9 +60,15 @@ pub(super) fn executable_out_of_reach(
 }
 
 /// The fields of /proc/PID/status (`proc(5)`) that say what this process may do.
-fn status(text: &str) -> Result<(), JailError> {
-    let kept = format!("{:016x}", KEPT_CAPABILITIES.bits());
+fn status(text: &str, credentials: &Credentials) -> Result<(), JailError> {
+    let kept = format!("{:016x}", kept(credentials).bits());
     let none = format!("{:016x}", 0);
+    let four = |id: u32| [id; 4].map(|id| id.to_string()).join(" ");
+    let (uid, gid) = (four(credentials.uid), four(credentials.gid));
+    let mut groups = credentials.groups.clone();
+    groups.sort_unstable();
+    let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+    let groups = groups.join(" ");
     let meant = [
         ("CapInh", none.as_str()),
         ("CapPrm", kept.as_str()),
@@ -68,9 +76,9 @@ fn status(text: &str) -> Result<(), JailError> {
         ("CapBnd", kept.as_str()),
         ("CapAmb", none.as_str()),
         ("NoNewPrivs", "1"),
-        ("Uid", "0 0 0 0"),
-        ("Gid", "0 0 0 0"),
-        ("Groups", ""),
+        ("Uid", uid.as_str()),
+        ("Gid", gid.as_str()),
+        ("Groups", groups.as_str()),
         ("NSpid", "1"),
         ("Threads", "1"),
         ("Umask", "0000"),
@@ -142,19 +150,43 @@ mod tests {
         CapEff:\t00000000000000db\nCapBnd:\t00000000000000db\nCapAmb:\t0000000000000000\n\
         NoNewPrivs:\t1\n";
 
+    fn six() -> Credentials {
+        Credentials {
+            capabilities: 0xdb,
+            ..Credentials::default()
+        }
+    }
+
     #[test]
     fn a_status_as_meant_passes() {
-        status(GOOD).unwrap();
+        status(GOOD, &six()).unwrap();
+    }
+
+    #[test]
+    fn a_user_and_groups_as_meant_pass() {
+        let credentials = Credentials {
+            uid: 1000,
+            gid: 100,
+            groups: vec![2000, 7],
+            ..Credentials::default()
+        };
+        let text = GOOD
+            .replace("00000000000000db", "0000000000000000")
+            .replace("Uid:\t0\t0\t0\t0", "Uid:\t1000\t1000\t1000\t1000")
+            .replace("Gid:\t0\t0\t0\t0", "Gid:\t100\t100\t100\t100")
+            .replace("Groups:\t ", "Groups:\t7 2000 ");
+        status(&text, &credentials).unwrap();
+        assert!(status(&text, &six()).is_err());
     }
 
     #[test]
     fn one_capability_too_many_is_named() {
         let more = GOOD.replace("CapBnd:\t00000000000000db", "CapBnd:\t00000000000001db");
-        let error = status(&more).unwrap_err().to_string();
+        let error = status(&more, &six()).unwrap_err().to_string();
         assert!(error.contains("CapBnd") && error.contains("1db"), "{error}");
         let missing = GOOD.replace("NoNewPrivs", "Other");
         assert!(
-            status(&missing)
+            status(&missing, &six())
                 .unwrap_err()
                 .to_string()
                 .contains("no such field")

@@ -2,24 +2,16 @@
 
 use std::io;
 
+use rustix::process::{Gid, Uid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, UnshareFlags, capability_is_in_bounding_set,
     clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
-    set_no_new_privs, set_thread_groups, unshare_unsafe,
+    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid, unshare_unsafe,
 };
+use wasmvm_protocol::control::{Credentials, FILE_CAPABILITIES, GROUPS_MAX};
 
 use super::{JailError, Step};
-
-/// What serving files of every owner takes, each in the VMM's own user namespace only.
-///
-/// `DAC_OVERRIDE`: files of mode 0600; `CHOWN`, `FOWNER`, `FSETID`: the guest's root may change owner,
-/// mode and set-id bits; `SETUID`, `SETGID`: files are created with the owner who asked for them.
-pub const KEPT_CAPABILITIES: CapabilitySet = CapabilitySet::DAC_OVERRIDE
-    .union(CapabilitySet::CHOWN)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETGID);
 
 /// Capability numbers end below this (`capget(2)` has 64 bits).
 const CAPABILITIES_MAX: u32 = 64;
@@ -55,12 +47,22 @@ pub(super) fn enter_user_namespace() -> Result<(), JailError> {
     entered.step("enter a user namespace")
 }
 
-/// Leaves exactly [`KEPT_CAPABILITIES`], for this thread and all that it will start.
-pub(super) fn drop_all_but_kept() -> Result<(), JailError> {
-    set_thread_groups(&[]).step("drop supplementary groups")?;
+/// The capabilities that a VMM with these credentials keeps, in its own user namespace only: what its program
+/// may do to files of others, as far as serving files takes it.
+///
+/// `DAC_OVERRIDE`, `DAC_READ_SEARCH`: files of mode 0600; `CHOWN`, `FOWNER`, `FSETID`: root may change owner,
+/// mode and set-id bits; `SETUID`, `SETGID`: files are created with the owner who asked for them.
+pub(super) fn kept(credentials: &Credentials) -> CapabilitySet {
+    CapabilitySet::from_bits_truncate(credentials.capabilities & FILE_CAPABILITIES)
+}
+
+/// Becomes the user of the credentials and leaves exactly their capabilities, for this thread and all that it
+/// will start.
+pub(super) fn become_server(credentials: &Credentials) -> Result<(), JailError> {
+    let kept = kept(credentials);
     for number in 0..CAPABILITIES_MAX {
         let capability = CapabilitySet::from_bits_retain(1 << number);
-        if KEPT_CAPABILITIES.contains(capability) {
+        if kept.contains(capability) {
             continue;
         }
         // The kernel does not know numbers past its last one.
@@ -69,12 +71,24 @@ pub(super) fn drop_all_but_kept() -> Result<(), JailError> {
         }
     }
     clear_ambient_capability_set().step("clear the ambient set")?;
+    // Leaving uid 0 would take every capability along.
+    set_keep_capabilities(true).step("keep capabilities")?;
+    let groups = &credentials.groups[..credentials.groups.len().min(GROUPS_MAX)];
+    let groups: Vec<Gid> = groups.iter().map(|&group| Gid::from_raw(group)).collect();
+    set_thread_groups(&groups).step("take the supplementary groups")?;
+    let (uid, gid) = (
+        Uid::from_raw(credentials.uid),
+        Gid::from_raw(credentials.gid),
+    );
+    set_thread_res_gid(gid, gid, gid).step("take the group")?;
+    set_thread_res_uid(uid, uid, uid).step("take the user")?;
     let sets = CapabilitySets {
-        effective: KEPT_CAPABILITIES,
-        permitted: KEPT_CAPABILITIES,
+        effective: kept,
+        permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, sets).step("drop capabilities")?;
+    set_keep_capabilities(false).step("keep capabilities no further")?;
     set_no_new_privs(true).step("forbid new privileges")
 }
 

@@ -1,6 +1,8 @@
-//! Bundles as containerd writes them ([`refused`]: as nobody should; [`any`]: as anybody could).
+//! Bundles as containerd writes them ([`confined`]: what they take from a program; [`refused`]: as nobody
+//! should; [`any`]: as anybody could).
 
 mod any;
+mod confined;
 mod refused;
 
 use std::collections::BTreeMap;
@@ -10,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::fields::{self, Unused};
 use super::{
-    BundleError, CpuLimits, Limit, MountSource, Network, ProcessSpec, Resources, TaskSpec,
-    TmpfsOptions, User,
+    AccessTimes, BundleError, CpuLimits, Labels, Limit, MountSource, Network, ProcessSpec,
+    Resources, TaskSpec, TmpfsOptions, User,
 };
 use crate::hooks::Hooks;
 
@@ -21,7 +23,7 @@ const BUNDLE: &str = "/bundle";
 const CTR_RUN: &str = include_str!("../golden/ctr-1.6-run.json");
 /// `--net-host --memory-limit 67108864 --cpus 0.5 --read-only --mount … --env --cwd --seccomp --label`.
 const CTR_RUN_OPTIONS: &str = include_str!("../golden/ctr-1.6-run-options.json");
-/// `--seccomp --allow-new-privs --cgroup "" --rdt-class --device --cpu-quota --cpu-period`.
+/// `--seccomp --allow-new-privs --cgroup "" --device --cpu-quota --cpu-period`.
 const CTR_RUN_DEVICE: &str = include_str!("../golden/ctr-1.6-run-device.json");
 /// In the shape of a pod's container from containerd's CRI plugin (made by hand).
 const CRI_CONTAINER: &str = include_str!("../golden/cri-container.json");
@@ -48,13 +50,20 @@ fn with(pointer: &str, value: Value) -> Result<TaskSpec, BundleError> {
     parse(&document.to_string())
 }
 
-fn tmpfs(destination: &str, parameters: &[(&str, &str)], no_exec: bool) -> super::TreeMount {
+fn tmpfs(
+    destination: &str,
+    parameters: &[(&str, &str)],
+    no_exec: bool,
+    access_times: AccessTimes,
+) -> super::TreeMount {
     let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
     super::TreeMount {
         destination: destination.into(),
         source: MountSource::Tmpfs(TmpfsOptions {
             parameters: parameters.iter().map(owned).collect(),
             no_exec,
+            access_times,
+            ..TmpfsOptions::default()
         }),
         read_only: false,
     }
@@ -84,7 +93,9 @@ fn what_ctr_run_writes_is_understood() {
                 uid: 0,
                 gid: 0,
                 additional_gids: vec![0],
+                umask: None,
             },
+            capabilities: parse(CTR_RUN).unwrap().process.capabilities,
         },
         hostname: String::new(),
         resources: Resources {
@@ -97,10 +108,24 @@ fn what_ctr_run_writes_is_understood() {
         cgroup_path: Some("/default/hello".to_owned()),
         oom_score_adj: None,
         network: Network::New,
+        sysctls: Vec::new(),
         mounts: vec![
-            tmpfs("/dev/shm", &[("mode", "1777"), ("size", "65536k")], true),
-            tmpfs("/run", &[("mode", "755"), ("size", "65536k")], false),
+            tmpfs(
+                "/dev/shm",
+                &[("mode", "1777"), ("size", "65536k")],
+                true,
+                AccessTimes::Relative,
+            ),
+            tmpfs(
+                "/run",
+                &[("mode", "755"), ("size", "65536k")],
+                false,
+                AccessTimes::Always,
+            ),
         ],
+        masked_paths: parse(CTR_RUN).unwrap().masked_paths,
+        readonly_paths: parse(CTR_RUN).unwrap().readonly_paths,
+        labels: Labels::default(),
         guest_dev: true,
         guest_proc: true,
         preopen_cwd: false,
@@ -172,7 +197,6 @@ fn what_means_nothing_to_wasm_is_accepted() {
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_NEW", "architectures": ["SCMP_X"]}),
         ),
-        ("/linux/resources/blockIO", json!({"weight": "heavy"})),
         ("/linux/newSection", json!({"a": [1, 2]})),
         ("/process/scheduler", json!({"policy": "SCHED_NEW"})),
     ] {
@@ -240,7 +264,7 @@ fn namespaces_decide_the_network() {
 #[test]
 fn unused_fields_are_reported_with_their_path() {
     let mut document = json!({
-        "process": {"rlimits": [{"type": "RLIMIT_NOFILE"}], "capabilities": {}, "args": ["x"]},
+        "process": {"rlimits": [{"type": "RLIMIT_NOFILE"}], "scheduler": {}, "args": ["x"]},
         "mounts": [{"destination": "/a", "novelty": 1}],
         "linux": {"resources": {"cpu": {"idle": 1, "shares": 2}}},
         "extension": {"a": 1},
@@ -273,6 +297,7 @@ fn what_kubernetes_asks_for_is_understood() {
         uid: 1000,
         gid: 1000,
         additional_gids: vec![1000, 2000],
+        umask: None,
     };
     assert_eq!(spec.process.user, user);
     assert_eq!(spec.oom_score_adj, Some(968));

@@ -1,5 +1,6 @@
 //! Trees of real mounts, each in a mount namespace that ends with its thread.
 
+mod masks;
 mod mounts;
 mod root;
 
@@ -37,11 +38,22 @@ impl Bundle {
 
     /// The spec with these mounts, through the real parser.
     fn spec(&self, mounts: &serde_json::Value, readonly: bool) -> TaskSpec {
+        self.spec_with(mounts, readonly, &serde_json::json!({}))
+    }
+
+    /// The same, with these fields of `linux`.
+    fn spec_with(
+        &self,
+        mounts: &serde_json::Value,
+        readonly: bool,
+        linux: &serde_json::Value,
+    ) -> TaskSpec {
         let config = serde_json::json!({
             "ociVersion": "1.0.2",
             "process": {"user": {"uid": 0, "gid": 0}, "args": ["/a"], "cwd": "/"},
             "root": {"path": "rootfs", "readonly": readonly},
             "mounts": mounts,
+            "linux": linux,
         });
         fs::write(
             self.directory.path().join("config.json"),

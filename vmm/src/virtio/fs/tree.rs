@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::thread::{CapabilitySet, capabilities};
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, OpenOptions, SetattrValid, ZeroCopyReader,
     ZeroCopyWriter,
@@ -114,6 +115,16 @@ fn component(name: &CStr) -> io::Result<&CStr> {
     }
 }
 
+/// The group by which a file may be created is taken for the length of the call. A VMM without `CAP_SETGID` has
+/// the groups of its program, and those are enough; the guest's word for another counts for nothing.
+fn groups(mut extensions: Extensions) -> io::Result<Extensions> {
+    let may_take = || capabilities(None).map(|sets| sets.effective.contains(CapabilitySet::SETGID));
+    if !extensions.sup_gids.is_empty() && !may_take()? {
+        extensions.sup_gids.clear();
+    }
+    Ok(extensions)
+}
+
 /// Operations that go through as they are.
 macro_rules! pass {
     ($(fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $ret:ty)?;)*) => {
@@ -196,9 +207,16 @@ impl FileSystem for Tree {
         let name = component(name)?;
         values::maker(&ctx)?;
         let exclusive = open_flags(flags) | O_EXCL;
-        let created = self
-            .0
-            .create(ctx, parent, name, mode, false, exclusive, umask, extensions);
+        let created = self.0.create(
+            ctx,
+            parent,
+            name,
+            mode,
+            false,
+            exclusive,
+            umask,
+            groups(extensions)?,
+        );
         match created {
             Err(err) if err.kind() == io::ErrorKind::AlreadyExists && flags & O_EXCL == 0 => {
                 let entry = self.0.lookup(ctx, parent, name)?;
@@ -269,7 +287,8 @@ impl FileSystem for Tree {
     ) -> io::Result<Entry> {
         let name = component(name)?;
         values::maker(&ctx)?;
-        self.0.mkdir(ctx, parent, name, mode, umask, extensions)
+        self.0
+            .mkdir(ctx, parent, name, mode, umask, groups(extensions)?)
     }
 
     fn mknod(
@@ -289,7 +308,7 @@ impl FileSystem for Tree {
             return errno(libc::EPERM);
         }
         self.0
-            .mknod(ctx, parent, name, mode, rdev, umask, extensions)
+            .mknod(ctx, parent, name, mode, rdev, umask, groups(extensions)?)
     }
 
     fn symlink(
@@ -302,7 +321,8 @@ impl FileSystem for Tree {
     ) -> io::Result<Entry> {
         let name = component(name)?;
         values::maker(&ctx)?;
-        self.0.symlink(ctx, target, parent, name, extensions)
+        self.0
+            .symlink(ctx, target, parent, name, groups(extensions)?)
     }
 
     fn link(&self, ctx: Context, inode: Inode, parent: Inode, name: &CStr) -> io::Result<Entry> {

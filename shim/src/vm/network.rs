@@ -1,0 +1,220 @@
+//! The network namespace that a VMM lives in, and what the spec sets in it.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::bundle::Sysctl;
+use crate::error::ErrorCode;
+use crate::sys::spawn::unshare_network;
+
+/// Namespaces that a task's settings must never reach: containerd's, in which shims run, and the first.
+const HOSTS: [&str; 2] = ["/proc/self/ns/net", "/proc/1/ns/net"];
+
+/// The network namespace a VMM lives in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// A new one, with nothing in it.
+    Empty,
+    /// The task's own, by path.
+    Path(PathBuf),
+}
+
+/// Why a task's network namespace is not as the spec wants it.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The namespace that the spec names.
+    #[error("cannot enter config.json: linux.namespaces[network].path = {}", .path.display())]
+    Enter {
+        /// From the spec.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// No new one.
+    #[error("cannot make a network namespace")]
+    Make(#[source] io::Error),
+    /// The namespace of the path is the host's.
+    #[error(
+        "config.json: linux.sysctl[{name:?}] = {value:?} is refused: {} is the host's own network namespace; \
+         give the task one of its own", .path.display()
+    )]
+    Hosts {
+        /// The first setting.
+        name: String,
+        /// Its value.
+        value: String,
+        /// The namespace's.
+        path: PathBuf,
+    },
+    /// A setting that the kernel does not have in the namespace, or does not take.
+    #[error(
+        "config.json: linux.sysctl[{name:?}] = {value:?} cannot be set in the task's network namespace"
+    )]
+    Sysctl {
+        /// As the spec has it.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl NetworkError {
+    /// containerd's code for it.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Make(_) => ErrorCode::Internal,
+            Self::Enter { .. } | Self::Hosts { .. } | Self::Sysctl { .. } => {
+                ErrorCode::InvalidArgument
+            }
+        }
+    }
+}
+
+/// Brings the calling thread into the namespace and sets it up. `true`: the process that it spawns has to be
+/// born in a new one, because nothing had to be set.
+///
+/// # Errors
+/// [`NetworkError`].
+pub fn enter(network: &Network, sysctls: &[Sysctl]) -> Result<bool, NetworkError> {
+    match network {
+        Network::Empty if sysctls.is_empty() => return Ok(true),
+        Network::Empty => unshare_network().map_err(NetworkError::Make)?,
+        Network::Path(path) => join(path, sysctls.first())?,
+    }
+    set(sysctls)?;
+    Ok(false)
+}
+
+fn join(path: &Path, first: Option<&Sysctl>) -> Result<(), NetworkError> {
+    let failed = |source| NetworkError::Enter {
+        path: path.to_owned(),
+        source,
+    };
+    let namespace = File::open(path).map_err(failed)?;
+    if let Some(Sysctl { name, value, .. }) = first
+        && is_hosts(&namespace.metadata().map_err(failed)?).map_err(failed)?
+    {
+        return Err(NetworkError::Hosts {
+            name: name.clone(),
+            value: value.clone(),
+            path: path.to_owned(),
+        });
+    }
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|errno| failed(errno.into()))
+}
+
+/// A namespace is known by device and inode (namespaces(7)), whichever path leads to it.
+fn is_hosts(namespace: &Metadata) -> io::Result<bool> {
+    for path in HOSTS {
+        let host = std::fs::metadata(path)?;
+        if (host.dev(), host.ino()) == (namespace.dev(), namespace.ino()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Writes them: `/proc/sys/net` shows the namespace of the thread that opens it.
+fn set(sysctls: &[Sysctl]) -> Result<(), NetworkError> {
+    if sysctls.is_empty() {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/proc/sys", flags, Mode::empty());
+    for sysctl in sysctls {
+        let written = match &root {
+            Ok(root) => set_one(root.as_fd(), sysctl),
+            Err(errno) => Err((*errno).into()),
+        };
+        written.map_err(|source| NetworkError::Sysctl {
+            name: sysctl.name.clone(),
+            value: sysctl.value.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn set_one(root: BorrowedFd<'_>, sysctl: &Sysctl) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let file = rustix::fs::openat2(root, &sysctl.path, flags, Mode::empty(), resolve)?;
+    File::from(file).write_all(sysctl.value.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PORT: &str = "net/ipv4/ip_unprivileged_port_start";
+
+    fn port(value: &str) -> Sysctl {
+        Sysctl {
+            name: PORT.replace('/', "."),
+            path: PORT.into(),
+            value: value.to_owned(),
+        }
+    }
+
+    fn read() -> String {
+        std::fs::read_to_string(Path::new("/proc/sys").join(PORT)).unwrap()
+    }
+
+    /// Runs on a thread that ends with its namespace. Needs root.
+    fn on_a_thread<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap())
+    }
+
+    #[test]
+    fn a_sysctl_is_set_in_a_namespace_of_the_tasks_own() {
+        let host = read();
+        let set = on_a_thread(|| {
+            assert!(!enter(&Network::Empty, &[port("81")]).unwrap());
+            read()
+        });
+        assert_eq!(set.trim(), "81");
+        assert_eq!(read(), host);
+        assert!(on_a_thread(|| enter(&Network::Empty, &[])).unwrap());
+    }
+
+    #[test]
+    fn the_hosts_namespace_is_known_by_whichever_path() {
+        let error = on_a_thread(|| {
+            let directory = tempfile::tempdir().unwrap();
+            let link = directory.path().join("netns");
+            std::os::unix::fs::symlink("/proc/self/ns/net", &link).unwrap();
+            enter(&Network::Path(link), &[port("81")])
+        });
+        let error = error.unwrap_err();
+        assert!(matches!(error, NetworkError::Hosts { .. }), "{error:?}");
+        assert!(
+            error.to_string().contains("ip_unprivileged_port_start"),
+            "{error}"
+        );
+        // Nothing is set, so nothing is at stake.
+        let path = Network::Path("/proc/self/ns/net".into());
+        assert!(!on_a_thread(|| enter(&path, &[])).unwrap());
+    }
+
+    #[test]
+    fn a_sysctl_that_the_kernel_does_not_take_is_named() {
+        let set = |sysctl| on_a_thread(|| enter(&Network::Empty, &[sysctl]));
+        let error = set(port("a lot")).unwrap_err().to_string();
+        assert!(error.contains("\"a lot\" cannot be set"), "{error}");
+        let mut outside = port("1");
+        outside.path = "net/ipv4/no_such_setting".into();
+        assert_eq!(set(outside).unwrap_err().code(), ErrorCode::InvalidArgument);
+    }
+}
