@@ -12,6 +12,7 @@
 //! * [`resources`]: what a task has used, limits that change, and the end for want of memory.
 //! * [`refusals`]: bad input; each a clear error and nothing left behind.
 //! * [`load`]: many tasks, in a row and at once.
+//! * [`confine`]: what a spec takes from a program.
 //! * [`exec`]: further programs in a running task.
 //! * [`terminal`]: programs that somebody types at.
 //! * [`faults`]: `kill -9` of our own processes while a program runs.
@@ -28,6 +29,7 @@
 
 mod busybox;
 mod check;
+mod confine;
 mod debug;
 mod examples;
 mod exec;
