@@ -339,8 +339,8 @@ fn a_write_to_an_artifact_ends_the_guest_and_the_artifact_stays() {
 #[test]
 fn no_device_is_made_on_a_volume() {
     let agent = installed();
-    // Of a file system that would have it.
-    let volume = tempfile::tempdir_in("/dev/shm").expect("a folder");
+    // On a file system that would hold it.
+    let volume = tempfile::tempdir_in("/run").expect("a folder");
     let mount = format!(
         "type=bind,src={},dst=/data,options=rbind:rw",
         volume.path().display()
