@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::{TempDir, tempdir, tempfile};
@@ -198,7 +199,10 @@ fn what_vms_map_cannot_be_opened_for_writing_again() {
 
 #[test]
 fn what_was_not_used_for_longest_makes_room() {
-    let host = Host::new(2 * ARTIFACT_BYTES);
+    let mut host = Host::new(1 << 20);
+    host.store.memory().unwrap();
+    // Less than what is mounted already.
+    host.store.shared.as_mut().unwrap().bytes_max = 2 * ARTIFACT_BYTES - 4 * KIB;
     for digest in 1..=2 {
         done(&host.store.insert(&key(digest), &artifact()).unwrap());
     }
@@ -216,13 +220,14 @@ fn however_many_programs_start_the_memory_they_take_is_ours_and_bounded() {
     let host = Host::new(3 * ARTIFACT_BYTES);
     for digest in 1..=20 {
         let file = host.store.insert(&key(digest), &artifact()).unwrap();
+        done(&file);
         assert_eq!(content(file), CONTENT);
     }
     let size = rustix::fs::statvfs(host.shared()).unwrap();
     assert_eq!(size.f_blocks * size.f_frsize, 3 * ARTIFACT_BYTES);
     let device = |path: &Path| std::os::unix::fs::MetadataExt::dev(&fs::metadata(path).unwrap());
     assert_ne!(device(host.shared()), device(host.root.path()));
-    assert_eq!(fs::read_dir(host.shared()).unwrap().count(), 3);
+    assert!((1..=3).contains(&fs::read_dir(host.shared()).unwrap().count()));
 }
 
 #[test]
@@ -240,8 +245,13 @@ fn a_memory_full_of_what_vms_map_costs_nobody_a_start() {
         assert!(host.shared().join(key(digest).as_str()).exists());
     }
     held.iter().for_each(done);
-    host.store.insert(&key(4), &artifact()).unwrap();
-    assert!(host.shared().join(key(4).as_str()).exists());
+    drop(held);
+    // A process that another test is just starting has copies of the descriptors until its exec.
+    let start = Instant::now();
+    while !host.shared().join(key(4).as_str()).exists() {
+        assert!(start.elapsed() < Duration::from_secs(10), "no room yet");
+        host.store.insert(&key(4), &artifact()).unwrap();
+    }
 }
 
 #[test]
