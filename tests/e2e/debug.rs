@@ -49,7 +49,8 @@ fn a_signal_makes_the_shim_tell_what_everything_does() {
         &program,
     ];
     let told = ask(&containerd, shim, &parts);
-    assert!(told.contains("\"vcpu\" is "), "{told}");
+    // What stands in quotes in a message has them escaped.
+    assert!(told.contains(r#"\"vcpu\" is "#), "{told}");
     ctr(["task", "pause", task.id()]).expect_status(0);
     let told = ask(&containerd, shim, &["look: its VM is paused", "vcpu"]);
     assert!(!told.contains("guest: "), "{told}");
