@@ -1,4 +1,4 @@
-//! What the guest's processor looks like: what of the host's is on a list ([`allowed`]), made one CPU.
+//! What the guest's processor looks like: what of the host's is on a list (`allowed.rs`), made one CPU.
 
 mod allowed;
 

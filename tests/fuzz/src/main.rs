@@ -3,7 +3,7 @@
 //! One target is one function from bytes to nothing ([`targets`]); it panics where something does not hold
 //! that must. Here are the bounds around it that hold for all (heap and CPU, [`bound`]) and the three
 //! ways to call it: with inputs that are there, with blind changes of them ([`blind`]), and, built with the
-//! feature `coverage`, by libFuzzer ([`hunt`]), which follows the code that an input reaches.
+//! feature `coverage`, by libFuzzer (`hunt.rs`), which follows the code that an input reaches.
 
 mod allocator;
 mod blind;
