@@ -41,8 +41,9 @@ fn a_program_that_dropped_all_has_its_own_files_and_nothing_else() {
     let host = at("vmm");
     let script = "cat /data/own; cat /data/groups; cat /data/others; cat /data/masked /proc/version; \
                   echo new > /data/new; echo x > /etc/new; grep Cap /proc/self/status";
-    let outcome = Run::image("busybox").args(["sh", "-c", script]).with_spec(|spec| {
+    let outcome = Run::image("busybox").with_spec(|spec| {
         let process = &mut spec["process"];
+        process["args"] = json!(["sh", "-c", script]);
         process["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [2000], "umask": 0o027});
         process["capabilities"] = json!({});
         let volume = at("volume");
@@ -83,7 +84,8 @@ fn root_that_dropped_all_is_an_owner_like_others_and_changes_a_copy() {
     chown(&file, Some(1000), Some(1000)).expect("root");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("root");
     let script = "cat /data/file; grep root /etc/passwd | wc -l; echo changed > /etc/passwd; cat /etc/passwd";
-    let outcome = Run::image("busybox").args(["sh", "-c", script]).with_spec(|spec| {
+    let outcome = Run::image("busybox").with_spec(|spec| {
+        spec["process"]["args"] = json!(["sh", "-c", script]);
         spec["process"]["capabilities"] = json!({"bounding": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"]});
         spec["root"]["readonly"] = json!(true);
         let mounts = spec["mounts"].as_array_mut().expect("a list");

@@ -4,10 +4,15 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use wasmvm_tests::exec::Exec;
 use wasmvm_tests::task::Run;
 
-/// More than the descriptors that a guest can make its VMM hold (`vmm/src/jail/limits.rs`).
-const FILES: usize = 70_000;
+/// What a VMM is left with of its descriptors (`vmm/src/jail/limits.rs`): a walk over as many files as it may
+/// have without that takes minutes under emulation.
+const DESCRIPTORS: u64 = 2_000;
+/// Twice as many.
+const FILES: usize = 4_000;
 
 fn bind(source: &Path, destination: &str) -> String {
     let source = source.display();
@@ -110,13 +115,14 @@ fn a_working_directory_that_the_image_lacks_is_made_for_the_task() {
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("for everybody");
     let outcome = Run::image("probe")
         .option("--mount", &bind(folder.path(), "/volume"))
-        .option("--cwd", "/volume/new/deep")
-        .option("--user", "1000:1000")
-        .option("--annotation", "io.wasmvm.preopen-cwd=true")
         .args([
             "/probe", "each", "pwd", ",", "ls", "..", ",", "write", "file", "x",
         ])
-        .to_end()
+        .with_spec(|spec| {
+            spec["process"]["cwd"] = "/volume/new/deep".into();
+            spec["process"]["user"] = serde_json::json!({ "uid": 1000, "gid": 1000 });
+            spec["annotations"]["io.wasmvm.preopen-cwd"] = "true".into();
+        })
         .expect_status(1);
     // What is relative starts there, by the annotation.
     let text = outcome.text();
@@ -143,9 +149,18 @@ fn more_files_than_descriptors_are_walked_twice() {
             fs::write(directory.join(format!("f-{file}")), "").expect("a file");
         }
     }
-    let outcome = Run::image("probe")
+    let task = Run::image("probe")
         .option("--mount", &bind(folder.path(), "/volume"))
-        .args(["/probe", "walk", "/volume", "2"])
+        .args(["/probe", "loop"])
+        .detached();
+    let few = Rlimit {
+        current: Some(DESCRIPTORS),
+        maximum: Some(DESCRIPTORS),
+    };
+    let vmm = task.until("RUNNING");
+    let vmm = i32::try_from(vmm).ok().and_then(Pid::from_raw);
+    prlimit(vmm, Resource::Nofile, few).expect("the VMM has a limit");
+    let outcome = Exec::of(&task, ["/probe", "walk", "/volume", "2"])
         .to_end()
         .expect_status(0);
     let seen = 2 * (1 + FILES / 1000 + FILES);

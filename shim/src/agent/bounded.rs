@@ -8,8 +8,8 @@
 //!
 //! ttrpc itself takes frames of 4 MiB, and protobuf keeps fields that it does not know: a few bytes on the
 //! wire become some fifty times as many in memory. So the bound is on what a frame may come to when it is
-//! decoded, [`REPLY_BYTES_MAX`] says why it is so small, and on the work that frames make in a second. The
-//! client takes the error for the end of the connection, and so does the task: a guest that floods its
+//! decoded, [`REPLY_BYTES_MAX`] says why it is so small, on the lengths that are claimed in it ([`wire`]), and
+//! on the work that frames make in a second. The client takes the error for the end of the connection, and so does the task: a guest that floods its
 //! agent's connection has no agent any more.
 
 use std::io;
@@ -22,6 +22,8 @@ use tokio::time::Instant;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use wasmvm_protocol::agent::REPLY_BYTES_MAX;
+
+use super::wire;
 
 /// ttrpc's frame header: length (u32, big endian), stream id (u32), type, flags.
 const HEADER_BYTES: usize = 10;
@@ -45,6 +47,8 @@ where
 enum FloodError {
     #[error("the guest sent a message of {0} bytes; the limit is {REPLY_BYTES_MAX}")]
     Frame(u32),
+    #[error("the guest sent a message in which a field claims more bytes than there are")]
+    Claim,
     #[error(
         "the guest sends more than {RATE_BYTES_PER_S_MAX} bytes of messages per second, or more small \
          messages than that is for"
@@ -87,6 +91,8 @@ struct Frames {
     have: usize,
     /// Of the payload, bytes that are still to come.
     payload: usize,
+    /// Of the payload, what is there.
+    body: Vec<u8>,
 }
 
 impl Frames {
@@ -97,7 +103,12 @@ impl Frames {
             if self.payload > 0 {
                 let step = self.payload.min(bytes.len());
                 self.payload -= step;
+                self.body.extend_from_slice(&bytes[..step]);
                 bytes = &bytes[step..];
+                // The client has not got its last byte yet, so it has not decoded it.
+                if self.payload == 0 && !wire::response_holds(&self.body) {
+                    return Err(FloodError::Claim);
+                }
                 continue;
             }
             let step = (HEADER_BYTES - self.have).min(bytes.len());
@@ -112,6 +123,7 @@ impl Frames {
                     return Err(FloodError::Frame(length));
                 }
                 (self.have, self.payload) = (0, payload);
+                self.body.clear();
                 begun += 1;
             }
         }

@@ -58,6 +58,8 @@ fn responses(bytes_max: usize) -> Vec<(&'static str, Vec<u8>)> {
     let answer = |payload: &[u8]| within(2, payload);
     // PidsResponse.processes, ProcessInfo.info, Any.value
     let instance = |bytes: &[u8]| answer(&within(1, &within(2, &within(2, bytes))));
+    // Field 1, of nine million bytes.
+    let claim = [0x0a, 0xc0, 0xa8, 0xa5, 0x04];
     vec![
         ("unknown numbers beside the answer", unknown_numbers(room)),
         ("unknown strings beside the answer", empty_fields(100, room)),
@@ -84,6 +86,10 @@ fn responses(bytes_max: usize) -> Vec<(&'static str, Vec<u8>)> {
             "unknown numbers in a thread",
             instance(&within(2, &unknown_numbers(room))),
         ),
+        // Nothing follows the length.
+        ("a long claim beside the answer", claim.to_vec()),
+        ("a long claim in the answer", answer(&claim)),
+        ("a long claim in an instance", instance(&claim)),
     ]
 }
 

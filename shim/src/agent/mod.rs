@@ -7,6 +7,7 @@
 mod bounded;
 mod error;
 pub mod wall_clock;
+mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -283,7 +284,7 @@ impl Agent {
         let call = self.client.stats(Context::default(), &request);
         let response = self.answer(Method::Stats, TELL_MAX, call).await?;
         // What is no Usage says nothing.
-        let usage = Usage::parse_from_bytes(&response.stats.value).unwrap_or_default();
+        let usage = wire::decoded::<Usage>(&response.stats.value).unwrap_or_default();
         Ok(usage.oom_kills.min(OOM_KILLS_MAX))
     }
 
@@ -301,7 +302,7 @@ impl Agent {
         let infos = response.processes.iter().map(|process| &process.info.value);
         // What is no Instance says nothing.
         Ok(infos
-            .filter_map(|info| Instance::parse_from_bytes(info).ok())
+            .filter_map(|info| wire::decoded::<Instance>(info))
             .collect())
     }
 

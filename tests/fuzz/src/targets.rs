@@ -54,9 +54,7 @@ pub const TARGETS: &[Target] = &[
     target("console_tail", vmm::console_tail, 64 * KIB),
     target("control", protocol::control, 64 * KIB),
     target("vm_answers", shim::vm_answers, 64 * KIB),
-    // Of these 10 MB are address space only, which protobuf reserves for a length that is merely said
-    // (`READ_RAW_BYTES_MAX_ALLOC`) and gives back when the bytes do not come.
-    target("agent", shim::agent, 11 * MIB),
+    target("agent", shim::agent, MIB),
     target("program", shim::program, 64 * KIB),
     target("bundle", shim::bundle, 2 * MIB),
     target("proc_files", shim::proc_files, 256 * KIB),
