@@ -10,7 +10,7 @@ use wasmvm_tests::task::Run;
 /// Writes what the VMM may do, and a setting of its network namespace, into a file of the host.
 fn look(file: &str) -> serde_json::Value {
     let script = format!(
-        "state=$(cat); pid=${{state#*\"pid\":}}; pid=${{pid%%[!0-9]*}}; \
+        "state=$(cat); pid=${{state#*\\\"pid\\\":}}; pid=${{pid%%[!0-9]*}}; \
          {{ grep -E '^(Uid|Groups|CapPrm|CapBnd):' /proc/$pid/status; \
          nsenter -t $pid -n cat /proc/sys/net/ipv4/ip_unprivileged_port_start; }} >{file}"
     );
