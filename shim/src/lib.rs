@@ -24,6 +24,7 @@ mod launch;
 mod log;
 mod memory_file;
 mod meter;
+mod off_thread;
 mod patience;
 mod program;
 mod sandbox;

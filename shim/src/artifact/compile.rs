@@ -24,6 +24,7 @@ use crate::cgroup::Birth;
 use crate::error::{ErrorCode, printable};
 use crate::journal::STATE_ROOT;
 use crate::memory_file::memory_file;
+use crate::off_thread::off_thread;
 use crate::program::SealedProgram;
 use crate::vm::launch::{LaunchError, LaunchRequest, VmFiles, launch};
 use crate::vm::network::Network;
@@ -160,16 +161,10 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
     vm.ended().await;
     // Only now, with the VMM gone, is nobody left who could change what is hashed.
     let received = received?;
-    off_thread(move || received.into_artifact()).await
-}
-
-/// What hashes a whole artifact waits on a thread of its own.
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, CompileError> + Send + 'static,
-) -> Result<T, CompileError> {
-    tokio::task::spawn_blocking(work)
+    // A whole artifact is hashed.
+    off_thread(move || received.into_artifact())
         .await
-        .map_err(|err| failed("finish a step on a thread of its own", err.into()))?
+        .map_err(|err| failed("finish a step on a thread of its own", err))?
 }
 
 /// What an answer that is no artifact means.

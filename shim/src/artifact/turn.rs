@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use super::ArtifactKey;
 use crate::error::ErrorCode;
+use crate::off_thread::off_thread;
 use queue::{Queue, Seen, Ticket};
 
 pub use queue::Turn;
@@ -145,7 +146,9 @@ impl Turns {
 
     async fn look(&self, want: &Want, ticket: Option<Ticket>) -> Result<Seen, TurnError> {
         let (queue, want) = (self.queue.clone(), want.clone());
-        off_thread(move || queue.look(&want, ticket)).await
+        off_thread(move || queue.look(&want, ticket))
+            .await
+            .map_err(TurnError::Look)?
     }
 
     /// Waits for the end of whoever compiles it.
@@ -155,18 +158,11 @@ impl Turns {
             tokio::time::sleep(look).await;
             look = (look * 2).min(LOOK_MAX);
             let (queue, want) = (self.queue.clone(), want.clone());
-            match off_thread(move || queue.compiled_by(&want)).await? {
+            let compiled = off_thread(move || queue.compiled_by(&want)).await;
+            match compiled.map_err(TurnError::Look)?? {
                 Some(now) => stranger = now,
                 None => return Ok(Next::Followed { stranger }),
             }
         }
     }
-}
-
-/// Runs what waits for a file's lock on a thread of its own.
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, TurnError> + Send + 'static,
-) -> Result<T, TurnError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| TurnError::Look(error.into()))?
 }

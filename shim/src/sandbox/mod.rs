@@ -306,8 +306,7 @@ pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(),
     .await
 }
 
-/// Runs what waits for a disk or a process on a thread of its own: the runtime has one for everything,
-/// containerd's other requests included.
+/// A step of a sandbox, run by [`crate::off_thread`].
 async fn off_thread<T, E>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, SandboxError>
@@ -316,11 +315,11 @@ where
     E: Send + 'static,
     SandboxError: From<E>,
 {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::off_thread::off_thread(work).await {
         Ok(done) => Ok(done?),
-        Err(err) => Err(SandboxError::Step {
+        Err(source) => Err(SandboxError::Step {
             action: "finish a step on a thread of its own",
-            source: err.into(),
+            source,
         }),
     }
 }
