@@ -8,7 +8,7 @@ use std::time::Duration;
 use protobuf::Enum as _;
 use tokio::time::Instant;
 
-use super::fakes::{Answer, FakeMaker, Recorder};
+use super::fakes::{Answer, FakeMaker, Recorder, order};
 use super::*;
 use crate::bundle::{Limit, ProcessSpec, Resources, User};
 use crate::error::ErrorCode;
@@ -78,18 +78,7 @@ impl Case {
     }
 
     async fn create(&self) -> Result<Arc<Task>, ErrorCode> {
-        let order = TaskOrder {
-            sandbox: SandboxOrder {
-                namespace: "ns".into(),
-                id: "t".into(),
-                bundle: "/bundle".into(),
-                rootfs: Vec::new(),
-                options: None,
-            },
-            stdio: StdioNames::default(),
-            terminal: true,
-        };
-        let created = self.done("Create", self.tasks.create(order)).await;
+        let created = self.done("Create", self.tasks.create(order(true))).await;
         created.map_err(|refusal| refusal.code)?;
         Ok(self.tasks.get("t").unwrap())
     }

@@ -21,15 +21,31 @@ use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
 use super::signals;
-use super::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+use super::{LoadedProgram, SandboxMaker, SandboxOrder, TaskOrder, TaskSandbox, VmEnding};
 use crate::bundle::ProcessSpec;
 use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
 use crate::meter::Meter;
 use crate::sandbox::SlotLease;
+use crate::stdio::StdioNames;
 
 pub const PID: u32 = 4711;
+
+/// To create the task `t` without streams.
+pub fn order(terminal: bool) -> TaskOrder {
+    TaskOrder {
+        sandbox: SandboxOrder {
+            namespace: "ns".into(),
+            id: "t".into(),
+            bundle: "/bundle".into(),
+            rootfs: Vec::new(),
+            options: None,
+        },
+        stdio: StdioNames::default(),
+        terminal,
+    }
+}
 
 /// Keeps what is published.
 #[derive(Debug, Default)]

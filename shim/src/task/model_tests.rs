@@ -10,7 +10,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::task::JoinHandle;
 
-use super::fakes::{FakeMaker, Recorder};
+use super::fakes::{FakeMaker, Recorder, order};
 use super::*;
 use crate::bundle::{ProcessSpec, User};
 use crate::error::ErrorCode;
@@ -246,18 +246,7 @@ impl Shim {
     async fn take(&mut self, step: &Step) -> Verdict {
         let code = |refusal: Refusal| refusal.code;
         if matches!(step, Step::Create) {
-            let order = TaskOrder {
-                sandbox: SandboxOrder {
-                    namespace: "ns".into(),
-                    id: "t".into(),
-                    bundle: "/bundle".into(),
-                    rootfs: Vec::new(),
-                    options: Default::default(),
-                },
-                stdio: StdioNames::default(),
-                terminal: false,
-            };
-            self.tasks.create(order).await.map_err(code)?;
+            self.tasks.create(order(false)).await.map_err(code)?;
             let task = self.tasks.get("t").map_err(code)?;
             self.waiters
                 .push(tokio::spawn(async move { task.wait().await }));

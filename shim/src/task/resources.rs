@@ -103,12 +103,11 @@ async fn change(meter: &Arc<Meter>, resources: Resources) -> Result<(), TaskErro
 mod tests {
     use wasmvm_protocol::agent::Usage;
 
-    use super::super::fakes::{Answer, FakeMaker, Recorder, soon};
-    use super::super::{SandboxOrder, TaskOrder, Tasks};
+    use super::super::Tasks;
+    use super::super::fakes::{Answer, FakeMaker, Recorder, order, soon};
     use super::*;
     use crate::bundle::Limit;
     use crate::error::ErrorCode;
-    use crate::stdio::StdioNames;
 
     struct Fixture {
         maker: Arc<FakeMaker>,
@@ -122,18 +121,7 @@ mod tests {
             Arc::new(Recorder::default()),
         );
         let tasks = Tasks::new(maker.clone(), events.clone());
-        let order = TaskOrder {
-            sandbox: SandboxOrder {
-                namespace: "ns".into(),
-                id: "t".into(),
-                bundle: "/bundle".into(),
-                rootfs: Vec::new(),
-                options: None,
-            },
-            stdio: StdioNames::default(),
-            terminal: false,
-        };
-        soon(tasks.create(order)).await.unwrap();
+        soon(tasks.create(order(false))).await.unwrap();
         let task = tasks.get("t").unwrap();
         soon(task.start()).await.unwrap();
         Fixture {

@@ -67,10 +67,9 @@ mod tests {
     use async_trait::async_trait;
     use tokio::sync::mpsc;
 
-    use super::super::fakes::{Answer, FakeMaker, Recorder, soon};
-    use super::super::{SandboxOrder, TaskOrder, Tasks};
+    use super::super::Tasks;
+    use super::super::fakes::{Answer, FakeMaker, Recorder, order, soon};
     use super::*;
-    use crate::stdio::StdioNames;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -100,18 +99,7 @@ mod tests {
     async fn running() -> Fixture {
         let maker = Arc::new(FakeMaker::default());
         let tasks = Tasks::new(maker.clone(), Arc::new(Recorder::default()));
-        let order = TaskOrder {
-            sandbox: SandboxOrder {
-                namespace: "ns".into(),
-                id: "t".into(),
-                bundle: "/bundle".into(),
-                rootfs: Vec::new(),
-                options: None,
-            },
-            stdio: StdioNames::default(),
-            terminal: false,
-        };
-        soon(tasks.create(order)).await.unwrap();
+        soon(tasks.create(order(false))).await.unwrap();
         let task = tasks.get("t").unwrap();
         soon(task.start()).await.unwrap();
         let (look, looks) = mpsc::channel(1);
