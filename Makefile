@@ -60,6 +60,7 @@ checks:
 lint:
 	@tests/step "vendored crate" guest-agent/vendored/check
 	@tests/step "format" $(CARGO) fmt --check
+	@tests/step "figures" tests/figures --check
 	@tests/step "clippy" $(CARGO) clippy --workspace --all-targets -- -D warnings
 	@tests/step "clippy, hunt" $(CARGO) clippy -p wasmvm-fuzz --features coverage -- -D warnings
 	@tests/step "clippy, compiler" $(CARGO) clippy -p wasmvm-guest-agent --all-targets --features compiler -- -D warnings
