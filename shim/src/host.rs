@@ -17,9 +17,9 @@ use crate::launch::options;
 use crate::meter::Meter;
 use crate::program::Found;
 use crate::sandbox::{self, Sandbox, SandboxError, SandboxRequest};
-use crate::task::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+use crate::task::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox};
 use crate::tree::RootfsMount;
-use crate::vm::credentials;
+use crate::vm::{VmEnd, credentials};
 
 /// Boots VMs on this host.
 #[derive(Debug)]
@@ -172,12 +172,8 @@ impl TaskSandbox for Sandbox {
             .map_err(|error| Refusal::new(error.code(), &error))
     }
 
-    async fn vm_ended(&self) -> VmEnding {
-        let end = Self::vm_ended(self).await;
-        VmEnding {
-            reason: end.reason,
-            console_tail: end.console_tail,
-        }
+    async fn vm_ended(&self) -> VmEnd {
+        Self::vm_ended(self).await
     }
 
     fn kill_vm(&self) {

@@ -28,12 +28,10 @@ use crate::off_thread::off_thread;
 use crate::program::SealedProgram;
 use crate::vm::launch::{LaunchError, LaunchRequest, VmFiles, launch};
 use crate::vm::network::Network;
-use crate::vm::{Vm, VmError};
+use crate::vm::{Vm, VmError, end_behind_silence};
 
 /// RAM of a compiler VM, and the memory limit of its cgroup: Cranelift takes some 20 times the module.
 pub const COMPILER_MEMORY_MIB: u32 = 2048;
-/// How long a broken connection waits for the VMM's word on why.
-const REASON_MAX: Duration = Duration::from_secs(1);
 
 /// One compile.
 #[derive(Debug)]
@@ -202,10 +200,9 @@ async fn run_compiler(vm: &Vm, path: String, limit: Duration) -> Result<Received
         Ok(answer) => answer,
         Err(ttrpc::Error::RpcStatus(status)) => return Err(refused(path, limit, &status)),
         Err(source) => {
-            // A connection breaks when the VM ends, a moment before its end is known.
-            return match tokio::time::timeout(REASON_MAX, vm.ended()).await {
-                Ok(end) => Err(VmError::Ended(end).into()),
-                Err(_) => Err(CompileError::Late {
+            return match end_behind_silence(vm.ended()).await {
+                Some(end) => Err(VmError::Ended(end).into()),
+                None => Err(CompileError::Late {
                     path,
                     limit,
                     source,

@@ -3,7 +3,6 @@
 //! Cheap refusals come first. `Delete` may come at any point (`ctr` gave up) and ends the boot.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use protobuf::MessageField;
 use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
@@ -13,9 +12,7 @@ use crate::agent::{Agent, AgentError};
 use crate::error::{self, ErrorCode, Refusal};
 use crate::events::Event;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioOwner};
-
-/// How long a broken connection waits for the VMM's word on why.
-const REASON_MAX: Duration = Duration::from_secs(1);
+use crate::vm::{VmEnd, end_behind_silence};
 
 /// Why a task was not created.
 #[derive(Debug, thiserror::Error)]
@@ -29,14 +26,9 @@ pub enum CreateError {
     /// The agent would not load the program.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The guest died meanwhile.
-    #[error("the VM ended before the program was loaded: {reason}{}", error::console(.console_tail))]
-    VmEnded {
-        /// What the VMM says.
-        reason: String,
-        /// The end of the guest's console.
-        console_tail: String,
-    },
+    /// The VM ended meanwhile.
+    #[error("the VM ended before the program was loaded: {}{}", .0.reason, error::console(&.0.console_tail))]
+    VmEnded(VmEnd),
     /// `Delete` came first.
     #[error("task {0} was deleted while it was being created")]
     Aborted(String),
@@ -50,7 +42,7 @@ impl CreateError {
             Self::Stdio(error) => error.code(),
             Self::Sandbox(refusal) => refusal.code,
             Self::Agent(error) => error.code(),
-            Self::VmEnded { .. } => ErrorCode::Unavailable,
+            Self::VmEnded(_) => ErrorCode::Unavailable,
             Self::Aborted(_) => ErrorCode::FailedPrecondition,
         }
     }
@@ -128,10 +120,7 @@ impl Task {
         tokio::select! {
             biased;
             loaded = load => loaded,
-            end = sandbox.vm_ended() => Err(CreateError::VmEnded {
-                reason: end.reason,
-                console_tail: end.console_tail,
-            }),
+            end = sandbox.vm_ended() => Err(CreateError::VmEnded(end)),
         }
     }
 
@@ -179,17 +168,12 @@ impl Task {
     }
 }
 
-/// A connection breaks when the VM ends; the VMM knows why, a moment later.
+/// What a broken connection to the agent means: the VM's end, if the VM has ended.
 async fn explain(sandbox: &dyn TaskSandbox, error: CreateError) -> CreateError {
     let silent = matches!(&error, CreateError::Agent(agent) if agent.is_silence());
     if !silent {
         return error;
     }
-    match tokio::time::timeout(REASON_MAX, sandbox.vm_ended()).await {
-        Ok(end) => CreateError::VmEnded {
-            reason: end.reason,
-            console_tail: end.console_tail,
-        },
-        Err(_) => error,
-    }
+    let end = end_behind_silence(sandbox.vm_ended()).await;
+    end.map_or(error, CreateError::VmEnded)
 }

@@ -21,7 +21,7 @@ use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
 use super::signals;
-use super::{LoadedProgram, SandboxMaker, SandboxOrder, TaskOrder, TaskSandbox, VmEnding};
+use super::{LoadedProgram, SandboxMaker, SandboxOrder, TaskOrder, TaskSandbox};
 use crate::bundle::ProcessSpec;
 use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
@@ -29,6 +29,7 @@ use crate::events::{Event, EventSink};
 use crate::meter::Meter;
 use crate::sandbox::SlotLease;
 use crate::stdio::StdioNames;
+use crate::vm::VmEnd;
 
 pub const PID: u32 = 4711;
 
@@ -402,7 +403,7 @@ pub struct FakeSandbox {
     pub dir: tempfile::TempDir,
     pub meter: Arc<Meter>,
     _server: Mutex<Server>,
-    end: watch::Sender<Option<VmEnding>>,
+    end: watch::Sender<Option<VmEnd>>,
     pub recorded: AtomicU32,
     pub released: AtomicU32,
     pub destroyed: AtomicU32,
@@ -453,7 +454,7 @@ impl FakeSandbox {
         self.guest.streams.lock().unwrap().clear();
         self.end.send_if_modified(|end| {
             let first = end.is_none();
-            end.get_or_insert(VmEnding {
+            end.get_or_insert(VmEnd {
                 reason: reason.to_owned(),
                 console_tail: String::new(),
             });
@@ -544,7 +545,7 @@ impl TaskSandbox for FakeSandbox {
         }
     }
 
-    async fn vm_ended(&self) -> VmEnding {
+    async fn vm_ended(&self) -> VmEnd {
         let mut ends = self.end.subscribe();
         let end = ends.wait_for(Option::is_some).await.unwrap();
         end.clone().unwrap()

@@ -26,6 +26,7 @@ use super::{Exec, Exit, Move, Process, State, Task, Vm, signals};
 use crate::cleanup::STATUS_KILLED;
 use crate::events::Event;
 use crate::stdio::Pumps;
+use crate::vm::VmEnd;
 
 /// How long execs may outlive init. Then they count as killed, as the VM's end will do.
 const EXEC_ENDS_MAX: Duration = Duration::from_secs(1);
@@ -264,7 +265,7 @@ pub(super) async fn forget(task: &Arc<Task>, exec: &Arc<Exec>, vm: &Vm) {
     }
 }
 
-fn log_end(name: &str, end: &super::VmEnding) {
+fn log_end(name: &str, end: &VmEnd) {
     let console = end.console_tail.trim_end();
     tracing::warn!(name, reason = %end.reason, console, "the VM ended");
 }

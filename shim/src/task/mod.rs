@@ -37,7 +37,7 @@ pub use machine::{Exit, IllegalMove, Move, State};
 pub use pause::Flow;
 pub use process::Report;
 pub use registry::{TaskOrder, Tasks};
-pub use seam::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox, VmEnding};
+pub use seam::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox};
 pub use terminal::Size;
 
 use std::collections::BTreeMap;

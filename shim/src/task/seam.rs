@@ -14,6 +14,7 @@ use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
 use crate::meter::Meter;
 use crate::sandbox::SlotLease;
+use crate::vm::VmEnd;
 
 /// What containerd asks for in `Create`, without the streams.
 #[derive(Clone, Debug)]
@@ -28,15 +29,6 @@ pub struct SandboxOrder {
     pub rootfs: Vec<Mount>,
     /// The runtime's options, of whatever type.
     pub options: Option<Any>,
-}
-
-/// Why a VM is over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VmEnding {
-    /// One sentence.
-    pub reason: String,
-    /// The last of the guest's console; often empty.
-    pub console_tail: String,
 }
 
 /// The program of an exec, ready to be loaded.
@@ -81,7 +73,7 @@ pub trait TaskSandbox: Send + Sync + 'static {
     /// A byte stream to a port of the guest.
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal>;
     /// Waits for the end of the VM. Any number may wait.
-    async fn vm_ended(&self) -> VmEnding;
+    async fn vm_ended(&self) -> VmEnd;
     /// Ends the VM at once, whatever the guest does.
     fn kill_vm(&self);
     /// Runs the hooks of a program that has started.

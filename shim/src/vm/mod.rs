@@ -41,6 +41,8 @@ use crate::vm::process::Process;
 
 /// The VMM answers an order from its own knowledge, or after the guest's handshake.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long a broken connection waits for the VMM's word on why.
+const REASON_MAX: Duration = Duration::from_secs(1);
 
 /// A VMM process and what it is told. Cheap to clone; all clones are the same VM.
 #[derive(Clone, Debug)]
@@ -315,6 +317,12 @@ impl Vm {
             end = self.ended() => Err(VmError::Ended(end)),
         }
     }
+}
+
+/// The end that explains a broken connection to the guest: the connection breaks a moment before the VM's
+/// end is known. `None` when the VM has not ended.
+pub async fn end_behind_silence(vm_ended: impl Future<Output = VmEnd>) -> Option<VmEnd> {
+    timeout(REASON_MAX, vm_ended).await.ok()
 }
 
 impl VmEnd {
