@@ -29,6 +29,7 @@ mod patience;
 mod program;
 mod sandbox;
 mod service;
+mod sha256;
 mod stats;
 mod stdio;
 #[allow(unsafe_code, reason = "the one place for it")]

@@ -33,6 +33,8 @@ pub(crate) use store::fuzz;
 pub use store::{Shelf, Store, StoreError};
 pub use turn::{Next, Turn, TurnError, Turns};
 
+use crate::sha256::hex;
+
 /// Names an artifact: 64 hexadecimal digits, a file name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ArtifactKey(String);
@@ -142,17 +144,6 @@ fn cpu_features(cpuinfo: &str) -> &str {
         .lines()
         .find(|line| line.starts_with("flags"))
         .unwrap_or_default()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 #[cfg(test)]

@@ -8,12 +8,11 @@
 //! disk has none either, what the compiler has delivered.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
 use wasmvm_protocol::slot::{
     SLOT_HEADER_BYTES, SLOT_HEADER_USED_BYTES, SlotHeader, SlotHeaderError, SlotKind,
 };
@@ -23,6 +22,7 @@ use super::memory::{HOST_MOUNTS, Memory};
 use super::room::{self, Budget};
 use crate::artifact::ArtifactKey;
 use crate::error::{ErrorCode, chain};
+use crate::sha256::digest_of_rest;
 
 /// The setting that names the directory on disk.
 const DISK_SETTING: &str = "artifact_dir";
@@ -288,15 +288,7 @@ fn check_content(file: &mut File) -> Result<(), String> {
 /// SHA-256 of what follows the header page.
 pub(super) fn content_sha256(file: &mut File) -> io::Result<[u8; 32]> {
     file.seek(SeekFrom::Start(SLOT_HEADER_BYTES as u64))?;
-    let mut hash = Sha256::new();
-    let mut chunk = vec![0; 64 * 1024];
-    loop {
-        let read = file.read(&mut chunk)?;
-        if read == 0 {
-            return Ok(hash.finalize().into());
-        }
-        hash.update(&chunk[..read]);
-    }
+    digest_of_rest(file).map(|(sha256, _)| sha256)
 }
 
 #[cfg(feature = "fuzzing")]

@@ -1,6 +1,5 @@
 //! The daemon's listening socket: its name, its binding, and what a dead one leaves.
 
-use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -9,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use sha2::{Digest as _, Sha256};
+
+use crate::sha256::hex;
 
 /// Before the path in an address; without it containerd would dial an abstract socket.
 const SCHEME: &str = "unix://";
@@ -45,13 +46,7 @@ pub enum Bound {
 /// tests look for the socket there.
 pub fn path(dir: &str, address: &str, namespace: &str, group: &str) -> PathBuf {
     let joined = clean(&format!("{address}/{namespace}/{group}"));
-    let digest = Sha256::digest(joined.as_bytes());
-    let mut name = String::with_capacity(64);
-    for byte in digest {
-        // Writing to a String cannot fail.
-        let _ = write!(name, "{byte:02x}");
-    }
-    Path::new(dir).join(name)
+    Path::new(dir).join(hex(&Sha256::digest(joined.as_bytes())))
 }
 
 /// Go's `path.Join`: no empty and no `.` components. `..` cannot occur in a listening address.

@@ -14,19 +14,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::SealFlags;
-use sha2::{Digest, Sha256};
 use wasmvm_protocol::slot::{SLOT_HEADER_BYTES, SlotHeader, SlotKind};
 
 use super::{ProgramError, format};
 use crate::cgroup::Birth;
 use crate::memory_file::memory_file;
+use crate::sha256::digest_of_rest;
 use crate::sys::copy::{CopyRequest, copy_in_cgroup};
 
 /// Largest program, bytes: its artifact, 2 to 4 times as large, has to fit into the slot
 /// (`wasmvm_protocol::slot::SLOT_CONTENT_BYTES_MAX`).
 pub(super) const PROGRAM_BYTES_MAX: u64 = 256 << 20;
-/// Read at once for the hash, bytes.
-const CHUNK_BYTES: usize = 256 << 10;
 
 /// A copy that no tenant can change any more, as the compiler's VM maps it: header page, content.
 #[derive(Debug)]
@@ -106,19 +104,5 @@ pub(super) fn too_large(path: &Path, bytes: u64) -> ProgramError {
 
 /// From the file's position on; reads no more than one byte beyond the largest program.
 fn hash(file: &File) -> io::Result<([u8; 32], u64)> {
-    let mut file = file.take(PROGRAM_BYTES_MAX + 1);
-    let mut digest = Sha256::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut bytes = 0;
-    loop {
-        match file.read(&mut chunk) {
-            Ok(0) => return Ok((digest.finalize().into(), bytes)),
-            Ok(n) => {
-                digest.update(&chunk[..n]);
-                bytes += n as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    digest_of_rest(file.take(PROGRAM_BYTES_MAX + 1))
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use arbitrary::{Result, Unstructured};
+use sha2::{Digest as _, Sha256};
 use wasmvm_protocol::slot::SLOT_HEADER_BYTES;
 
 use super::super::room::{make_all_room, make_room};

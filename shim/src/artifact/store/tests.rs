@@ -1,7 +1,7 @@
 //! The store on real file systems: a disk's directory, and tmpfs mounts of the tests' own.
 
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use sha2::{Digest as _, Sha256};
 use tempfile::{TempDir, tempdir, tempfile};
 
 use super::*;

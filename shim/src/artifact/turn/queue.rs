@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::{TurnError, WAITING_MAX, Want};
-use crate::artifact::hex;
+use crate::sha256::hex;
 
 /// A ticket whose owner has not looked for so long is passed over until it does: a stopped shim.
 const SILENT_MAX: Duration = Duration::from_secs(10);
