@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinHandle;
 use wasmvm_protocol::stream::StdioFd;
 
 use super::*;
 use crate::stdio::open_reader;
 use crate::task::TaskSandbox as _;
-use crate::task::fakes::{FakeMaker, Obedience, PID, Recorder, soon};
+use crate::task::fakes::{FakeMaker, Obedience, PID, Recorder, Scene, soon};
 
 #[path = "service_tests/exec.rs"]
 mod exec;
@@ -30,10 +31,12 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let maker = Arc::new(FakeMaker::default());
-    let events = Arc::new(Recorder::default());
+    let Scene {
+        maker,
+        events,
+        tasks,
+    } = Scene::new();
     let (shutdown, wanted) = watch::channel(false);
-    let tasks = Arc::new(Tasks::new(maker.clone(), events.clone()));
     Fixture {
         service: Service::new("ns", tasks, shutdown),
         maker,
@@ -72,56 +75,37 @@ impl Fixture {
     }
 
     async fn start(&self) -> ttrpc::Result<u32> {
-        let request = pb::StartRequest {
-            id: "t".into(),
-            ..Default::default()
-        };
-        let started = soon(self.service.start(&TtrpcContext::default(), request)).await?;
-        Ok(started.pid)
+        self.start_exec("").await
     }
 
     async fn state(&self) -> ttrpc::Result<pb::StateResponse> {
-        let request = pb::StateRequest {
-            id: "t".into(),
-            ..Default::default()
-        };
-        soon(self.service.state(&TtrpcContext::default(), request)).await
+        self.state_of("").await
     }
 
     async fn wait(&self) -> ttrpc::Result<u32> {
-        let request = pb::WaitRequest {
-            id: "t".into(),
-            ..Default::default()
-        };
-        let waited = soon(self.service.wait(&TtrpcContext::default(), request)).await?;
-        assert!(waited.exited_at.seconds > 1_700_000_000);
-        Ok(waited.exit_status)
+        self.wait_for("").await
     }
 
     async fn kill(&self, signal: u32) -> ttrpc::Result<pb::Empty> {
-        let request = pb::KillRequest {
-            id: "t".into(),
-            signal,
-            ..Default::default()
-        };
-        soon(self.service.kill(&TtrpcContext::default(), request)).await
+        self.kill_process("", signal, false).await
     }
 
     async fn delete(&self) -> ttrpc::Result<pb::DeleteResponse> {
-        let request = pb::DeleteRequest {
-            id: "t".into(),
-            ..Default::default()
-        };
-        soon(self.service.delete(&TtrpcContext::default(), request)).await
+        self.delete_exec("").await
     }
 
-    async fn pids(&self) -> ttrpc::Result<Vec<u32>> {
+    async fn processes(&self) -> ttrpc::Result<Vec<pb::ProcessInfo>> {
         let request = pb::PidsRequest {
             id: "t".into(),
             ..Default::default()
         };
         let pids = soon(self.service.pids(&TtrpcContext::default(), request)).await?;
-        Ok(pids.processes.iter().map(|process| process.pid).collect())
+        Ok(pids.processes)
+    }
+
+    async fn pids(&self) -> ttrpc::Result<Vec<u32>> {
+        let processes = self.processes().await?;
+        Ok(processes.iter().map(|process| process.pid).collect())
     }
 
     async fn exec(
@@ -207,6 +191,46 @@ impl Fixture {
         assert_eq!(self.create(Default::default()).await.unwrap(), PID);
         assert_eq!(self.start().await.unwrap(), PID);
     }
+
+    /// Adds an exec and starts it.
+    async fn run_exec(&self, exec_id: &str) {
+        self.exec(exec_id, exec::program("sleep")).await.unwrap();
+        self.start_exec(exec_id).await.unwrap();
+    }
+
+    /// The signals that a program of the guest has got.
+    fn heard(&self, exec_id: &str) -> Vec<u32> {
+        let instance = self.maker.guest.instance(exec_id);
+        instance.signals.lock().unwrap().clone()
+    }
+
+    /// Has a program whose streams are 1 and 2 read "question" to the end, which its client has written,
+    /// and say "answer".
+    async fn answers(&self, exec_id: &str) {
+        let (mut input, mut output) = (self.maker.guest.take(1), self.maker.guest.take(2));
+        let close = pb::CloseIORequest {
+            id: "t".into(),
+            exec_id: exec_id.into(),
+            stdin: true,
+            ..Default::default()
+        };
+        let context = TtrpcContext::default();
+        self.service.close_io(&context, close).await.unwrap();
+        let mut question = String::new();
+        soon(input.read_to_string(&mut question)).await.unwrap();
+        assert_eq!(question, "question");
+        output.write_all(b"answer").await.unwrap();
+    }
+}
+
+/// Reads all that comes out of a FIFO.
+fn read_out(path: &str) -> JoinHandle<Vec<u8>> {
+    let mut reader = open_reader(Path::new(path));
+    tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
 }
 
 #[tokio::test]
@@ -299,30 +323,9 @@ async fn output_and_input_pass_through_the_fifos() {
     assert_eq!((header.task.as_str(), header.fd), ("t", StdioFd::Stdout));
     let mut client = std::fs::File::options().write(true).open(stdin).unwrap();
     f.start().await.unwrap();
-    let mut reader = open_reader(Path::new(&stdout));
-    let reader = tokio::task::spawn_blocking(move || {
-        let mut bytes = Vec::new();
-        reader.read_to_end(&mut bytes).unwrap();
-        bytes
-    });
+    let reader = read_out(&stdout);
     client.write_all(b"question").unwrap();
-    let close = pb::CloseIORequest {
-        id: "t".into(),
-        stdin: true,
-        ..Default::default()
-    };
-    let (mut program_in, mut program_out) = (f.maker.guest.take(1), f.maker.guest.take(2));
-    f.service
-        .close_io(&TtrpcContext::default(), close)
-        .await
-        .unwrap();
-    let mut question = String::new();
-    soon(program_in.read_to_string(&mut question))
-        .await
-        .unwrap();
-    assert_eq!(question, "question");
-    program_out.write_all(b"answer").await.unwrap();
-    drop(program_out);
+    f.answers("").await;
     f.maker.guest.exits(0);
     // ctr reads to the end first, and only then deletes.
     assert_eq!(soon(reader).await.unwrap(), b"answer");

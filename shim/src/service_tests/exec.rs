@@ -52,8 +52,7 @@ async fn an_exec_runs_beside_init_and_is_deleted() {
         ErrorCode::NotFound
     );
     // The guest has forgotten it too: the id is free.
-    f.exec("e", program("echo")).await.unwrap();
-    f.start_exec("e").await.unwrap();
+    f.run_exec("e").await;
     f.kill_process("e", 15, true).await.unwrap();
     assert_eq!(f.wait_for("e").await.unwrap(), 143);
     assert_eq!(f.state().await.unwrap().status(), pb::Status::RUNNING);
@@ -75,19 +74,10 @@ async fn an_exec_runs_beside_init_and_is_deleted() {
 async fn pids_tell_which_is_which_exec() {
     let f = fixture();
     f.running().await;
-    f.exec("e", program("echo")).await.unwrap();
-    f.start_exec("e").await.unwrap();
-    let request = pb::PidsRequest {
-        id: "t".into(),
-        ..Default::default()
-    };
-    let pids = f
-        .service
-        .pids(&TtrpcContext::default(), request)
-        .await
-        .unwrap();
-    assert!(pids.processes[0].info.is_none());
-    let info = &pids.processes[1].info;
+    f.run_exec("e").await;
+    let processes = f.processes().await.unwrap();
+    assert!(processes[0].info.is_none());
+    let info = &processes[1].info;
     assert_eq!(info.type_url, "containerd.runc.v1.ProcessDetails");
     assert_eq!(info.value, b"\x0a\x01e");
 }
@@ -178,36 +168,14 @@ async fn an_exec_has_streams_of_its_own() {
         client
     });
     f.start_exec("e").await.unwrap();
-    let mut reader = open_reader(Path::new(&stdout));
+    let reader = read_out(&stdout);
     let tokens = f.maker.guest.instance("e").tokens.clone();
     assert_eq!(tokens, ["1", "2", ""]);
     let header = f.maker.guest.streams.lock().unwrap()[&2].0.clone();
     assert_eq!((header.task.as_str(), header.exec.as_str()), ("t", "e"));
-    let (mut program_in, mut program_out) = (f.maker.guest.take(1), f.maker.guest.take(2));
     let _client = soon(client).await.unwrap();
-    let close = pb::CloseIORequest {
-        id: "t".into(),
-        exec_id: "e".into(),
-        stdin: true,
-        ..Default::default()
-    };
-    f.service
-        .close_io(&TtrpcContext::default(), close)
-        .await
-        .unwrap();
-    let mut question = String::new();
-    soon(program_in.read_to_string(&mut question))
-        .await
-        .unwrap();
-    assert_eq!(question, "question");
-    program_out.write_all(b"answer").await.unwrap();
-    drop(program_out);
+    f.answers("e").await;
     f.maker.guest.ends("e", 0);
-    let reader = tokio::task::spawn_blocking(move || {
-        let mut bytes = Vec::new();
-        reader.read_to_end(&mut bytes).unwrap();
-        bytes
-    });
     assert_eq!(soon(reader).await.unwrap(), b"answer");
     f.delete_exec("e").await.unwrap();
 }
@@ -242,8 +210,7 @@ async fn execs_end_before_init() {
 async fn execs_of_a_vm_that_dies_are_not_lost() {
     let f = fixture();
     f.running().await;
-    f.exec("e", program("sleep")).await.unwrap();
-    f.start_exec("e").await.unwrap();
+    f.run_exec("e").await;
     f.maker.sandbox().dies("triple fault");
     assert_eq!(f.wait_for("e").await.unwrap(), 137);
     assert_eq!(f.wait().await.unwrap(), 137);
@@ -254,18 +221,24 @@ async fn execs_of_a_vm_that_dies_are_not_lost() {
 async fn an_exec_that_the_guest_does_not_end_is_given_up() {
     let f = fixture();
     f.running().await;
-    f.exec("e", program("sleep")).await.unwrap();
-    f.start_exec("e").await.unwrap();
+    f.run_exec("e").await;
     *f.maker.guest.obedience.lock().unwrap() = Obedience::Lies;
     f.kill_process("e", 9, false).await.unwrap();
     assert_eq!(f.wait_for("e").await.unwrap(), 137);
     assert_eq!(f.state().await.unwrap().status(), pb::Status::RUNNING);
     // Nor can it hold up init's end.
-    f.exec("f", program("sleep")).await.unwrap();
-    f.start_exec("f").await.unwrap();
+    f.run_exec("f").await;
     f.maker.guest.exits(1);
     assert_eq!(f.wait().await.unwrap(), 1);
     assert_eq!(f.wait_for("f").await.unwrap(), 137);
+}
+
+/// Waits until the start of an exec has begun.
+async fn being_started(f: &Fixture, exec_id: &str) {
+    let exec = f.service.tasks.get("t").unwrap().exec_of(exec_id).unwrap();
+    while !exec.report().state.is_live() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -277,19 +250,7 @@ async fn a_start_that_takes_long_can_be_killed() {
     let kill = async {
         let starting = || async { f.state_of("e").await.unwrap().status() };
         assert_eq!(starting().await, pb::Status::CREATED);
-        while !f
-            .service
-            .tasks
-            .get("t")
-            .unwrap()
-            .exec_of("e")
-            .unwrap()
-            .report()
-            .state
-            .is_live()
-        {
-            tokio::task::yield_now().await;
-        }
+        being_started(&f, "e").await;
         f.kill_process("e", 28, false).await.unwrap();
         f.kill_process("e", 15, false).await.unwrap();
     };
@@ -301,19 +262,7 @@ async fn a_start_that_takes_long_can_be_killed() {
     // The end of init is as good.
     f.exec("f", program("sleep")).await.unwrap();
     let end = async {
-        while !f
-            .service
-            .tasks
-            .get("t")
-            .unwrap()
-            .exec_of("f")
-            .unwrap()
-            .report()
-            .state
-            .is_live()
-        {
-            tokio::task::yield_now().await;
-        }
+        being_started(&f, "f").await;
         f.maker.guest.exits(0);
     };
     let (started, ()) = tokio::join!(f.start_exec("f"), end);
@@ -325,11 +274,9 @@ async fn a_start_that_takes_long_can_be_killed() {
 async fn kill_all_reaches_every_program() {
     let f = fixture();
     f.running().await;
-    f.exec("e", program("sleep")).await.unwrap();
-    f.start_exec("e").await.unwrap();
+    f.run_exec("e").await;
     f.kill_process("", 28, true).await.unwrap();
-    let heard = |id: &str| f.maker.guest.instance(id).signals.lock().unwrap().clone();
-    assert_eq!((heard(""), heard("e")), (vec![28], vec![28]));
+    assert_eq!((f.heard(""), f.heard("e")), (vec![28], vec![28]));
     f.kill_process("", 10, false).await.unwrap();
     assert_eq!(f.wait().await.unwrap(), 138);
 }

@@ -19,16 +19,6 @@ impl Fixture {
         };
         soon(self.service.resume(&TtrpcContext::default(), request)).await
     }
-
-    fn heard(&self, exec_id: &str) -> Vec<u32> {
-        self.maker
-            .guest
-            .instance(exec_id)
-            .signals
-            .lock()
-            .unwrap()
-            .clone()
-    }
 }
 
 #[tokio::test]
@@ -73,8 +63,7 @@ async fn a_paused_task_answers_and_goes_on() {
 async fn signals_wait_for_the_guest_to_run_but_sigkill_does_not() {
     let f = fixture();
     f.running().await;
-    f.exec("e", program("sleep")).await.unwrap();
-    f.start_exec("e").await.unwrap();
+    f.run_exec("e").await;
     f.pause().await.unwrap();
     f.kill(28).await.unwrap();
     f.kill(28).await.unwrap();
@@ -104,8 +93,7 @@ async fn sigstop_and_sigcont_pause_and_resume() {
     assert_eq!(f.state().await.unwrap().status(), pb::Status::RUNNING);
     f.kill(18).await.unwrap();
     assert_eq!(f.heard(""), [18], "a program may have stopped itself");
-    f.exec("e", program("sleep")).await.unwrap();
-    f.start_exec("e").await.unwrap();
+    f.run_exec("e").await;
     let (refused, sentence) = code(&f.kill_process("e", 19, false).await.unwrap_err());
     assert_eq!(refused, ErrorCode::FailedPrecondition);
     assert!(sentence.contains("pause the task instead"), "{sentence}");
@@ -146,8 +134,7 @@ async fn a_kill_that_meets_a_pause_does_not_end_the_vm() {
 async fn an_exec_that_a_kept_signal_ends_is_told_after_the_resume() {
     let f = fixture();
     f.running().await;
-    f.exec("e", program("sleep")).await.unwrap();
-    f.start_exec("e").await.unwrap();
+    f.run_exec("e").await;
     f.pause().await.unwrap();
     f.kill_process("e", 15, false).await.unwrap();
     f.resume().await.unwrap();

@@ -8,9 +8,9 @@ use std::time::Duration;
 use protobuf::Enum as _;
 use tokio::time::Instant;
 
-use super::fakes::{Answer, FakeMaker, Recorder, order};
+use super::fakes::{Answer, Scene, exec_order, order};
 use super::*;
-use crate::bundle::{Limit, ProcessSpec, Resources, User};
+use crate::bundle::{Limit, Resources};
 use crate::error::ErrorCode;
 
 const KILL: u32 = 9;
@@ -45,21 +45,15 @@ fn answers() -> Vec<Answer> {
 /// One guest, what is said of it when a test fails, and the task.
 struct Case {
     what: String,
-    maker: Arc<FakeMaker>,
-    events: Arc<Recorder>,
-    tasks: Tasks,
+    scene: Scene,
 }
 
 impl Case {
-    /// Whose guest answers these methods so, once the task is created if `later`.
+    /// Whose guest answers these methods so.
     fn new(methods: &[&str], answer: Answer) -> Self {
-        let maker = Arc::new(FakeMaker::default());
-        let events = Arc::new(Recorder::default());
         let case = Self {
             what: format!("{methods:?} answered with {answer:?}"),
-            tasks: Tasks::new(maker.clone(), events.clone()),
-            maker,
-            events,
+            scene: Scene::new(),
         };
         case.answer(methods, answer);
         case
@@ -67,7 +61,7 @@ impl Case {
 
     fn answer(&self, methods: &[&str], answer: Answer) {
         for method in methods {
-            self.maker.guest.answer(method, answer);
+            self.scene.maker.guest.answer(method, answer);
         }
     }
 
@@ -78,32 +72,23 @@ impl Case {
     }
 
     async fn create(&self) -> Result<Arc<Task>, ErrorCode> {
-        let created = self.done("Create", self.tasks.create(order(true))).await;
+        let created = self
+            .done("Create", self.scene.tasks.create(order(true)))
+            .await;
         created.map_err(|refusal| refusal.code)?;
-        Ok(self.tasks.get("t").unwrap())
+        Ok(self.scene.tasks.get("t").unwrap())
     }
 
     async fn exec(&self, task: &Arc<Task>, id: &str) -> Result<Arc<Exec>, ErrorCode> {
-        let order = ExecOrder {
-            id: id.into(),
-            spec: ProcessSpec {
-                capabilities: None,
-                args: vec![id.into()],
-                env: Vec::new(),
-                cwd: "/".into(),
-                user: User::default(),
-            },
-            stdio: StdioNames::default(),
-            terminal: false,
-        };
-        task.exec(order).map_err(|error| error.code())?;
+        task.exec(exec_order(id, id))
+            .map_err(|error| error.code())?;
         let exec = task.exec_of(id).unwrap();
         let started = self.done("Start", task.start_exec(&exec)).await;
         started.map(|_| exec).map_err(|error| error.code())
     }
 
     fn memory_max(&self) -> String {
-        let path = self.maker.sandbox().dir.path().join("memory.max");
+        let path = self.scene.maker.sandbox().dir.path().join("memory.max");
         std::fs::read_to_string(path).unwrap()
     }
 
@@ -134,9 +119,12 @@ impl Case {
         assert!(took <= EXIT_MAX, "{}: ended after {took:?}", self.what);
         let again = task.kill(signal, false).await.map_err(|error| error.code());
         assert_eq!(again, Err(ErrorCode::NotFound), "{}", self.what);
-        self.done("Delete", self.tasks.delete("t")).await.unwrap();
+        self.done("Delete", self.scene.tasks.delete("t"))
+            .await
+            .unwrap();
         assert_eq!(
-            self.maker
+            self.scene
+                .maker
                 .sandbox()
                 .destroyed
                 .load(std::sync::atomic::Ordering::Relaxed),
@@ -185,7 +173,7 @@ async fn whole_life(methods: &[&str], answer: Answer, signal: u32, paused: bool)
                 Answer::Nothing => ErrorCode::DeadlineExceeded,
             };
             assert_eq!(code, expected, "{}", case.what);
-            assert!(case.events.words().is_empty() && case.tasks.get("t").is_err());
+            assert!(case.scene.events.words().is_empty() && case.scene.tasks.get("t").is_err());
             return;
         }
     };
@@ -299,7 +287,7 @@ async fn exec_life(methods: &[&str], answer: Answer, signal: u32) {
         }
     }
     assert_eq!(task.init.state(), State::Running, "{}", case.what);
-    case.maker.guest.answers.lock().unwrap().clear();
+    case.scene.maker.guest.answers.lock().unwrap().clear();
     case.expect_end(&task, KILL).await;
 }
 
@@ -330,11 +318,11 @@ fn a_status_that_the_guest_reports_after_the_signal_changes_nothing() {
             task.start().await.unwrap();
             let exec = case.exec(&task, "a").await.unwrap();
             task.kill_exec(&exec, signal).await.unwrap();
-            case.maker.guest.ends("a", 0);
+            case.scene.maker.guest.ends("a", 0);
             assert_eq!(exec.wait().await.unwrap().status, 128 + signal);
             let reports = async {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                case.maker.guest.exits(0);
+                case.scene.maker.guest.exits(0);
             };
             tokio::join!(case.expect_end(&task, signal), reports);
         });
@@ -363,7 +351,7 @@ fn an_exec_that_the_guest_does_not_end_stays_counted() {
             "its id is in use"
         );
         // Until the guest says that it has ended.
-        case.maker.guest.ends("a", 0);
+        case.scene.maker.guest.ends("a", 0);
         while exec.has_slot() {
             tokio::task::yield_now().await;
         }

@@ -21,8 +21,10 @@ use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
 use super::signals;
-use super::{LoadedProgram, SandboxMaker, SandboxOrder, TaskOrder, TaskSandbox};
-use crate::bundle::ProcessSpec;
+use super::{
+    ExecOrder, LoadedProgram, SandboxMaker, SandboxOrder, Task, TaskOrder, TaskSandbox, Tasks,
+};
+use crate::bundle::{ProcessSpec, User};
 use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
@@ -45,6 +47,49 @@ pub fn order(terminal: bool) -> TaskOrder {
         },
         stdio: StdioNames::default(),
         terminal,
+    }
+}
+
+/// To run a program of this name as an exec without streams.
+pub fn exec_order(id: &str, program: &str) -> ExecOrder {
+    ExecOrder {
+        id: id.into(),
+        spec: ProcessSpec {
+            capabilities: None,
+            args: vec![program.into()],
+            env: Vec::new(),
+            cwd: "/".into(),
+            user: User::default(),
+        },
+        stdio: StdioNames::default(),
+        terminal: false,
+    }
+}
+
+/// A shim's tasks, what makes their VMs and what hears of their events.
+pub struct Scene {
+    pub maker: Arc<FakeMaker>,
+    pub events: Arc<Recorder>,
+    pub tasks: Arc<Tasks>,
+}
+
+impl Scene {
+    pub fn new() -> Self {
+        let maker = Arc::new(FakeMaker::default());
+        let events = Arc::new(Recorder::default());
+        Self {
+            tasks: Arc::new(Tasks::new(maker.clone(), events.clone())),
+            maker,
+            events,
+        }
+    }
+
+    /// The task `t`, created and started.
+    pub async fn running(&self) -> Arc<Task> {
+        soon(self.tasks.create(order(false))).await.unwrap();
+        let task = self.tasks.get("t").unwrap();
+        soon(task.start()).await.unwrap();
+        task
     }
 }
 

@@ -10,9 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::task::JoinHandle;
 
-use super::fakes::{FakeMaker, Recorder, order};
+use super::fakes::{Scene, exec_order, order};
 use super::*;
-use crate::bundle::{ProcessSpec, User};
 use crate::error::ErrorCode;
 
 const KILL: u32 = 9;
@@ -223,21 +222,15 @@ impl Model {
 
 /// The shim, and what it was seen to do.
 struct Shim {
-    maker: Arc<FakeMaker>,
-    events: Arc<Recorder>,
-    tasks: Tasks,
+    scene: Scene,
     seen: usize,
     waiters: Vec<JoinHandle<Result<Exit, TaskError>>>,
 }
 
 impl Shim {
     fn new() -> Self {
-        let maker = Arc::new(FakeMaker::default());
-        let events = Arc::new(Recorder::default());
         Self {
-            tasks: Tasks::new(maker.clone(), events.clone()),
-            maker,
-            events,
+            scene: Scene::new(),
             seen: 0,
             waiters: Vec::new(),
         }
@@ -246,13 +239,13 @@ impl Shim {
     async fn take(&mut self, step: &Step) -> Verdict {
         let code = |refusal: Refusal| refusal.code;
         if matches!(step, Step::Create) {
-            self.tasks.create(order(false)).await.map_err(code)?;
-            let task = self.tasks.get("t").map_err(code)?;
+            self.scene.tasks.create(order(false)).await.map_err(code)?;
+            let task = self.scene.tasks.get("t").map_err(code)?;
             self.waiters
                 .push(tokio::spawn(async move { task.wait().await }));
             return Ok(());
         }
-        let task = self.tasks.get("t").map_err(code)?;
+        let task = self.scene.tasks.get("t").map_err(code)?;
         let done = match *step {
             Step::Create => Ok(()),
             Step::Start => task.start().await.map(drop),
@@ -269,17 +262,17 @@ impl Shim {
             },
             Step::Pause => task.pause().await,
             Step::Resume => task.resume().await,
-            Step::Delete("") => return self.tasks.delete("t").await.map(drop).map_err(code),
+            Step::Delete("") => return self.scene.tasks.delete("t").await.map(drop).map_err(code),
             Step::Delete(id) => match task.exec_of(id) {
                 Ok(exec) => task.delete_exec(&exec).await.map(drop),
                 Err(error) => Err(error),
             },
             Step::Exits(id, status) => {
-                self.maker.guest.ends(id, status);
+                self.scene.maker.guest.ends(id, status);
                 Ok(())
             }
             Step::Dies => {
-                self.maker.sandbox().dies("triple fault");
+                self.scene.maker.sandbox().dies("triple fault");
                 Ok(())
             }
         };
@@ -288,18 +281,7 @@ impl Shim {
 
     fn exec(&mut self, task: &Arc<Task>, id: &'static str) -> Result<(), TaskError> {
         let name = if id == "sh" { "/bin/sh" } else { id };
-        task.exec(ExecOrder {
-            id: id.into(),
-            spec: ProcessSpec {
-                capabilities: None,
-                args: vec![name.into()],
-                env: Vec::new(),
-                cwd: "/".into(),
-                user: User::default(),
-            },
-            stdio: StdioNames::default(),
-            terminal: false,
-        })?;
+        task.exec(exec_order(id, name))?;
         let exec = task.exec_of(id)?;
         self.waiters
             .push(tokio::spawn(async move { exec.wait().await }));
@@ -308,7 +290,7 @@ impl Shim {
 
     /// What was published since the last look, exits of execs in order.
     fn news(&mut self) -> Vec<String> {
-        let words = self.events.words();
+        let words = self.scene.events.words();
         let mut news = words[self.seen..].to_vec();
         self.seen = words.len();
         in_order(&mut news);
@@ -321,7 +303,7 @@ impl Shim {
             (State::Running, None) => Phase::Runs,
             (_, None) => Phase::Created,
         };
-        let task = self.tasks.get("t").ok()?;
+        let task = self.scene.tasks.get("t").ok()?;
         let execs = task.execs_where(|_| true);
         let execs = execs
             .iter()

@@ -103,8 +103,7 @@ async fn change(meter: &Arc<Meter>, resources: Resources) -> Result<(), TaskErro
 mod tests {
     use wasmvm_protocol::agent::Usage;
 
-    use super::super::Tasks;
-    use super::super::fakes::{Answer, FakeMaker, Recorder, order, soon};
+    use super::super::fakes::{Answer, FakeMaker, Recorder, Scene, soon};
     use super::*;
     use crate::bundle::Limit;
     use crate::error::ErrorCode;
@@ -116,14 +115,9 @@ mod tests {
     }
 
     async fn running() -> Fixture {
-        let (maker, events) = (
-            Arc::new(FakeMaker::default()),
-            Arc::new(Recorder::default()),
-        );
-        let tasks = Tasks::new(maker.clone(), events.clone());
-        soon(tasks.create(order(false))).await.unwrap();
-        let task = tasks.get("t").unwrap();
-        soon(task.start()).await.unwrap();
+        let scene = Scene::new();
+        let task = scene.running().await;
+        let Scene { maker, events, .. } = scene;
         Fixture {
             maker,
             events,

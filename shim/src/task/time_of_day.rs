@@ -67,8 +67,7 @@ mod tests {
     use async_trait::async_trait;
     use tokio::sync::mpsc;
 
-    use super::super::Tasks;
-    use super::super::fakes::{Answer, FakeMaker, Recorder, order, soon};
+    use super::super::fakes::{Answer, FakeMaker, Scene, soon};
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -97,11 +96,8 @@ mod tests {
 
     /// A running task whose looks at the clock are the test's.
     async fn running() -> Fixture {
-        let maker = Arc::new(FakeMaker::default());
-        let tasks = Tasks::new(maker.clone(), Arc::new(Recorder::default()));
-        soon(tasks.create(order(false))).await.unwrap();
-        let task = tasks.get("t").unwrap();
-        soon(task.start()).await.unwrap();
+        let scene = Scene::new();
+        let task = scene.running().await;
         let (look, looks) = mpsc::channel(1);
         let (waiting, mut waits) = mpsc::channel(1);
         tokio::spawn({
@@ -110,7 +106,7 @@ mod tests {
         });
         soon(waits.recv()).await.unwrap();
         Fixture {
-            maker,
+            maker: scene.maker,
             task,
             look,
             waits,
