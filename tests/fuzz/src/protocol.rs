@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is what a target reports by")]
 
-use std::io::{Cursor, IoSlice};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
@@ -61,17 +61,23 @@ pub fn slot(input: &[u8]) {
     }
 }
 
-/// A stream's header is read to its last byte and no further, and is what it is encoded from.
+/// A stream's header has ids of the lengths that its fixed part says, and is what it is encoded from.
 pub fn stream(input: &[u8]) {
-    let mut reader = Cursor::new(input);
-    if let Ok(header) = StreamHeader::read_from(&mut reader) {
-        assert!(
-            (1..=ID_BYTES_MAX).contains(&header.task.len()) && header.exec.len() <= ID_BYTES_MAX
-        );
+    let Some((fixed, rest)) = input.split_first_chunk() else {
+        return;
+    };
+    let Ok((task_len, exec_len)) = StreamHeader::id_lengths(fixed) else {
+        assert!(StreamHeader::from_parts(fixed, rest).is_err());
+        return;
+    };
+    assert!((1..=ID_BYTES_MAX).contains(&task_len) && exec_len <= ID_BYTES_MAX);
+    let ids = rest.get(..task_len + exec_len).unwrap_or(rest);
+    if let Ok(header) = StreamHeader::from_parts(fixed, ids) {
+        assert_eq!((header.task.len(), header.exec.len()), (task_len, exec_len));
         let bytes = header.encode().unwrap();
-        assert_eq!(reader.position(), bytes.len() as u64);
-        assert_eq!(StreamHeader::read_from(&bytes[..]).unwrap(), header);
-        let cut = StreamHeader::read_from(&bytes[..bytes.len() - 1]).unwrap_err();
+        let (fixed, ids) = bytes.split_first_chunk().unwrap();
+        assert_eq!(StreamHeader::from_parts(fixed, ids).unwrap(), header);
+        let cut = StreamHeader::from_parts(fixed, &ids[..ids.len() - 1]).unwrap_err();
         assert!(cut.to_string().contains("stream header"), "{cut}");
     }
 }
