@@ -14,8 +14,6 @@
 //! 32 GiB    the read-only slots, 2 GiB apart (wasmvm_protocol::slot)
 //! ```
 
-/// One KiB, in bytes.
-pub const KIB: u64 = 1 << 10;
 /// One MiB, in bytes.
 pub const MIB: u64 = 1 << 20;
 /// One GiB, in bytes.
@@ -44,8 +42,6 @@ pub const CMDLINE_ADDRESS: u64 = 0x2_0000;
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 /// The MP floating pointer: Linux looks in the last KiB of conventional memory (`mpparse.c`).
 pub const MP_TABLE_ADDRESS: u64 = 0x9_fc00;
-/// End of conventional memory.
-pub const LOW_MEMORY_END: u64 = 640 * KIB;
 /// Start of the RAM above the legacy hole.
 pub const HIGH_MEMORY_START: u64 = MIB;
 
