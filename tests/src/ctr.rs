@@ -109,6 +109,15 @@ pub fn ctr_with_stdin<S: AsRef<OsStr>>(
     run(command, stdin)
 }
 
+/// Starts `ctr` with these arguments, with its streams piped and nobody at them yet.
+///
+/// # Panics
+/// When it cannot be started.
+#[track_caller]
+pub fn ctr_in_background<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Child {
+    spawn(containerd::ctr_command().args(arguments))
+}
+
 /// Imports an example image, once for all tests that want it.
 ///
 /// # Panics
@@ -144,12 +153,7 @@ pub fn image_archive(name: &str) -> String {
 pub fn run(mut command: Command, stdin: Vec<u8>) -> Outcome {
     let line = format!("{command:?}");
     let start = Instant::now();
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|err| panic!("cannot run {line}: {err}"));
+    let mut child = spawn(&mut command);
     let mut input = child.stdin.take().expect("piped");
     // The program may end without reading all of it.
     let writer = thread::spawn(move || drop(input.write_all(&stdin)));
@@ -167,6 +171,16 @@ pub fn run(mut command: Command, stdin: Vec<u8>) -> Outcome {
     };
     assert!(ended, "killed after {COMMAND_MAX:?}: {outcome}");
     outcome
+}
+
+#[track_caller]
+fn spawn(command: &mut Command) -> Child {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|err| panic!("cannot run {command:?}: {err}"))
 }
 
 fn collect(mut source: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {

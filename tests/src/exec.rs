@@ -1,9 +1,8 @@
 //! Further programs in a running task, as `ctr task exec` starts them.
 
-use std::process::{Child, Stdio};
+use std::process::Child;
 
-use crate::containerd;
-use crate::ctr::{Outcome, ctr_with_stdin};
+use crate::ctr::{Outcome, ctr_in_background, ctr_with_stdin};
 use crate::task::{Task, fresh_id};
 use crate::terminal::Terminal;
 
@@ -64,13 +63,7 @@ impl Exec {
     #[must_use]
     #[track_caller]
     pub fn in_background(self) -> Child {
-        containerd::ctr_command()
-            .args(self.line())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("ctr can be started")
+        ctr_in_background(self.line())
     }
 
     /// Starts it and leaves it to itself.

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::containerd;
-use crate::ctr::{Outcome, RUNTIME, ctr, ctr_with_stdin, import_image, run};
+use crate::ctr::{Outcome, RUNTIME, ctr, ctr_in_background, ctr_with_stdin, import_image, run};
 use crate::terminal::Terminal;
 
 /// How long a task may take to reach a state, under emulation and with a compile before it.
@@ -146,14 +146,7 @@ impl Run {
     #[track_caller]
     pub fn in_background(self) -> (Task, Child) {
         let task = self.task();
-        let child = containerd::ctr_command()
-            .args(self.line("--rm"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("ctr can be started");
-        (task, child)
+        (task, ctr_in_background(self.line("--rm")))
     }
 
     /// `ctr run --tty`, on a terminal of its own.
