@@ -4,16 +4,17 @@
 //! cargo run -p wasmvm-vmm --example boot -- KERNEL INITRAMFS [RAM_MIB [SECONDS [SLOT_FILE]]]
 //! ```
 //!
-//! The guest's console goes to standard error, line by line; at its end its reason, run time and the
-//! VMM's own memory are printed. After SECONDS (60) the guest is stopped.
+//! The guest's console goes to standard error, line by line. At the guest's end, or after SECONDS (60), the
+//! reason, the run time and the VMM's own memory are printed.
+
+mod machine;
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use wasmvm_protocol::control::{BootConfig, Credentials, Role};
-use wasmvm_vmm::builder::{BootParts, build};
+use machine::machine;
 use wasmvm_vmm::gate::Gate;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -23,43 +24,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let ram_mib = rest.first().map_or(Ok(256), |text| text.parse())?;
     let run_s_max = rest.get(1).map_or(Ok(60), |text| text.parse())?;
-    let config = BootConfig {
-        role: Role::Task,
-        ram_mib,
-        huge_pages: false,
-        console: true,
-        credentials: Credentials::default(),
-    };
-    let parts = BootParts {
-        kvm: File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")?
-            .into(),
-        kernel: File::open(kernel)?,
-        initramfs: File::open(initramfs)?,
-    };
 
     let started = Instant::now();
-    let mut machine = build(&config, parts, Vec::new(), &Gate::default())?;
+    let mut machine = machine(kernel, initramfs, ram_mib, Vec::new(), &Gate::default())?;
     if let Some(slot) = rest.get(2) {
         machine.map_slot(0, &File::open(slot)?)?;
     }
     println!("built after {:?}", started.elapsed());
 
     let (ended, end) = mpsc::channel();
-    let vcpu = machine.start(move |reason| drop(ended.send(reason)))?;
+    let started = Instant::now();
+    machine.start(move |reason| drop(ended.send(reason)))?;
     let reason = end.recv_timeout(Duration::from_secs(run_s_max));
-    println!("ran for {:?}", vcpu.started().elapsed());
+    println!("ran for {:?}", started.elapsed());
     for line in fs::read_to_string("/proc/self/status")?.lines() {
         if line.starts_with("VmRSS") || line.starts_with("Rss") {
             println!("{line}");
         }
     }
-    vcpu.stop();
-    match reason.or_else(|_stopped| end.recv()) {
+    match reason {
         Ok(reason) => println!("{reason}"),
-        Err(_) => println!("the vCPU's thread is gone"),
+        Err(RecvTimeoutError::Timeout) => println!("the guest still runs"),
+        Err(RecvTimeoutError::Disconnected) => println!("the vCPU's thread is gone"),
     }
     Ok(())
 }

@@ -8,20 +8,18 @@
 //! Each check is a sentence; the first that fails ends the run with status 1. MIB (16) are sent each
 //! way, byte for byte.
 
-use std::error::Error;
-use std::fs::File;
+mod listening;
+
 use std::io::{self, Read, Seek, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use wasmvm_protocol::control::{BootConfig, Credentials, Role};
-use wasmvm_protocol::ports::GUEST_CID;
-use wasmvm_vmm::builder::{BootParts, build};
+use listening::{Outcome, PATIENCE, boot, check};
 use wasmvm_vmm::gate::Gate;
-use wasmvm_vmm::virtio::vsock::{VsockDevice, VsockEvent, VsockHandle};
+use wasmvm_vmm::virtio::vsock::{VsockEvent, VsockHandle};
 
 /// The guest's servers (`streams-init.c`).
 const ECHO: u32 = 2001;
@@ -30,10 +28,6 @@ const DIGEST: u32 = 2003;
 const FLOOD: u32 = 2004;
 const LAST_ERRNO: u32 = 2005;
 const HALF: u32 = 2006;
-
-const PATIENCE: Duration = Duration::from_secs(120);
-
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 struct Guest {
     handle: VsockHandle,
@@ -72,11 +66,6 @@ fn pattern(len: usize) -> Vec<u8> {
         .collect()
 }
 
-fn check(holds: bool, sentence: &str) -> Outcome {
-    println!("{} {sentence}", if holds { "ok" } else { "FAILED" });
-    if holds { Ok(()) } else { Err(sentence.into()) }
-}
-
 fn speed(what: &str, bytes: usize, since: Instant) {
     let elapsed = since.elapsed();
     let rate = bytes as f64 / elapsed.as_secs_f64() / f64::from(1 << 20);
@@ -89,45 +78,19 @@ fn main() -> Outcome {
         return Err("usage: streams KERNEL INITRAMFS [MIB]".into());
     };
     let bytes = rest.first().map_or(Ok(16), |text| text.parse::<usize>())? << 20;
-    let config = BootConfig {
-        role: Role::Task,
-        ram_mib: 256,
-        huge_pages: false,
-        console: true,
-        credentials: Credentials::default(),
-    };
-    let parts = BootParts {
-        kvm: File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")?
-            .into(),
-        kernel: File::open(kernel)?,
-        initramfs: File::open(initramfs)?,
-    };
-    let (sender, events) = channel();
-    let on_event = Box::new(move |event| drop(sender.send(event)));
-    let gate = Gate::default();
-    let (device, handle) = VsockDevice::new(GUEST_CID, &gate, on_event)?;
     let started = Instant::now();
-    let mut machine = build(&config, parts, vec![Box::new(device)], &gate)?;
-    let vcpu = machine.start(|end| println!("{end}"))?;
+    let (_machine, handle, events) = boot(kernel, initramfs, &Gate::default())?;
     let mut guest = Guest {
         handle,
         events,
         id: 0,
     };
-
-    let ready = matches!(guest.event()?, VsockEvent::AgentReady);
-    check(ready, "the guest says that it listens")?;
     println!("   ready after {:?}", started.elapsed());
     short_streams(&mut guest)?;
     endings(&mut guest)?;
     bulk(&mut guest, bytes)?;
     slow_reader(&mut guest)?;
-    many(&mut guest)?;
-    vcpu.stop();
-    Ok(())
+    many(&mut guest)
 }
 
 fn short_streams(guest: &mut Guest) -> Outcome {

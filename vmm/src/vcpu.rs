@@ -3,22 +3,20 @@
 //! ```text
 //! start ──► KVM_RUN ──exit──► I/O port, MMIO ──► KVM_RUN …
 //!              │ signal (kick)         │ nothing there
-//!              ├─► gate closed: parked, KVM_RUN …
 //!              ▼                       ▼
-//!           Stopped              another GuestEnd
+//!    gate closed: parked,           GuestEnd
+//!         KVM_RUN …
 //! ```
 //!
-//! Out of the guest from outside, to stop it or to pause it ([`crate::gate`]): a flag, then a signal to
+//! Out of the guest from outside, to pause it ([`crate::gate`]): the gate is closed, then a signal goes to
 //! the thread. The signal's handler sets `kvm_run.immediate_exit`, so that it is not lost when it
-//! arrives just before `KVM_RUN`.
+//! arrives just before `KVM_RUN`. A guest that does not end by itself runs until its process ends.
 
 use std::cell::Cell;
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_bindings::{KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK, KVM_RUN_X86_BUS_LOCK};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -41,9 +39,6 @@ pub enum GuestEnd {
     /// Panic, reboot or power off: all end in a triple fault (`reboot=t panic=-1`).
     #[error("the guest shut down or its kernel panicked")]
     Shutdown,
-    /// [`VcpuThread::stop`].
-    #[error("the guest was stopped by its VMM")]
-    Stopped,
     /// A write into the read-only slot.
     #[error("the guest wrote to the read-only slot at {address:#x}")]
     SlotWrite {
@@ -129,14 +124,8 @@ pub struct Vcpu {
     gate: Gate,
 }
 
-/// The running vCPU.
-#[derive(Debug)]
-pub struct VcpuThread {
-    handle: JoinHandle<()>,
-    stop: Arc<AtomicBool>,
-    gate: Gate,
-    started: Instant,
-}
+/// The thread of a running vCPU.
+pub type VcpuThread = JoinHandle<()>;
 
 impl Vcpu {
     /// `fd` has its registers and CPUID set.
@@ -160,23 +149,13 @@ impl Vcpu {
         on_end: impl FnOnce(GuestEnd) + Send + 'static,
     ) -> Result<VcpuThread, VcpuError> {
         register_signal_handler(kick_signal(), on_kick).map_err(VcpuError::Signal)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stop_here = Arc::clone(&stop);
-        let gate = self.gate.clone();
-        let started = Instant::now();
-        let handle = thread::Builder::new()
+        thread::Builder::new()
             .name(Thread::Vcpu.name().into())
-            .spawn(move || on_end(self.run(&stop_here)))
-            .map_err(VcpuError::Thread)?;
-        Ok(VcpuThread {
-            handle,
-            stop,
-            gate,
-            started,
-        })
+            .spawn(move || on_end(self.run()))
+            .map_err(VcpuError::Thread)
     }
 
-    fn run(mut self, stop: &AtomicBool) -> GuestEnd {
+    fn run(mut self) -> GuestEnd {
         if let Err(err) = confine(Thread::Vcpu) {
             return GuestEnd::Confine {
                 reason: sentence(&err),
@@ -191,9 +170,6 @@ impl Vcpu {
                 return GuestEnd::Clock {
                     reason: sentence(&err),
                 };
-            }
-            if stop.load(Ordering::SeqCst) {
-                return GuestEnd::Stopped;
             }
             match self.fd.run() {
                 Ok(exit) => {
@@ -312,29 +288,6 @@ fn write_end(error: WriteError, address: u64) -> GuestEnd {
         WriteError::Activate(err) => GuestEnd::Device {
             reason: sentence(&err),
         },
-    }
-}
-
-impl VcpuThread {
-    /// When the guest was started.
-    #[must_use]
-    pub fn started(&self) -> Instant {
-        self.started
-    }
-
-    /// Ends the guest wherever it is and waits for its thread, `on_end` included.
-    pub fn stop(self) {
-        self.stop.store(true, Ordering::SeqCst);
-        // SAFETY: the thread is not joined yet, so its id is valid, ended or not.
-        let _ended = unsafe { libc::pthread_kill(self.handle.as_pthread_t(), kick_signal()) };
-        self.gate.open();
-        self.join();
-    }
-
-    /// Waits until the guest has ended by itself.
-    pub fn join(self) {
-        // A panic of the thread was reported by the panic hook; nothing is left to do here.
-        let _panicked = self.handle.join();
     }
 }
 
