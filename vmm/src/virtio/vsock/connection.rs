@@ -421,5 +421,7 @@ impl Connection {
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
+#[cfg(any(test, feature = "fuzzing"))]
+mod scene;
 #[cfg(test)]
 mod tests;

@@ -11,11 +11,9 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use arbitrary::{Result, Unstructured};
-use wasmvm_protocol::ports::GUEST_CID;
 
 use super::*;
 use crate::virtio::vsock::BUFFER_BYTES_MAX;
-use crate::virtio::vsock::handle::Target;
 
 /// Never more is sent than there is credit for, and what is granted is never more than the buffer; bytes
 /// arrive in order on both sides, none twice; `Done` is final, Connected and Refused are told once; the
@@ -48,15 +46,9 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let (far, near) = UnixStream::pair().unwrap();
-        far.set_nonblocking(true).unwrap();
-        let order = Order {
-            id: 1,
-            port: 1025,
-            target: Target::Stream(near.into()),
-        };
+        let (connection, far) = Connection::waiting();
         Self {
-            connection: Connection::new(order, 1 << 30, GUEST_CID),
+            connection,
             far: Some(far),
             now: Instant::now(),
             buf_alloc: 0,

@@ -4,10 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
-use wasmvm_protocol::ports::GUEST_CID;
 
 use super::super::BUFFER_BYTES_MAX;
-use super::super::handle::Target;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -21,14 +19,7 @@ struct Setup {
 
 impl Setup {
     fn waiting() -> Self {
-        let (far, near) = UnixStream::pair().unwrap();
-        far.set_nonblocking(true).unwrap();
-        let order = Order {
-            id: 1,
-            port: 1025,
-            target: Target::Stream(near.into()),
-        };
-        let connection = Connection::new(order, 1 << 30, GUEST_CID);
+        let (connection, far) = Connection::waiting();
         Self {
             connection,
             far,
