@@ -59,6 +59,7 @@ checks:
 
 lint:
 	@tests/step "vendored crate" guest-agent/vendored/check
+	@tests/step "names of files" tests/names
 	@tests/step "format" $(CARGO) fmt --check
 	@tests/step "figures" tests/figures --check
 	@tests/step "clippy" $(CARGO) clippy --workspace --all-targets -- -D warnings

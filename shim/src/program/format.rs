@@ -15,7 +15,7 @@ const WASM_MAGIC: &[u8; 4] = b"\0asm";
 const WASM_HEADER_BYTES: usize = 8;
 /// Sections walked to find a cut-off end; the compiler judges the rest.
 const SECTIONS_MAX: usize = 10_000;
-/// `EI_OSABI` of wasmtime's artifacts (`wasmtime-environ`, `obj.rs`).
+/// `EI_OSABI` of wasmtime's artifacts (`wasmtime_environ::obj`).
 const ELFOSABI_WASMTIME: u8 = 200;
 /// What clients put before the program when they are told `--init`.
 const INITS: [&str; 6] = [
