@@ -79,14 +79,15 @@ static void put_header(int fd, uint32_t length, uint32_t stream, enum type type)
 	put(fd, header, sizeof header);
 }
 
-/* ttrpc's Response: field 1 a status, field 2 the answer. Both lengths as a varint of three bytes. */
+/* ttrpc's Response: field 1 a status, field 2 the answer. The length as a varint of four bytes. */
 static void answer(const struct request *request, int field, const void *bytes, uint32_t length)
 {
-	unsigned char prefix[4] = {
+	unsigned char prefix[5] = {
 		(unsigned char)(field << 3 | 2),
 		(unsigned char)(length | 0x80),
 		(unsigned char)(length >> 7 | 0x80),
-		(unsigned char)(length >> 14 & 0x7f),
+		(unsigned char)(length >> 14 | 0x80),
+		(unsigned char)(length >> 21 & 0x7f),
 	};
 	put_header(request->fd, length + sizeof prefix, request->stream, RESPONSE);
 	put(request->fd, prefix, sizeof prefix);
@@ -255,23 +256,8 @@ static void next_code(const struct request *request)
 	refuse(request, code);
 }
 
-/* As large a frame as ttrpc takes, of fields that are small on the wire and large when they are decoded. */
-static void put_response(const struct request *request, const unsigned char *bytes, uint32_t length)
-{
-	/* Field 2 of ttrpc's Response; the length as a varint of four bytes. */
-	const unsigned char prefix[5] = {
-		0x12,
-		(unsigned char)(length | 0x80),
-		(unsigned char)(length >> 7 | 0x80),
-		(unsigned char)(length >> 14 | 0x80),
-		(unsigned char)(length >> 21 & 0x7f),
-	};
-	put_header(request->fd, length + sizeof prefix, request->stream, RESPONSE);
-	put(request->fd, prefix, sizeof prefix);
-	put(request->fd, bytes, length);
-}
-
-/* Distinct field numbers, each with the number 1. */
+/* As large a frame as ttrpc takes, of fields that are small on the wire and large when they are decoded: distinct
+ * field numbers, each with the number 1. */
 static void unknown_fields(const struct request *request)
 {
 	static unsigned char fields[FRAME_BYTES_MAX - 16];
@@ -284,16 +270,16 @@ static void unknown_fields(const struct request *request)
 		}
 		fields[length++] = 1;
 	}
-	put_response(request, fields, length);
+	answer(request, 2, fields, length);
 }
 
-/* Two bytes for each process. */
+/* The same, of processes: two bytes for each. */
 static void many_pids(const struct request *request)
 {
 	static unsigned char processes[FRAME_BYTES_MAX - 16];
 	for (size_t i = 0; i + 1 < sizeof processes; i += 2)
 		processes[i] = 0x0a;
-	put_response(request, processes, sizeof processes);
+	answer(request, 2, processes, sizeof processes);
 }
 
 /* Says that the program has ended by itself with this status. */
