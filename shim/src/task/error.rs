@@ -1,5 +1,7 @@
 //! Why a request about a task failed.
 
+use std::io;
+
 use super::{IllegalMove, signals};
 use crate::agent::AgentError;
 use crate::error::{ErrorCode, Refusal};
@@ -107,7 +109,7 @@ pub enum TaskError {
     Encode(#[source] protobuf::Error),
     /// A step on a thread of its own.
     #[error("cannot finish a step on a thread of its own")]
-    Thread(#[source] tokio::task::JoinError),
+    Thread(#[source] io::Error),
     /// The VM ended first.
     #[error("the VM ended: {0}")]
     VmEnded(String),

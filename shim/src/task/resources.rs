@@ -16,6 +16,7 @@ use crate::bundle::Resources;
 use crate::error::chain;
 use crate::events::Event;
 use crate::meter::Meter;
+use crate::off_thread::off_thread;
 
 /// To say what was ended for want of memory; the news of a program's end waits for it.
 const USAGE_MAX: Duration = Duration::from_millis(500);
@@ -28,7 +29,7 @@ impl Task {
     pub async fn stats(&self) -> Result<Any, TaskError> {
         let meter = Arc::clone(self.vm()?.sandbox.meter());
         // A host with many cgroups takes a moment to sum up.
-        let metrics = tokio::task::spawn_blocking(move || meter.metrics()).await;
+        let metrics = off_thread(move || meter.metrics()).await;
         metrics
             .map_err(TaskError::Thread)?
             .to_any()
@@ -95,7 +96,7 @@ impl Task {
 /// Moves the cgroup's limits.
 async fn change(meter: &Arc<Meter>, resources: Resources) -> Result<(), TaskError> {
     let meter = Arc::clone(meter);
-    let changed = tokio::task::spawn_blocking(move || meter.change(&resources)).await;
+    let changed = off_thread(move || meter.change(&resources)).await;
     Ok(changed.map_err(TaskError::Thread)??)
 }
 
