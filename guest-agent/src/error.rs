@@ -64,9 +64,6 @@ pub enum AgentError {
     /// The system refused.
     #[error("cannot {0}")]
     System(&'static str, #[source] std::io::Error),
-    /// Not offered.
-    #[error("the wasmvm agent does not offer {0}")]
-    Unimplemented(&'static str),
 }
 
 impl AgentError {
@@ -87,7 +84,6 @@ impl AgentError {
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::NotFound(_) | Self::Ended(_) => Code::NOT_FOUND,
             Self::Phase { .. } => Code::FAILED_PRECONDITION,
-            Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Stream(_)
             | Self::Failed(_)
             | Self::Silent { .. }
@@ -165,11 +161,6 @@ mod tests {
                 },
                 Code::FAILED_PRECONDITION,
                 "cannot start task web: it is running",
-            ),
-            (
-                AgentError::Unimplemented("Pause"),
-                Code::UNIMPLEMENTED,
-                "the wasmvm agent does not offer Pause",
             ),
             (
                 AgentError::System("read the report", std::io::ErrorKind::NotFound.into()),

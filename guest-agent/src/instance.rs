@@ -14,7 +14,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -28,15 +27,6 @@ use crate::table::InstanceId;
 use crate::terminal::{Terminal, WindowSize};
 use crate::work::WorkFile;
 
-/// How an instance ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// 0 to 255.
-    pub status: u32,
-    /// By the guest's wall clock.
-    pub at: SystemTime,
-}
-
 /// Where an instance stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -46,8 +36,8 @@ pub enum Phase {
     Running,
     /// Its process is gone, what depends on it not yet.
     Ending,
-    /// All over.
-    Stopped(Exit),
+    /// All over, with this exit status, 0 to 255.
+    Stopped(u32),
 }
 
 impl Phase {
@@ -67,7 +57,7 @@ impl Phase {
         match (self, event) {
             (Self::Created, Event::Start) => Some(Self::Running),
             (Self::Created | Self::Running, Event::Gone) => Some(Self::Ending),
-            (Self::Ending, Event::Over(exit)) => Some(Self::Stopped(exit)),
+            (Self::Ending, Event::Over(status)) => Some(Self::Stopped(status)),
             (Self::Running | Self::Ending | Self::Stopped(_), Event::Start)
             | (Self::Ending | Self::Stopped(_), Event::Gone)
             | (Self::Created | Self::Running | Self::Stopped(_), Event::Over(_)) => None,
@@ -79,7 +69,7 @@ impl Phase {
 enum Event {
     Start,
     Gone,
-    Over(Exit),
+    Over(u32),
 }
 
 /// A runner that has reported to be ready.
@@ -157,12 +147,6 @@ impl Instance {
         &self.work
     }
 
-    /// Whether it has a terminal.
-    #[must_use]
-    pub fn has_terminal(&self) -> bool {
-        self.terminal.is_some()
-    }
-
     /// Where it stands.
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -220,12 +204,12 @@ impl Instance {
         terminal.resize(size).map_err(failed)
     }
 
-    /// How it ended, as soon as it has.
-    pub async fn wait(&self) -> Exit {
+    /// The exit status, as soon as there is one.
+    pub async fn wait(&self) -> u32 {
         let mut phases = self.phase.subscribe();
         loop {
-            if let Phase::Stopped(exit) = *phases.borrow_and_update() {
-                return exit;
+            if let Phase::Stopped(status) = *phases.borrow_and_update() {
+                return status;
             }
             // The sender lives in `self`, so there is always another change to wait for.
             let _ = phases.changed().await;
@@ -247,8 +231,8 @@ impl Instance {
     }
 
     /// Nothing of it is left; answers every [`Instance::wait`].
-    pub fn stop(&self, exit: Exit) {
-        self.advance(Event::Over(exit));
+    pub fn stop(&self, status: u32) {
+        self.advance(Event::Over(status));
     }
 
     fn wrong_phase(&self, action: &'static str) -> AgentError {
@@ -314,9 +298,7 @@ mod tests {
         let (instance, start) = instance(script);
         let watcher = Arc::clone(&instance);
         tokio::spawn(async move {
-            let status = watcher.gone().await.status();
-            let at = SystemTime::now();
-            watcher.stop(Exit { status, at });
+            watcher.stop(watcher.gone().await.status());
         });
         (instance, start)
     }
@@ -325,7 +307,7 @@ mod tests {
     async fn every_waiter_hears_the_exit_code() {
         let (instance, _start) = watched("exit 7");
         let (first, second) = tokio::join!(instance.wait(), instance.wait());
-        assert_eq!((first.status, second.status), (7, 7));
+        assert_eq!((first, second), (7, 7));
         assert_eq!(instance.wait().await, first);
     }
 
@@ -333,7 +315,7 @@ mod tests {
     async fn a_signal_before_start_ends_it() {
         let (instance, _start) = watched("sleep 100");
         instance.kill(signal(15)).unwrap();
-        assert_eq!(instance.wait().await.status, 143);
+        assert_eq!(instance.wait().await, 143);
         assert!(matches!(
             instance.kill(signal(15)),
             Err(AgentError::Ended(_))
@@ -350,7 +332,7 @@ mod tests {
         assert_eq!(instance.phase(), Phase::Running);
         assert!(instance.start().is_err());
         instance.kill(signal(9)).unwrap();
-        assert_eq!(instance.wait().await.status, 137);
+        assert_eq!(instance.wait().await, 137);
     }
 
     #[tokio::test]
@@ -378,8 +360,7 @@ mod tests {
             Err(AgentError::Ended(_))
         ));
         assert!(instance.start().is_err());
-        let at = SystemTime::now();
-        instance.stop(Exit { status, at });
-        assert_eq!(instance.wait().await.status, 3);
+        instance.stop(status);
+        assert_eq!(instance.wait().await, 3);
     }
 }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::pipe::PipeFlags;
 use tokio::io::unix::AsyncFd;
@@ -13,7 +13,7 @@ use wasmvm_protocol::agent::{Change, Program};
 use wasmvm_protocol::slot::slot_address;
 
 use crate::error::AgentError;
-use crate::instance::{Exit, Instance, Phase, Runner};
+use crate::instance::{Instance, Phase, Runner};
 use crate::log::{self, Level};
 use crate::reap::reap;
 use crate::report::Report;
@@ -81,11 +81,11 @@ impl Supervisor {
         }
     }
 
-    /// Loads a program, which then waits for Start; the runner's process id.
+    /// Loads a program, which then waits for Start.
     ///
     /// # Errors
     /// [`AgentError`]; nothing is left of the instance then.
-    pub async fn load(self: &Arc<Self>, request: LoadRequest) -> Result<u32, AgentError> {
+    pub async fn load(self: &Arc<Self>, request: LoadRequest) -> Result<(), AgentError> {
         let work = WorkFile::new(&request.program).map_err(failed("hold the program"))?;
         let work = Arc::new(work);
         let place = self.table.reserve(request.id.clone(), Arc::clone(&work))?;
@@ -105,13 +105,12 @@ impl Supervisor {
             terminal,
         };
         let instance = Arc::new(Instance::new(request.id, runner));
-        let pid = instance.pid();
         place.fill(Arc::clone(&instance))?;
         if let Some((terminal, ends)) = pumped {
             tokio::spawn(terminal::pump(terminal, ends));
         }
         tokio::spawn(Arc::clone(self).watch_over(instance));
-        Ok(pid)
+        Ok(())
     }
 
     /// Lets a loaded program run; the runner's process id.
@@ -139,30 +138,30 @@ impl Supervisor {
         instance.kill(signal)
     }
 
-    /// How an instance ended, as soon as it has.
+    /// The exit status of an instance, as soon as it has ended.
     ///
     /// # Errors
     /// [`AgentError::NotFound`].
-    pub async fn wait(&self, id: &InstanceId) -> Result<Exit, AgentError> {
+    pub async fn wait(&self, id: &InstanceId) -> Result<u32, AgentError> {
         let instance = self.table.get(id)?;
         Ok(instance.wait().await)
     }
 
-    /// Forgets an instance that has stopped; its process id and its end.
+    /// Forgets an instance that has stopped.
     ///
     /// # Errors
     /// [`AgentError::NotFound`], [`AgentError::Phase`].
-    pub fn delete(&self, id: &InstanceId) -> Result<(u32, Exit), AgentError> {
-        let instance = self.table.get(id)?;
-        let Phase::Stopped(exit) = instance.phase() else {
+    pub fn delete(&self, id: &InstanceId) -> Result<(), AgentError> {
+        let phase = self.table.get(id)?.phase();
+        if !matches!(phase, Phase::Stopped(_)) {
             return Err(AgentError::Phase {
                 action: "delete",
                 id: id.to_string(),
-                phase: instance.phase().name(),
+                phase: phase.name(),
             });
-        };
+        }
         self.table.remove(id);
-        Ok((instance.pid(), exit))
+        Ok(())
     }
 
     /// Moves the memory limit of all instances of a task, and the clock.
@@ -214,15 +213,13 @@ impl Supervisor {
     /// anybody hears of it.
     async fn watch_over(self: Arc<Self>, instance: Arc<Instance>) {
         let end = instance.gone().await;
-        let at = SystemTime::now();
         if instance.ran_out_of_memory(end) {
             self.oom_kills.fetch_add(1, Ordering::Relaxed);
         }
         if instance.id().is_init() {
             self.end_execs(&instance.id().task).await;
         }
-        let status = end.status();
-        instance.stop(Exit { status, at });
+        instance.stop(end.status());
     }
 
     async fn end_execs(&self, task: &str) {

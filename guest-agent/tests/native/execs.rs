@@ -39,16 +39,15 @@ async fn another_program_runs_beside_init_with_its_own_streams() {
     let (streams, [mut stdin, stdout, _stderr]) = guest.streams_of("cat").await;
     guest.exec("cat", in_slot_3, streams).await.unwrap();
     let cat = guest.process("cat");
-    assert_eq!(cat.state().await.unwrap(), "CREATED");
+    assert!(cat.is("created").await);
     assert!(cat.start().await.unwrap() > 0);
     stdin.write_all(b"for the exec").unwrap();
     stdin.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_all(stdout).await, "for the exec");
     assert_eq!(cat.wait().await, 0);
-    assert_eq!(cat.state().await.unwrap(), "STOPPED");
-    assert_eq!(guest.state().await.unwrap(), "RUNNING");
+    assert!(guest.is("running").await);
     cat.delete().await.unwrap();
-    assert_eq!(cat.state().await.unwrap_err().0, Code::NOT_FOUND);
+    assert_eq!(cat.delete().await.unwrap_err().0, Code::NOT_FOUND);
 }
 
 #[tokio::test]
@@ -79,7 +78,7 @@ async fn a_signal_reaches_the_exec_alone() {
     exec.kill(15).await.unwrap();
     assert_eq!(exec.wait().await, 143);
     assert_eq!(exec.kill(15).await.unwrap_err().0, Code::NOT_FOUND);
-    assert_eq!(guest.state().await.unwrap(), "RUNNING");
+    assert!(guest.is("running").await);
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use wasmvm_guest_agent::service::TaskService;
 use wasmvm_guest_agent::streams::{self, Streams as Unclaimed};
 use wasmvm_guest_agent::supervisor::{Site, Supervisor};
 use wasmvm_protocol::agent::containerd::api::{
-    CreateTaskRequest, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, StatsRequest,
+    CreateTaskRequest, ExecProcessRequest, KillRequest, PidsRequest, StatsRequest,
     UpdateTaskRequest,
 };
 use wasmvm_protocol::agent::containerd::shim_async::{TaskClient, create_task};
@@ -239,14 +239,14 @@ impl Guest {
         &self,
         edit: impl FnOnce(&mut Program),
         streams: Streams,
-    ) -> Result<u32, Refusal> {
+    ) -> Result<(), Refusal> {
         let mut request = CreateTaskRequest::new();
         request.id = TASK.into();
         request.terminal = streams.terminal;
         [request.stdin, request.stdout, request.stderr] = streams.tokens;
         request.options = any(PROGRAM_TYPE_URL, &program(edit));
         let response = self.client.create(context(), &request).await;
-        response.map(|response| response.pid).map_err(refusal)
+        response.map(drop).map_err(refusal)
     }
 
     pub async fn exec(
@@ -274,8 +274,8 @@ impl Guest {
         Process::new(&self.client, exec)
     }
 
-    pub async fn start(&self) -> Result<(), Refusal> {
-        self.init().start().await.map(drop)
+    pub async fn start(&self) -> Result<u32, Refusal> {
+        self.init().start().await
     }
 
     pub async fn kill(&self, signal: u32) -> Result<(), Refusal> {
@@ -295,19 +295,12 @@ impl Guest {
         self.init().wait().await
     }
 
-    pub async fn state(&self) -> Result<String, Refusal> {
-        self.init().state().await
+    pub async fn is(&self, phase: &str) -> bool {
+        self.init().is(phase).await
     }
 
     pub async fn delete(&self) -> Result<(), Refusal> {
         self.init().delete().await
-    }
-
-    pub async fn pause(&self) -> Result<(), Refusal> {
-        let mut request = PauseRequest::new();
-        request.id = TASK.into();
-        let response = self.client.pause(context(), &request).await;
-        response.map(drop).map_err(refusal)
     }
 
     pub async fn update(&self, edit: impl FnOnce(&mut Change)) -> Result<(), Refusal> {

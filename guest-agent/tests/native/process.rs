@@ -1,7 +1,8 @@
 //! What can be asked of one instance.
 
+use ttrpc::Code;
 use wasmvm_protocol::agent::containerd::api::{
-    DeleteRequest, KillRequest, ResizePtyRequest, StartRequest, StateRequest, WaitRequest,
+    DeleteRequest, KillRequest, ResizePtyRequest, StartRequest, WaitRequest,
 };
 use wasmvm_protocol::agent::containerd::shim_async::TaskClient;
 
@@ -48,19 +49,14 @@ impl<'a> Process<'a> {
         request.exec_id = self.exec.into();
         async move {
             let response = client.wait(context(), &request).await.unwrap();
-            assert!(response.exited_at.seconds > 1_000_000_000);
             response.exit_status
         }
     }
 
-    pub async fn state(self) -> Result<String, Refusal> {
-        let mut request = StateRequest::new();
-        request.id = TASK.into();
-        request.exec_id = self.exec.into();
-        let response = self.client.state(context(), &request).await;
-        response
-            .map(|response| format!("{:?}", response.status.enum_value().unwrap()))
-            .map_err(refusal)
+    /// Whether it stands in a phase that is not its last, by the refusal to forget it.
+    pub async fn is(self, phase: &str) -> bool {
+        let (code, text) = self.delete().await.unwrap_err();
+        code == Code::FAILED_PRECONDITION && text.ends_with(&format!("it is {phase}"))
     }
 
     pub async fn delete(self) -> Result<(), Refusal> {

@@ -105,7 +105,7 @@ async fn the_end_of_the_stdin_stream_is_no_end_of_file() {
     stdin.write_all(b"x\r").unwrap();
     drop(stdin);
     assert_eq!(read_exactly(&stdout, 6).await, "x\r\nx\r\n");
-    assert_eq!(guest.state().await.unwrap(), "RUNNING");
+    assert!(guest.is("running").await);
 }
 
 #[tokio::test]
