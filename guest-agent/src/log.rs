@@ -16,8 +16,6 @@ pub enum Level {
     Error = 3,
     /// Abnormal, but harmless.
     Warning = 4,
-    /// Rare state changes.
-    Info = 6,
 }
 
 /// Writes one line; failures are ignored, there is nobody to tell.
