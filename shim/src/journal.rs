@@ -8,7 +8,7 @@
 //! ([`Journal::part`]), removed with what it names: so no journal grows with the task's age.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -298,10 +298,12 @@ pub fn read(root: &Path, namespace: &str, id: &str) -> Result<Option<Vec<Step>>,
 
 fn read_file(path: &Path) -> io::Result<Vec<Step>> {
     let file = File::open(path)?;
-    let text = io::read_to_string(io::Read::take(file, JOURNAL_BYTES_MAX))?;
-    let lines = text.lines();
+    let mut text = Vec::new();
+    io::Read::take(file, JOURNAL_BYTES_MAX).read_to_end(&mut text)?;
+    // By bytes: a line may be cut off within a character.
+    let lines = text.split(|byte| *byte == b'\n');
     Ok(lines
-        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter_map(|line| serde_json::from_slice(line).ok())
         .collect())
 }
 
@@ -501,11 +503,17 @@ mod tests {
         let root = tempdir().unwrap();
         let journal = create(root.path(), "web").unwrap();
         journal.record(&vmm()).unwrap();
-        (&journal.file).write_all(b"{\"exit\":{\"sta").unwrap();
-        assert_eq!(
-            read(root.path(), "default", "web").unwrap().unwrap(),
-            [bundle(), vmm()]
-        );
+        // The second one within a character.
+        for cut_off in [
+            &b"{\"exit\":{\"sta"[..],
+            b"\n{\"bundle\":{\"path\":\"/b\xc3",
+        ] {
+            (&journal.file).write_all(cut_off).unwrap();
+            assert_eq!(
+                read(root.path(), "default", "web").unwrap().unwrap(),
+                [bundle(), vmm()]
+            );
+        }
     }
 
     /// Journals outlive an update of this program.
