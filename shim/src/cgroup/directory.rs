@@ -137,7 +137,11 @@ pub(super) fn write_file(dir: &File, name: &str, value: &str) -> io::Result<()> 
     file.write_all(if value.is_empty() { "\n" } else { value }.as_bytes())
 }
 
+/// Opens a file of the directory, which has one name: a path could lead out of it.
 pub(super) fn open_file(dir: &File, name: &str, flags: OFlags) -> io::Result<File> {
+    if name.contains('/') {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    }
     let flags = flags | OFlags::CLOEXEC;
     Ok(openat(dir, name, flags, Mode::empty())?.into())
 }

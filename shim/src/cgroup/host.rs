@@ -3,7 +3,7 @@
 //! Version 2 is one tree for everything. Version 1 has a tree for each controller or group of them, and
 //! may have version 2's beside them, with or without controllers ("hybrid").
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::CgroupError;
@@ -136,7 +136,18 @@ impl Place {
 
 /// The version of the hierarchy that the directory is part of; `None` when it is part of none.
 pub(super) fn version_of(path: &Path) -> Option<Version> {
-    match magic(path)? {
+    version_by(magic(path)?)
+}
+
+/// Whether the open directory is part of a hierarchy.
+pub(super) fn is_of_hierarchy(dir: &File) -> bool {
+    let stat = rustix::fs::fstatfs(dir).ok();
+    let magic = stat.and_then(|stat| u64::try_from(stat.f_type).ok());
+    magic.and_then(version_by).is_some()
+}
+
+fn version_by(magic: u64) -> Option<Version> {
+    match magic {
         CGROUP1_MAGIC => Some(Version::V1),
         CGROUP2_MAGIC => Some(Version::V2),
         _ => None,

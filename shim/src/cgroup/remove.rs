@@ -1,5 +1,6 @@
 //! Undoes what a task has done to a cgroup, and only that: directories that it made, known by their inode,
-//! are removed with all that lives in them; those that it joined get their limits back, and stay.
+//! are removed with all that lives in them; those that it joined get their limits back, and stay. What is
+//! part of no hierarchy is never touched, whatever a journal says.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::CgroupError;
 use super::directory::{Identity, inode, open, open_file, read_file, write_file};
-use super::host::{Version, root_of, version_of};
+use super::host::{Version, is_of_hierarchy, root_of, version_of};
 use super::make::{is_marked, parents};
 use crate::sys::watch::poll_until;
 
@@ -46,7 +47,10 @@ pub fn remove(made: &Identity, patience: Duration) -> Result<(), CgroupError> {
 pub fn remove_by_path(path: &Path, patience: Duration) -> Result<(), CgroupError> {
     root_of(path)?;
     match open(path) {
-        Ok(dir) => remove_open(&dir, path, patience),
+        Ok(dir) if is_of_hierarchy(&dir) => remove_open(&dir, path, patience),
+        Ok(_) => Err(CgroupError::Version {
+            path: path.to_owned(),
+        }),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(err) => Err(CgroupError::at(path, "open", err)),
     }
@@ -55,7 +59,7 @@ pub fn remove_by_path(path: &Path, patience: Duration) -> Result<(), CgroupError
 /// Removes a directory that was about to be made, if it is empty. `noted` says that the journal tells what
 /// became of it: then it is ours only if it bears our mark.
 pub fn remove_wanted(path: &Path, noted: bool) {
-    if !noted || is_marked(path) {
+    if version_of(path).is_some() && (!noted || is_marked(path)) {
         // Not made, or not empty, and so somebody's.
         let _ = fs::remove_dir(path);
     }
@@ -88,6 +92,8 @@ pub fn restore(joined: &Identity, file: &str, value: &str) -> Result<(), CgroupE
 fn find(wanted: &Identity) -> Result<Option<File>, CgroupError> {
     let path = &wanted.path;
     let found = match open(path) {
+        // A number of another file system may be the same.
+        Ok(dir) if !is_of_hierarchy(&dir) => Ok(None),
         Ok(dir) => inode(&dir).map(|inode| (inode == wanted.inode).then_some(dir)),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(err) => Err(err),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 
 use super::directory::Origin;
 use super::host::{Kind, version_of};
-use super::{Cgroup, CgroupError, Hierarchies, Place, Version};
+use super::{Cgroup, CgroupError, Hierarchies, Identity, Place, Version};
 use crate::bundle::{CpuLimits, Limit, Resources};
 use crate::cleanup;
 use crate::error::ErrorCode;
@@ -484,4 +485,45 @@ fn what_is_no_cgroup_is_refused() {
     assert!(super::remove_by_path(directory.path(), cleanup::KILL_MAX).is_err());
     assert!(directory.path().exists());
     assert_eq!(version_of(directory.path()), None);
+}
+
+#[test]
+fn what_is_no_cgroup_is_left_alone_whatever_a_journal_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let (empty, full) = (
+        directory.path().join("empty"),
+        directory.path().join("full"),
+    );
+    fs::create_dir(&empty).unwrap();
+    fs::create_dir(&full).unwrap();
+    let file = full.join("cgroup.kill");
+    fs::write(&file, "kept").unwrap();
+    let hierarchy = Hierarchies::find().unwrap().place(Path::new(""));
+    let root = hierarchy.paths().next().unwrap();
+    // A path that leaves the hierarchy in which it seems to lie.
+    let climbing = |path: &Path| {
+        let up = root.components().skip(1).map(|_| "..").collect::<PathBuf>();
+        root.join(up).join(path.strip_prefix("/").unwrap())
+    };
+    for path in [&empty, &full, &climbing(&empty), &climbing(&full)] {
+        let identity = Identity {
+            path: path.clone(),
+            inode: fs::metadata(path).unwrap().ino(),
+        };
+        let _refused = super::remove(&identity, cleanup::KILL_MAX);
+        let _refused = super::remove_by_path(path, cleanup::KILL_MAX);
+        super::remove_wanted(path, false);
+        super::restore(&identity, "cgroup.kill", "1").unwrap();
+        let left = [empty.exists(), fs::read_to_string(&file).unwrap() == "kept"];
+        assert_eq!(left, [true; 2], "{}", path.display());
+    }
+}
+
+#[test]
+fn a_file_of_a_cgroup_has_one_name() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("task")).unwrap();
+    fs::write(directory.path().join("limit"), "kept").unwrap();
+    let cgroup = Cgroup::fake(&[(&directory.path().join("task"), &[])]);
+    assert_eq!(cgroup.read("memory", "../limit"), None);
 }
