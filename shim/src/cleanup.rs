@@ -252,6 +252,8 @@ fn end_process(pid: u32, start_time: u64, patience: Duration) -> Result<(), Clea
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,7 +16,10 @@ use self::lookup::Located;
 mod error;
 mod format;
 #[cfg(feature = "fuzzing")]
-pub(crate) use format::fuzz;
+pub(crate) mod fuzz {
+    pub use super::format::fuzz::program;
+    pub use super::seal::fuzz::seal;
+}
 mod home;
 mod lookup;
 mod seal;

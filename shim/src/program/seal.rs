@@ -106,3 +106,6 @@ pub(super) fn too_large(path: &Path, bytes: u64) -> ProgramError {
 fn hash(file: &File) -> io::Result<([u8; 32], u64)> {
     digest_of_rest(file.take(PROGRAM_BYTES_MAX + 1))
 }
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;

@@ -127,7 +127,7 @@ impl Answers {
     }
 
     /// How many orders are not answered yet.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn pending(&self) -> usize {
         self.table().len()
     }

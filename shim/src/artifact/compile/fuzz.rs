@@ -9,6 +9,33 @@ use sha2::{Digest as _, Sha256};
 use wasmvm_protocol::slot::SLOT_HEADER_USED_BYTES;
 
 use super::*;
+use crate::vm::fuzz::{Vmm, runtime};
+
+/// Most that the compile of one input is given.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Whatever the VMM and the guest say, in whatever order, the run ends; what it takes for an artifact is
+/// one, once the VMM is gone, or is refused.
+pub fn compiler_run(input: &[u8]) {
+    runtime().block_on(async {
+        let (mut vmm, vm) = Vmm::new();
+        let run = run_compiler(&vm, "/app.wasm".into(), LIMIT);
+        let (received, ()) = tokio::join!(run, async {
+            let mut u = Unstructured::new(input);
+            while !u.is_empty() && vmm.act(&mut u).await.is_ok() {}
+            // As `compile` does, at the latest.
+            vm.kill();
+        });
+        let _end = vm.ended().await;
+        vmm.end();
+        if let Ok(received) = received {
+            let (kind, bytes) = (received.kind, received.bytes);
+            if let Ok(artifact) = received.into_artifact() {
+                expect_sealed(artifact, kind, bytes);
+            }
+        }
+    });
+}
 
 /// An artifact has the length that was announced, the digest of what was delivered, and can be changed by
 /// nobody any more.
@@ -40,18 +67,22 @@ fn deliver(u: &mut Unstructured<'_>) -> Result<()> {
         "{announced} announced, {} there",
         bytes.len()
     );
-    if let Ok(mut artifact) = artifact {
-        let mut head = [0; SLOT_HEADER_USED_BYTES];
-        artifact.read_exact_at(&mut head, 0).unwrap();
-        let header = SlotHeader::decode(&head).unwrap();
-        assert_eq!((header.kind, header.content_bytes), (kind, announced));
-        let digest: [u8; 32] = Sha256::digest(&bytes[SLOT_HEADER_BYTES..]).into();
-        assert_eq!(header.sha256, digest);
-        assert!(artifact.write_all_at(b"x", 0).is_err() && artifact.set_len(0).is_err());
-        let mut whole = Vec::new();
-        artifact.rewind().unwrap();
-        artifact.read_to_end(&mut whole).unwrap();
-        assert_eq!(whole.len(), bytes.len());
+    if let Ok(artifact) = artifact {
+        expect_sealed(artifact, kind, announced);
     }
     Ok(())
+}
+
+/// The file has the length and the digest that its header names, and nobody changes it any more.
+fn expect_sealed(mut artifact: File, kind: SlotKind, announced: u64) {
+    let mut whole = Vec::new();
+    artifact.rewind().unwrap();
+    artifact.read_to_end(&mut whole).unwrap();
+    let (page, content) = whole.split_at(SLOT_HEADER_BYTES);
+    let header = SlotHeader::decode(&page[..SLOT_HEADER_USED_BYTES]).unwrap();
+    assert_eq!((header.kind, header.content_bytes), (kind, announced));
+    assert_eq!(content.len() as u64, announced);
+    let digest: [u8; 32] = Sha256::digest(content).into();
+    assert_eq!(header.sha256, digest);
+    assert!(artifact.write_all_at(b"x", 0).is_err() && artifact.set_len(0).is_err());
 }
