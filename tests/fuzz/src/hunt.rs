@@ -24,7 +24,10 @@ unsafe extern "C" {
 /// `-artifact_prefix` says.
 pub fn run(target: &'static Target, arguments: &[&str]) -> Result<(), String> {
     TARGET.get_or_init(|| target);
-    let arguments = [&["fuzz"], arguments].concat();
+    // What it starts itself anew by, through a shell: `-merge=1` judges inputs in a process of their own.
+    let program = std::env::current_exe().map_err(|err| err.to_string())?;
+    let again = format!("{} hunt {}", program.display(), target.name);
+    let arguments = [&[again.as_str()], arguments].concat();
     let arguments: Result<Vec<CString>, _> = arguments.into_iter().map(CString::new).collect();
     let arguments = arguments.map_err(|err| err.to_string())?;
     let mut pointers: Vec<*mut c_char> = arguments
