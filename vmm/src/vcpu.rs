@@ -145,17 +145,18 @@ impl Vcpu {
     /// # Errors
     /// [`VcpuError`].
     pub fn start(
-        self,
+        mut self,
         on_end: impl FnOnce(GuestEnd) + Send + 'static,
     ) -> Result<VcpuThread, VcpuError> {
         register_signal_handler(kick_signal(), on_kick).map_err(VcpuError::Signal)?;
         thread::Builder::new()
             .name(Thread::Vcpu.name().into())
+            // While the vCPU is there: to close it is no call of this thread's list.
             .spawn(move || on_end(self.run()))
             .map_err(VcpuError::Thread)
     }
 
-    fn run(mut self) -> GuestEnd {
+    fn run(&mut self) -> GuestEnd {
         if let Err(err) = confine(Thread::Vcpu) {
             return GuestEnd::Confine {
                 reason: sentence(&err),
