@@ -18,7 +18,7 @@ export CARGO_PROFILE_DEV_DEBUG ?= line-tables-only
 SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
 
-.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests fuzz soak bench shell check install uninstall clean
+.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests fuzz fuzz-vm soak bench shell check install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -92,6 +92,10 @@ client-tests: build ## containerd's own client tests with this runtime (download
 
 fuzz: packages ## every fuzz target for TIME seconds, 60 without (TARGET="name ..." for some); docs/fuzzing.md
 	@tests/fuzz/run $(or $(TIME),60) $(TARGET)
+
+fuzz-vm: build ## guests that try all that ring 0 can for TIME seconds, 60 without (SEED=n repeats one)
+	@WASMVM_RING0_SECONDS=$(or $(TIME),60) WASMVM_RING0_SEED=$(SEED) WASMVM_E2E_OPTIONS=--nocapture \
+	    tests/run-e2e --stage $(STAGE) --images $(OUT)/images --timeout $$(($(or $(TIME),60) + 600)) ring0::
 
 soak: build ## 500 tasks with random lives (SOAK_TASKS=n, SOAK_SEED=n repeats one)
 	@WASMVM_SOAK_TASKS=$(SOAK_TASKS) WASMVM_SOAK_SEED=$(SOAK_SEED) WASMVM_E2E_OPTIONS=--nocapture \

@@ -24,6 +24,7 @@
 //! * [`soak`]: many tasks with random lives.
 //! * [`debug`]: what an operator sees of a stuck task.
 //! * [`hostile`]: guests that have been taken over.
+//! * [`ring0`]: guests that try all that ring 0 can.
 //! * [`versions`]: the main things on other containerds.
 //! * [`check`]: the host is fit.
 
@@ -44,6 +45,7 @@ mod pause;
 mod refusals;
 mod resources;
 mod restart;
+mod ring0;
 mod run;
 mod settings;
 mod sharing;

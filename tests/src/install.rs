@@ -27,7 +27,7 @@ pub fn prefix() -> PathBuf {
     prefix.expect("bin lies in a prefix").to_owned()
 }
 
-/// A second installation whose guests boot another initramfs; gone when dropped.
+/// A second installation with another file for its guests; gone when dropped.
 #[derive(Debug)]
 pub struct OtherAgent(TempDir);
 
@@ -38,6 +38,19 @@ impl OtherAgent {
     /// When the files cannot be copied.
     #[must_use]
     pub fn with(initramfs: &Path) -> Self {
+        Self::with_file("agent.cpio", initramfs)
+    }
+
+    /// Installs it with this kernel.
+    ///
+    /// # Panics
+    /// When the files cannot be copied.
+    #[must_use]
+    pub fn with_kernel(kernel: &Path) -> Self {
+        Self::with_file("kernel", kernel)
+    }
+
+    fn with_file(name: &str, file: &Path) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (from, to) = (prefix(), folder.path());
         let guest = to.join("lib/wasmvm");
@@ -47,11 +60,11 @@ impl OtherAgent {
         fs::copy(from.join("bin").join(SHIM), to.join("bin").join(SHIM)).expect("copied");
         for entry in fs::read_dir(from.join("lib/wasmvm")).expect("installed files") {
             let entry = entry.expect("readable");
-            if entry.file_name() != "agent.cpio" {
+            if entry.file_name() != name {
                 symlink(entry.path(), guest.join(entry.file_name())).expect("linked");
             }
         }
-        fs::copy(initramfs, guest.join("agent.cpio")).expect("copied");
+        fs::copy(file, guest.join(name)).expect("copied");
         Self(folder)
     }
 
