@@ -7,11 +7,13 @@ use serde_json::json;
 use wasmvm_tests::leftovers;
 use wasmvm_tests::task::Run;
 
-/// Writes what the VMM may do, and a setting of its network namespace, into a file of the host.
+/// Writes what the file server and the VMM may do, and a setting of their network namespace, into a file of the host.
 fn look(file: &str) -> serde_json::Value {
     let script = format!(
         "state=$(cat); pid=${{state#*\\\"pid\\\":}}; pid=${{pid%%[!0-9]*}}; \
-         {{ grep -E '^(Uid|Groups|CapPrm|CapBnd):' /proc/$pid/status; \
+         files=$(grep -l \"^PPid:[[:space:]]$pid$\" /proc/[0-9]*/status); \
+         {{ grep -E '^(Uid|Groups|CapPrm|CapBnd):' $files; \
+         grep -E '^(Uid|CapBnd):' /proc/$pid/status; \
          nsenter -t $pid -n cat /proc/sys/net/ipv4/ip_unprivileged_port_start; }} >{file}"
     );
     json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] })
@@ -38,7 +40,7 @@ fn a_program_that_dropped_all_has_its_own_files_and_nothing_else() {
         chown(at(name), Some(owner), Some(group)).expect("root");
         fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).expect("root");
     }
-    let host = at("vmm");
+    let host = at("processes");
     let script = "cat /data/own; cat /data/groups; cat /data/others; cat /data/masked /proc/version; \
                   echo new > /data/new; echo x > /etc/new; grep Cap /proc/self/status";
     let outcome = Run::image("busybox").with_spec(|spec| {
@@ -68,9 +70,11 @@ fn a_program_that_dropped_all_has_its_own_files_and_nothing_else() {
         .mode();
     assert_eq!(new & 0o777, 0o640);
     let none = "0000000000000000";
-    let seen = format!(
-        "Uid:\t1000\t1000\t1000\t1000\nGroups:\t2000 \nCapPrm:\t{none}\nCapBnd:\t{none}\n81\n"
-    );
+    let files =
+        format!("Uid:\t1000\t1000\t1000\t1000\nGroups:\t2000 \nCapPrm:\t{none}\nCapBnd:\t{none}\n");
+    let nobody = "2002875245";
+    let vmm = format!("Uid:\t{nobody}\t{nobody}\t{nobody}\t{nobody}\nCapBnd:\t{none}\n");
+    let seen = format!("{files}{vmm}81\n");
     assert_eq!(fs::read_to_string(&host).expect("the hook has run"), seen);
     leftovers::expect_none_since(&before);
 }

@@ -46,6 +46,7 @@ fn a_signal_makes_the_shim_tell_what_everything_does() {
         own.as_str(),
         "look: its VM runs",
         "look: VMM: thread ",
+        "look: file server: thread ",
         &program,
     ];
     let told = ask(&containerd, shim, &parts);

@@ -41,6 +41,16 @@ fn kill_9_of_the_vmm_while_running() {
 }
 
 #[test]
+fn kill_9_of_the_file_server_while_running() {
+    let before = leftovers::found();
+    let (task, mut child) = Run::image("probe").args(["/probe", "loop"]).in_background();
+    kill_9(process::file_server_of(task.until("RUNNING")));
+    assert_eq!(child.wait().expect("ctr ends").code(), Some(137));
+    rm(&task);
+    leftovers::expect_none_since(&before);
+}
+
+#[test]
 fn kill_9_of_the_shim_while_running() {
     let before = leftovers::found();
     let (task, mut child) = Run::image("probe").args(["/probe", "loop"]).in_background();

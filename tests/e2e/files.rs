@@ -6,13 +6,14 @@ use std::path::Path;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use wasmvm_tests::exec::Exec;
+use wasmvm_tests::process;
 use wasmvm_tests::task::Run;
 
-/// What a VMM is left with of its descriptors (`vmm/src/jail/limits.rs`): a walk over as many files as it may
-/// have without that takes minutes under emulation.
-const DESCRIPTORS: u64 = 2_000;
+/// What a file server is left with of its descriptors (`vmm/src/jail/limits.rs`): a walk over as many files as it
+/// may have without that takes minutes under emulation.
+const DESCRIPTORS: u64 = 1_000;
 /// Twice as many.
-const FILES: usize = 4_000;
+const FILES: usize = 2_000;
 
 fn bind(source: &Path, destination: &str) -> String {
     let source = source.display();
@@ -164,9 +165,9 @@ fn more_files_than_descriptors_are_walked_twice() {
         current: Some(DESCRIPTORS),
         maximum: Some(DESCRIPTORS),
     };
-    let vmm = task.until("RUNNING");
-    let vmm = i32::try_from(vmm).ok().and_then(Pid::from_raw);
-    prlimit(vmm, Resource::Nofile, few).expect("the VMM has a limit");
+    let server = process::file_server_of(task.until("RUNNING"));
+    let server = i32::try_from(server).ok().and_then(Pid::from_raw);
+    prlimit(server, Resource::Nofile, few).expect("the file server has a limit");
     let outcome = Exec::of(&task, ["/probe", "walk", "/volume", "2"])
         .to_end()
         .expect_status(0);

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::process;
+
 /// containerd sends the last requests after `ctr` has returned; the shim ends a moment later.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 
@@ -12,7 +14,7 @@ const SETTLE_MAX: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Programs of ours, as `/proc/PID/comm` shows them (15 bytes).
-const PROGRAMS: [&str; 2] = ["wasmvm-vmm", "containerd-shim"];
+const PROGRAMS: [&str; 3] = ["wasmvm-vmm", process::FILE_SERVER, "containerd-shim"];
 /// Where directories, sockets and FIFOs of tasks live.
 const FOLDERS: [&str; 4] = ["/run/wasmvm", TASKS, "/run/containerd/s", FIFOS];
 /// A folder for each of containerd's namespaces that has tasks.

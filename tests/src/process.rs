@@ -2,6 +2,9 @@
 
 use std::fs;
 
+/// `/proc/PID/comm` of a file server.
+pub const FILE_SERVER: &str = "wasmvm-files";
+
 /// The processes of this program, named as `/proc/PID/comm` has it (15 bytes).
 #[must_use]
 pub fn named(program: &str) -> Vec<u32> {
@@ -25,10 +28,25 @@ pub fn named(program: &str) -> Vec<u32> {
 #[must_use]
 #[track_caller]
 pub fn parent_of(pid: u32) -> u32 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
-    let (_, rest) = stat.rsplit_once(')').expect("a stat line");
-    let parent = rest.split_ascii_whitespace().nth(1);
-    parent.and_then(|pid| pid.parse().ok()).expect("a parent")
+    find_parent(pid).expect("a process")
+}
+
+fn find_parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// The process that opens the files of the VMM with this pid.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+#[track_caller]
+pub fn file_server_of(vmm: u32) -> u32 {
+    let servers = named(FILE_SERVER);
+    let is_its = |pid: &u32| find_parent(*pid) == Some(vmm);
+    servers.into_iter().find(is_its).expect("a file server")
 }
 
 /// The most memory that a process has ever had resident, KiB; `None` when there is no such process.

@@ -1,10 +1,11 @@
-//! One KVM microVM in one jailed process.
+//! One KVM microVM in a jailed process, with a second one that opens its files.
 //!
 //! Knows nothing of containers or Wasm: it is handed a kernel, an initramfs, a directory to serve and
 //! descriptors to carry streams, all over its control socket ([`wasmvm_protocol::control`]).
 //!
-//! Read in this order: [`jail`] closes the process, [`builder`] puts the machine together,
-//! [`vcpu`] runs it, [`virtio`] holds its two devices, [`control`] takes the shim's orders.
+//! Read in this order: [`jail`] closes the process, [`file_server`] is the other one, which has the directory,
+//! [`builder`] puts the machine together, [`vcpu`] runs it, [`virtio`] holds its two devices, [`control`] takes the
+//! shim's orders.
 
 pub mod boot;
 pub mod builder;
@@ -13,6 +14,7 @@ pub mod check;
 pub mod console;
 pub mod control;
 pub mod cpuid;
+pub mod file_server;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 pub mod gate;

@@ -1,7 +1,8 @@
 //! The jail, looked at from outside: the real binary in real namespaces. Needs root.
 //!
 //! `unshare` and `mount` stand in for the shim. The VMM is held still behind a full standard error
-//! pipe, after its jail is closed and before it reports that `/dev/null` is no `/dev/kvm`.
+//! pipe, after its jail is closed and before it reports that `/dev/null` is no `/dev/kvm`. Its file server, a child,
+//! has nothing to do then.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
 
@@ -115,15 +116,15 @@ impl Vmm {
 
     /// `None` before `unshare` has started it.
     fn find_pid(&self) -> Option<u32> {
-        let outer = self.outer.id().to_string();
-        let is_child = |pid: &String| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // The second field behind the name (proc(5)).
-            let behind_name = stat.rsplit(") ").next().unwrap_or_default();
-            behind_name.split(' ').nth(1) == Some(&outer)
-        };
-        let child = names("/proc").into_iter().find(is_child);
-        child.and_then(|pid| pid.parse().ok())
+        child_of(self.outer.id())
+    }
+
+    /// The directory in /proc of the file server, when the jail is closed round it.
+    fn file_server(&self) -> String {
+        until(|| child_of(self.pid()).is_some());
+        let proc = format!("/proc/{}", child_of(self.pid()).unwrap());
+        until_jailed(&proc);
+        proc
     }
 
     fn write_maps(&self) {
@@ -147,11 +148,7 @@ impl Vmm {
         assert_eq!(receive(self), FromVmm::NeedMaps);
         self.write_maps();
         let proc = format!("/proc/{}", self.pid());
-        until(|| {
-            fs::read_to_string(format!("{proc}/status"))
-                .unwrap()
-                .contains("NoNewPrivs:\t1")
-        });
+        until_jailed(&proc);
         proc
     }
 
@@ -164,6 +161,25 @@ impl Vmm {
             text.trim_start_matches('.').to_owned(),
         )
     }
+}
+
+fn child_of(parent: u32) -> Option<u32> {
+    let parent = parent.to_string();
+    let is_child = |pid: &String| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The second field behind the name (proc(5)).
+        let behind_name = stat.rsplit(") ").next().unwrap_or_default();
+        behind_name.split(' ').nth(1) == Some(&parent)
+    };
+    let child = names("/proc").into_iter().find(is_child);
+    child.and_then(|pid| pid.parse().ok())
+}
+
+fn until_jailed(proc: &str) {
+    until(|| {
+        let status = fs::read_to_string(format!("{proc}/status"));
+        status.unwrap().contains("NoNewPrivs:\t1")
+    });
 }
 
 /// Waits for what the kernel tells nobody about.
@@ -202,8 +218,25 @@ fn assert_status(proc: &str, lines: &[&str]) {
     }
 }
 
+/// What parses queues: no capability, no group, an id that nobody on the host has.
+fn assert_is_nobody(proc: &str) {
+    let ids = "2002875245\t2002875245\t2002875245\t2002875245";
+    let none = "0000000000000000";
+    let lines = [
+        format!("Uid:\t{ids}"),
+        format!("Gid:\t{ids}"),
+        "Groups:".to_owned(),
+        format!("CapPrm:\t{none}"),
+        format!("CapEff:\t{none}"),
+        format!("CapBnd:\t{none}"),
+        format!("CapInh:\t{none}"),
+        format!("CapAmb:\t{none}"),
+    ];
+    assert_status(proc, &lines.each_ref().map(String::as_str));
+}
+
 #[test]
-fn the_vmm_keeps_what_its_program_may_do_to_files_and_becomes_who_it_is() {
+fn the_file_server_keeps_what_its_program_may_do_to_files_and_becomes_who_it_is() {
     let root = Credentials {
         // All that there are: a privileged container's.
         capabilities: u64::MAX,
@@ -239,13 +272,15 @@ fn the_vmm_keeps_what_its_program_may_do_to_files_and_becomes_who_it_is() {
     ] {
         let tree = tree();
         let vmm = start(tree.path(), MOUNT_TREE);
-        let proc = vmm.jail_as(credentials);
+        let vmm_proc = vmm.jail_as(credentials);
+        let proc = vmm.file_server();
         let sets = ["CapPrm", "CapEff", "CapBnd"].map(|name| format!("{name}:\t{set}"));
         assert_status(&proc, &sets.each_ref().map(String::as_str));
         assert_status(
             &proc,
             &["CapAmb:\t0000000000000000", "NoNewPrivs:\t1", uid, groups],
         );
+        assert_is_nobody(&vmm_proc);
         let (status, text) = vmm.end();
         assert_eq!(status.code(), Some(1), "{text}");
         assert!(!text.contains("jail:"), "{text}");
@@ -266,9 +301,11 @@ fn the_vmm_lives_in_namespaces_of_its_own() {
             "Umask:\t0000",
         ],
     );
+    let file_server = vmm.file_server();
     for namespace in ["user", "pid", "mnt", "ipc", "uts"] {
         let link = |proc: &str| fs::read_link(format!("{proc}/ns/{namespace}")).unwrap();
         assert_ne!(link(&proc), link("/proc/self"), "{namespace}");
+        assert_eq!(link(&proc), link(&file_server), "{namespace}");
     }
     let limits = fs::read_to_string(format!("{proc}/limits")).unwrap();
     let core = limits
@@ -285,40 +322,69 @@ fn the_vmm_lives_in_namespaces_of_its_own() {
 }
 
 #[test]
-fn the_vmm_sees_the_tree_and_nothing_of_the_host() {
+fn the_file_server_sees_the_tree_and_nothing_of_the_host_and_the_vmm_holds_neither() {
     let tree = tree();
     let vmm = start(tree.path(), MOUNT_TREE);
     let proc = vmm.jail();
-    assert_eq!(
-        names(format!("{proc}/root")),
-        BTreeSet::from(["tenant-file".to_owned()])
-    );
-    let mounts = fs::read_to_string(format!("{proc}/mountinfo")).unwrap();
-    assert_eq!(mounts.lines().count(), 1, "{mounts}");
-    assert_eq!(
-        fs::read_link(format!("{proc}/cwd")).unwrap(),
-        Path::new("/")
-    );
+    let file_server = vmm.file_server();
+    for proc in [&proc, &file_server] {
+        assert_eq!(
+            names(format!("{proc}/root")),
+            BTreeSet::from(["tenant-file".to_owned()])
+        );
+        let mounts = fs::read_to_string(format!("{proc}/mountinfo")).unwrap();
+        assert_eq!(mounts.lines().count(), 1, "{mounts}");
+        assert_eq!(
+            fs::read_link(format!("{proc}/cwd")).unwrap(),
+            Path::new("/")
+        );
+    }
     let tree_id = fs::metadata(tree.path())
         .map(|meta| (meta.dev(), meta.ino()))
         .unwrap();
-    for fd in names(format!("{proc}/fd")) {
-        let path = format!("{proc}/fd/{fd}");
-        let target = fs::read_link(&path).unwrap().display().to_string();
-        let known = [
-            "/null",
-            "/dev/null",
-            "pipe:",
-            "socket:",
-            "anon_inode:",
-            "/1/fd",
-        ];
-        let is_tree = || fs::metadata(&path).is_ok_and(|meta| (meta.dev(), meta.ino()) == tree_id);
-        assert!(
-            known.iter().any(|k| target.starts_with(k)) || is_tree(),
-            "{fd}: {target}"
-        );
-    }
+    let open = |proc: &str| {
+        let open = names(format!("{proc}/fd"))
+            .into_iter()
+            .map(|fd| format!("{proc}/fd/{fd}"));
+        let is_tree = |path: &String| {
+            fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == tree_id)
+        };
+        let (of_tree, others): (Vec<_>, Vec<_>) = open.partition(is_tree);
+        let target = |path: &String| fs::read_link(path).unwrap().display().to_string();
+        (of_tree.len(), others.iter().map(target).collect::<Vec<_>>())
+    };
+    let (of_tree, others) = open(&proc);
+    let known = ["/null", "/dev/null", "pipe:", "socket:", "anon_inode:"];
+    let is_known = |target: &String| known.iter().any(|known| target.starts_with(known));
+    assert!(of_tree == 0 && others.iter().all(is_known), "{others:?}");
+
+    // Standard input, output and error, the VMM, its own descriptors; no control socket, no /dev/kvm.
+    until(|| open(&file_server).0 > 0);
+    let (_, others) = open(&file_server);
+    let sockets = others.iter().filter(|target| target.starts_with("socket:"));
+    assert_eq!(sockets.count(), 1, "{others:?}");
+    let nulls = others.iter().filter(|target| target.ends_with("/null"));
+    assert_eq!(nulls.count(), 1, "{others:?}");
+    let is_own = |target: &String| target.ends_with("/fd") || target == "/";
+    assert!(
+        others
+            .iter()
+            .all(|target| is_known(target) || is_own(target)),
+        "{others:?}"
+    );
+    vmm.end();
+}
+
+/// As the kernel does it for whatever is left in a PID namespace.
+#[test]
+fn the_file_server_ends_with_the_vmm() {
+    let tree = tree();
+    let vmm = start(tree.path(), MOUNT_TREE);
+    vmm.jail();
+    let file_server = vmm.file_server();
+    let pid = Pid::from_raw(vmm.pid().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    until(|| !Path::new(&file_server).exists());
     vmm.end();
 }
 

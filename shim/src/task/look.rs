@@ -6,6 +6,7 @@
 //! its VM runs
 //! VMM: thread 4711 "wasmvm-vmm" is S, 0.09 s of CPU, in recvmsg (__skb_wait_for_more_packets)
 //! VMM: thread 4714 "vcpu" is R, 17.20 s of CPU
+//! file server: thread 4712 "wasmvm-files" is S, 0.02 s of CPU, in recvmsg (__skb_wait_for_more_packets)
 //! guest: task web: thread 15 "exe" is R, 16.90 s of CPU
 //! guest: exec sh of task web: thread 19 "exe" is S, 0.01 s of CPU, in read
 //! ```
@@ -26,7 +27,7 @@ use crate::error::{chain, printable};
 const GUEST_LINES_MAX: usize = 1024;
 
 impl Task {
-    /// One sentence for each process, the VM, each thread of the VMM, and each thread of the programs in
+    /// One sentence for each process, the VM, each thread of the VMM and its file server, and each thread of the programs in
     /// the guest, which has a second to answer.
     pub async fn look(&self) -> Vec<String> {
         let mut lines = vec![self.init.words(self.pid())];
@@ -78,13 +79,38 @@ impl Task {
     }
 }
 
+/// The threads of the VMM and of its child, the file server.
 fn vmm(pid: u32) -> Vec<String> {
+    let mut lines = process("VMM", pid);
+    lines.extend(
+        children(pid)
+            .into_iter()
+            .flat_map(|pid| process("file server", pid)),
+    );
+    lines
+}
+
+/// By the fourth field of each /proc/PID/stat (proc(5)): not every kernel lists a process's children.
+fn children(parent: u32) -> Vec<u32> {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten();
+    let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let is_child = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name, in parentheses, may hold anything.
+        let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let its_parent = behind_name.split_ascii_whitespace().nth(1);
+        its_parent.and_then(|pid| pid.parse().ok()) == Some(parent)
+    };
+    pids.filter(is_child).collect()
+}
+
+fn process(name: &str, pid: u32) -> Vec<String> {
     match threads::read(&PathBuf::from("/proc").join(pid.to_string())) {
         Ok(threads) => threads
             .iter()
-            .map(|thread| format!("VMM: {}", words(thread)))
+            .map(|thread| format!("{name}: {}", words(thread)))
             .collect(),
-        Err(error) => vec![format!("VMM: process {pid}: {error}")],
+        Err(error) => vec![format!("{name}: process {pid}: {error}")],
     }
 }
 

@@ -4,17 +4,17 @@
 use std::error::Error;
 use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::path::Path;
 
 use wasmvm_protocol::control::{CONTROL_FD, FromVmm, Role};
 use wasmvm_protocol::ports::GUEST_CID;
 use wasmvm_vmm::control::{Reporter, await_boot, note, serve};
 use wasmvm_vmm::gate::Gate;
+use wasmvm_vmm::jail::Inmate;
 use wasmvm_vmm::seccomp::{self, Thread};
 use wasmvm_vmm::virtio::VirtioDevice;
-use wasmvm_vmm::virtio::fs::{FsDevice, Tree};
+use wasmvm_vmm::virtio::fs::FsDevice;
 use wasmvm_vmm::virtio::vsock::VsockDevice;
-use wasmvm_vmm::{builder, jail, library_log};
+use wasmvm_vmm::{builder, file_server, jail, library_log};
 
 /// Exit status of a VMM that was not started by the shim.
 const USAGE_STATUS: i32 = 2;
@@ -34,8 +34,17 @@ fn main() {
         await_boot(reporter.socket()).unwrap_or_else(|err| reporter.boot_failed(&err));
     let jail =
         jail::close(reporter.socket(), &config).unwrap_or_else(|err| reporter.boot_failed(&err));
-
-    note(&jail.landlock.to_string());
+    // The file server leaves the process here, with all that the VMM keeps nothing of.
+    let file_server = (config.role == Role::Task).then(|| {
+        file_server::start(&jail, &config.credentials)
+            .unwrap_or_else(|err| reporter.boot_failed(&err))
+    });
+    let landlock = jail
+        .enter(Inmate::Vmm)
+        .unwrap_or_else(|err| reporter.boot_failed(&err))
+        .landlock;
+    drop(jail);
+    note(&landlock.to_string());
 
     // From here on no path is opened, and what a guest may do wrong stays in the jail.
     seccomp::enable().unwrap_or_else(|err| reporter.boot_failed(&err));
@@ -45,13 +54,14 @@ fn main() {
     let (vsock_device, vsock) = VsockDevice::new(GUEST_CID, &gate, on_event)
         .unwrap_or_else(|err| reporter.boot_failed(&err));
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(vsock_device)];
-    if config.role == Role::Task {
-        let tree = Tree::new(Path::new("/"), jail.proc_self_fd, jail.guest_fds)
+    if let Some(file_server) = file_server {
+        let file_server = file_server
+            .ready()
             .unwrap_or_else(|err| reporter.boot_failed(&err));
         let end = reporter.clone();
         let on_end = move |error: &(dyn Error + 'static)| end.guest_ended(error);
-        let fs_device =
-            FsDevice::new(tree, &gate, on_end).unwrap_or_else(|err| reporter.boot_failed(&err));
+        let fs_device = FsDevice::new(file_server, &gate, on_end)
+            .unwrap_or_else(|err| reporter.boot_failed(&err));
         devices.push(Box::new(fs_device));
     }
     let mut machine = builder::build(&config, parts, devices, &gate)

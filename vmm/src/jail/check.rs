@@ -17,8 +17,13 @@ use super::{JailError, Landlock, Step, inherited};
 /// Longest file of /proc/self that is read here, bytes.
 const PROC_FILE_BYTES_MAX: u64 = 1 << 20;
 
-pub(super) fn all(proc_root: &OwnedFd, credentials: &Credentials) -> Result<(), JailError> {
-    status(&read(proc_root, "self/status")?, credentials)?;
+/// `place` is a field of the process's status and what the field must be.
+pub(super) fn all(
+    proc_root: &OwnedFd,
+    credentials: &Credentials,
+    place: (&'static str, &str),
+) -> Result<(), JailError> {
+    status(&read(proc_root, "self/status")?, credentials, place)?;
     let map = "0 0 4294967295";
     for name in ["self/uid_map", "self/gid_map"] {
         same("identity map", &words(&read(proc_root, name)?), map)?;
@@ -34,12 +39,16 @@ pub(super) fn all(proc_root: &OwnedFd, credentials: &Credentials) -> Result<(), 
         &writable,
         &Vec::<String>::new(),
     )?;
-    same("parent of the root", &mount_of("..")?, &mount_of("/")?)?;
     let core = getrlimit(Resource::Core);
     let core = core.maximum.map(|bytes| bytes.max(CORE_BYTES));
     same("limit of core files", &core, &Some(CORE_BYTES))?;
     let dumpable = dumpable_behavior().step("read whether memory can be dumped")?;
     same("dumpable", &dumpable, &DumpableBehavior::NotDumpable)
+}
+
+/// No directory is above the root. Before the process becomes somebody who may not enter it.
+pub(super) fn root_is_the_end() -> Result<(), JailError> {
+    same("parent of the root", &mount_of("..")?, &mount_of("/")?)
 }
 
 /// Landlock does what it says: the way out that the VMM always has is shut.
@@ -60,7 +69,11 @@ pub(super) fn executable_out_of_reach(
 }
 
 /// The fields of /proc/PID/status (`proc(5)`) that say what this process may do.
-fn status(text: &str, credentials: &Credentials) -> Result<(), JailError> {
+fn status(
+    text: &str,
+    credentials: &Credentials,
+    place: (&'static str, &str),
+) -> Result<(), JailError> {
     let kept = format!("{:016x}", kept(credentials).bits());
     let none = format!("{:016x}", 0);
     let four = |id: u32| [id; 4].map(|id| id.to_string()).join(" ");
@@ -79,7 +92,7 @@ fn status(text: &str, credentials: &Credentials) -> Result<(), JailError> {
         ("Uid", uid.as_str()),
         ("Gid", gid.as_str()),
         ("Groups", groups.as_str()),
-        ("NSpid", "1"),
+        place,
         ("Threads", "1"),
         ("Umask", "0000"),
     ];
@@ -150,6 +163,8 @@ mod tests {
         CapEff:\t00000000000000db\nCapBnd:\t00000000000000db\nCapAmb:\t0000000000000000\n\
         NoNewPrivs:\t1\n";
 
+    const PLACE: (&str, &str) = ("NSpid", "1");
+
     fn six() -> Credentials {
         Credentials {
             capabilities: 0xdb,
@@ -159,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_status_as_meant_passes() {
-        status(GOOD, &six()).unwrap();
+        status(GOOD, &six(), PLACE).unwrap();
     }
 
     #[test]
@@ -175,18 +190,18 @@ mod tests {
             .replace("Uid:\t0\t0\t0\t0", "Uid:\t1000\t1000\t1000\t1000")
             .replace("Gid:\t0\t0\t0\t0", "Gid:\t100\t100\t100\t100")
             .replace("Groups:\t ", "Groups:\t7 2000 ");
-        status(&text, &credentials).unwrap();
-        assert!(status(&text, &six()).is_err());
+        status(&text, &credentials, PLACE).unwrap();
+        assert!(status(&text, &six(), PLACE).is_err());
     }
 
     #[test]
     fn one_capability_too_many_is_named() {
         let more = GOOD.replace("CapBnd:\t00000000000000db", "CapBnd:\t00000000000001db");
-        let error = status(&more, &six()).unwrap_err().to_string();
+        let error = status(&more, &six(), PLACE).unwrap_err().to_string();
         assert!(error.contains("CapBnd") && error.contains("1db"), "{error}");
         let missing = GOOD.replace("NoNewPrivs", "Other");
         assert!(
-            status(&missing, &six())
+            status(&missing, &six(), PLACE)
                 .unwrap_err()
                 .to_string()
                 .contains("no such field")

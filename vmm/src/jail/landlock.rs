@@ -88,17 +88,19 @@ struct PathBeneath {
     parent: libc::c_int,
 }
 
-/// Leaves this thread, and those it will start, the files below `root`. Needs "no new privileges".
-pub(super) fn restrict(root: &Path) -> io::Result<Landlock> {
+/// Leaves this thread, and those it will start, the files below `root`, or none. Needs "no new privileges".
+pub(super) fn restrict(root: Option<&Path>) -> io::Result<Landlock> {
     let landlock = offered();
     if !landlock.holds_files() {
         return Ok(landlock);
     }
     let wanted = Ruleset::of(landlock.version);
     let ruleset = create(&wanted)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
-    allow_below(&ruleset, &root, wanted.files & !REFUSED)?;
+    if let Some(root) = root {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
+        allow_below(&ruleset, &root, wanted.files & !REFUSED)?;
+    }
     // SAFETY: only numbers go in.
     let restricted =
         unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
@@ -183,6 +185,14 @@ mod tests {
         assert_eq!(asked(9), asked(6));
     }
 
+    #[test]
+    fn without_a_root_no_file_is_left() {
+        rustix::thread::set_no_new_privs(true).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let landlock = restrict(None).unwrap();
+        assert_eq!(File::open(file.path()).is_ok(), !landlock.holds_files());
+    }
+
     /// A thread's restriction ends with it. Where the host has no Landlock, all stays possible.
     #[test]
     fn files_are_served_below_the_root_and_nowhere_else() {
@@ -192,7 +202,7 @@ mod tests {
         fs::create_dir(at("a")).unwrap();
         fs::create_dir(at("b")).unwrap();
         let outside = File::open("/proc/self/exe").unwrap();
-        let landlock = restrict(tree.path()).unwrap();
+        let landlock = restrict(Some(tree.path())).unwrap();
         println!("{landlock}");
         fs::write(at("a/file"), "x").unwrap();
         fs::rename(at("a/file"), at("b/moved")).unwrap();

@@ -34,12 +34,28 @@ const SIGTERM_STATUS: libc::c_int = 128 + libc::SIGTERM;
 /// # Errors
 /// [`JailError::Step`].
 pub fn close_unknown_fds(last_known: RawFd) -> Result<(), JailError> {
-    let first = libc::c_uint::try_from(last_known + 1).map_err(io::Error::other);
-    let first = first.step("count the known descriptors")?;
-    // SAFETY: closes descriptors above the known ones; called first of all, when no object of this
-    // process owns one of them.
-    let result = unsafe { libc::close_range(first, libc::c_uint::MAX, 0) };
-    check(result).step("close unknown descriptors")
+    // SAFETY: called first of all, when no object of this process owns a descriptor above the known ones.
+    unsafe { close_fds(last_known + 1, RawFd::MAX) }
+}
+
+/// Closes the descriptors from `first` to `last`, which may be none.
+///
+/// # Safety
+/// No object of this process uses one of them any more, or drops it.
+pub(super) unsafe fn close_fds(first: RawFd, last: RawFd) -> Result<(), JailError> {
+    const STEP: &str = "close unknown descriptors";
+    if first > last {
+        return Ok(());
+    }
+    let number = |fd| {
+        libc::c_uint::try_from(fd)
+            .map_err(io::Error::other)
+            .step(STEP)
+    };
+    let (first, last) = (number(first)?, number(last)?);
+    // SAFETY: the caller's promise.
+    let result = unsafe { libc::close_range(first, last, 0) };
+    check(result).step(STEP)
 }
 
 /// Limits, umask, and SIGTERM as the end: PID 1 of a namespace gets no signal it has no handler for.

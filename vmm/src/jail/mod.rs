@@ -1,4 +1,4 @@
-//! The process jail: what is left to a guest that has taken over its VMM.
+//! The process jail: what is left to a guest that has taken over its VMM, or the VMM's file server.
 //!
 //! ```text
 //! shim, root                                    VMM, PID 1 of its own PID namespace
@@ -10,19 +10,23 @@
 //!  │                                      NeedMaps │ 5  a user namespace
 //!  │◄──────────────────────────────────────────────┤
 //!  │ MapsWritten: 0 0 4294967295                   │
-//!  ├──────────────────────────────────────────────►│ 6  the label of the spec, its user where that is enough,
-//!  │                                               │    file capabilities as the spec has them, no new privileges
-//!                                                  │ 7  reads back that all of this is true
-//!                                                  │ 8  Landlock, where the host has it
+//!  ├──────────────────────────────────────────────►│ 6  the label of the spec
+//!                                                  │
+//!                          VMM                     ├── fork ──► file server
+//!   7  nobody's user, no capability                │            the user of the spec, where that is enough, and
+//!                                                  │            its file capabilities; no descriptor of the VMM's
+//!   8  no new privileges                           │
+//!   9  each reads back that all of this is true    │
+//!  10  Landlock, where the host has it: no file    │            the files of the tree
 //! ```
 //!
-//! The order matters. The mount namespace belongs to the *initial* user namespace, so that a VMM with
-//! all capabilities of its own user namespace still can't mount or unmount anything: hence the user
-//! namespace comes last. The identity map is what lets files of every owner be served; uid 0 in it is
-//! the host's uid 0 without a capability outside, which is why no proc, sysfs or cgroup file may be in reach:
-//! the tree holds none, and the one /proc is `subset=pid` and read-only.
+//! [`close`] does 1 to 6, [`Jail::enter`] the rest. The order matters. The mount namespace belongs to the
+//! *initial* user namespace, so that a process with all capabilities of its own user namespace still can't mount
+//! or unmount anything: hence the user namespace comes last. The identity map is what lets files of every owner be
+//! served; uid 0 in it is the host's uid 0 without a capability outside, which is why no proc, sysfs or cgroup
+//! file may be in reach: the tree holds none, and the one /proc is `subset=pid` and read-only.
 //!
-//! From here on the VMM opens no path of its own: the tree belongs to the tenant.
+//! From here on no path is opened but by the file server, in the tree, which belongs to the tenant.
 
 mod check;
 mod inherited;
@@ -35,19 +39,69 @@ mod speculation;
 mod tree;
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use wasmvm_protocol::control::{self, BootConfig, ControlError, FromVmm, ToVmm};
+use wasmvm_protocol::control::{self, BootConfig, ControlError, Credentials, FromVmm, ToVmm};
 
 pub use landlock::Landlock;
 pub use limits::{GUEST_FDS_MAX, OWN_FDS_MAX, close_unknown_fds};
 
-/// What the rest of the VMM gets out of the jail.
+/// User and group of every VMM, which have no name and own nothing: in a range that nobody gives out (systemd's
+/// `UIDS-GIDS.md`, "unused"; the bytes spell "wasm").
+const VMM_ID: u32 = 0x7761_736d;
+
+/// A closed jail, of which it is open yet who lives in it.
 #[derive(Debug)]
 pub struct Jail {
-    /// `/proc/self/fd` of this process, opened `O_PATH`: the file server turns its `O_PATH`
-    /// descriptors into open files by it.
+    proc_root: OwnedFd,
+    guest_fds: u64,
+}
+
+/// Who lives in a jail.
+#[derive(Clone, Copy, Debug)]
+pub enum Inmate<'a> {
+    /// Parses what the guest writes into its queues: nobody's user, without a capability or a path.
+    Vmm,
+    /// Opens the task's files, as these credentials say.
+    FileServer(&'a Credentials),
+}
+
+impl Inmate<'_> {
+    fn credentials(self) -> Credentials {
+        match self {
+            Self::Vmm => Credentials {
+                uid: VMM_ID,
+                gid: VMM_ID,
+                ..Credentials::default()
+            },
+            Self::FileServer(credentials) => credentials.clone(),
+        }
+    }
+
+    /// Its place among the processes of the namespace, as a field of /proc/PID/status (`proc(5)`) says it: the VMM is
+    /// the first, which takes all others with it, and the file server is the VMM's child.
+    fn place(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Vmm => ("NSpid", "1"),
+            Self::FileServer(_) => ("PPid", "1"),
+        }
+    }
+
+    /// What is in reach by a path.
+    fn files(self) -> Option<&'static Path> {
+        match self {
+            Self::Vmm => None,
+            Self::FileServer(_) => Some(Path::new("/")),
+        }
+    }
+}
+
+/// What the jail leaves to a process.
+#[derive(Debug)]
+pub struct Inside {
+    /// `/proc/self/fd` of the process, opened `O_PATH`: the file server turns its `O_PATH` descriptors into open
+    /// files by it.
     pub proc_self_fd: OwnedFd,
     /// Descriptors that the guest may make the file server hold, at most [`GUEST_FDS_MAX`].
     pub guest_fds: u64,
@@ -110,8 +164,8 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-/// Closes the jail round this process, whose working directory is the root of a mount, as tightly as
-/// the role allows. From here on the process is what the credentials say.
+/// Closes the jail round this process, whose working directory is the root of a mount, as tightly as the role
+/// allows.
 ///
 /// Needs root, and a process of one thread that was started in PID and mount namespaces of its own.
 /// Unknown descriptors are closed before, by [`close_unknown_fds`].
@@ -119,12 +173,11 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 /// # Errors
 /// [`JailError`]. The process is then half jailed and must end.
 pub fn close(control: BorrowedFd<'_>, config: &BootConfig) -> Result<Jail, JailError> {
-    let credentials = &config.credentials;
-    let labels = label::open(credentials)?;
+    let labels = label::open(&config.credentials)?;
     let proc_root = tree::detached_proc()?;
-    let proc_self_fd = tree::proc_self_fd(&proc_root)?;
     inherited::protect(&proc_root)?;
     tree::make_root()?;
+    check::root_is_the_end()?;
     let guest_fds = limits::set(config.role)?;
     speculation::forbid()?;
     merging::forbid().step("turn the merging of memory pages off")?;
@@ -132,16 +185,52 @@ pub fn close(control: BorrowedFd<'_>, config: &BootConfig) -> Result<Jail, JailE
     privileges::enter_user_namespace()?;
     await_maps(control)?;
     labels.take()?;
-    privileges::become_server(credentials)?;
-    limits::forbid_dumps()?;
-    check::all(&proc_root, credentials)?;
-    let landlock = landlock::restrict(Path::new("/")).step("restrict itself by Landlock")?;
-    check::executable_out_of_reach(&proc_self_fd, landlock)?;
     Ok(Jail {
-        proc_self_fd,
+        proc_root,
         guest_fds,
-        landlock,
     })
+}
+
+impl Jail {
+    /// Makes this process the inmate, for ever. It has this one thread still.
+    ///
+    /// # Errors
+    /// [`JailError`]. The process is then half jailed and must end.
+    pub fn enter(&self, inmate: Inmate<'_>) -> Result<Inside, JailError> {
+        let credentials = inmate.credentials();
+        let proc_self_fd = tree::proc_self_fd(&self.proc_root)?;
+        privileges::become_inmate(&credentials)?;
+        limits::forbid_dumps()?;
+        check::all(&self.proc_root, &credentials, inmate.place())?;
+        let landlock = landlock::restrict(inmate.files()).step("restrict itself by Landlock")?;
+        check::executable_out_of_reach(&proc_self_fd, landlock)?;
+        Ok(Inside {
+            proc_self_fd,
+            guest_fds: self.guest_fds,
+            landlock,
+        })
+    }
+
+    /// Closes all descriptors of this process but standard input, output and error, the jail's own and these.
+    ///
+    /// # Safety
+    /// Nothing of this process uses another descriptor any more, nor drops what owns one.
+    ///
+    /// # Errors
+    /// [`JailError::Step`].
+    pub unsafe fn close_all_but(&self, kept: &[BorrowedFd<'_>]) -> Result<(), JailError> {
+        let own = self.proc_root.as_fd();
+        let mut kept: Vec<RawFd> = kept.iter().chain([&own]).map(AsRawFd::as_raw_fd).collect();
+        kept.sort_unstable();
+        let mut first = libc::STDERR_FILENO + 1;
+        for kept in kept {
+            // SAFETY: the caller's promise.
+            unsafe { limits::close_fds(first, kept - 1) }?;
+            first = kept + 1;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { limits::close_fds(first, RawFd::MAX) }
+    }
 }
 
 fn await_maps(control: BorrowedFd<'_>) -> Result<(), JailError> {

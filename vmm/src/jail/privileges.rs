@@ -47,8 +47,8 @@ pub(super) fn enter_user_namespace() -> Result<(), JailError> {
     entered.step("enter a user namespace")
 }
 
-/// The capabilities that a VMM with these credentials keeps, in its own user namespace only: what its program
-/// may do to files of others, as far as serving files takes it.
+/// The capabilities that a process with these credentials keeps, in its own user namespace only: what the task's
+/// program may do to files of others, as far as serving files takes it.
 ///
 /// `DAC_OVERRIDE`, `DAC_READ_SEARCH`: files of mode 0600; `CHOWN`, `FOWNER`, `FSETID`: root may change owner,
 /// mode and set-id bits; `SETUID`, `SETGID`: files are created with the owner who asked for them.
@@ -58,7 +58,7 @@ pub(super) fn kept(credentials: &Credentials) -> CapabilitySet {
 
 /// Becomes the user of the credentials and leaves exactly their capabilities, for this thread and all that it
 /// will start.
-pub(super) fn become_server(credentials: &Credentials) -> Result<(), JailError> {
+pub(super) fn become_inmate(credentials: &Credentials) -> Result<(), JailError> {
     let kept = kept(credentials);
     for number in 0..CAPABILITIES_MAX {
         let capability = CapabilitySet::from_bits_retain(1 << number);

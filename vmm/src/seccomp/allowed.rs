@@ -78,6 +78,7 @@ pub(super) fn shipped(thread: Thread) -> impl Iterator<Item = Allowed> {
         Thread::Vcpu => VCPU,
         Thread::Vsock => VSOCK,
         Thread::Fs => FS,
+        Thread::FileServer => FILE_SERVER,
     };
     EVERY.iter().chain(own).copied()
 }
@@ -133,42 +134,51 @@ const VSOCK: &[Allowed] = &[
     any(libc::SYS_sched_yield), // an order is just being given
 ];
 
-/// Files: what virtiofsd's `PassthroughFs` does for the operations that `virtio::fs::Tree` lets through.
+/// Files that are open.
 const FS: &[Allowed] = &[
-    any(libc::SYS_ppoll),                           // for kicks
-    any(libc::SYS_read),                            // the kick's event descriptor
+    any(libc::SYS_ppoll),    // for kicks and the end of the file server
+    any(libc::SYS_read),     // the kick's event descriptor
+    any(libc::SYS_recvmsg),  // the file server's answer
+    any(libc::SYS_fstat),    // the file that came with it: a regular one
+    any(libc::SYS_preadv2),  // READ
+    any(libc::SYS_pwritev2), // WRITE
+    any(libc::SYS_close),    // RELEASE
+];
+
+/// The file tree: what virtiofsd's `PassthroughFs` does for the operations that `file_server::Tree` lets through.
+const FILE_SERVER: &[Allowed] = &[
+    any(libc::SYS_recvmsg),                         // a message of the VMM
+    any(libc::SYS_sendmsg),                         // its answer, with the file that was opened
     any(libc::SYS_openat2),                         // LOOKUP: a name below a directory
     any(libc::SYS_openat), // OPEN, OPENDIR, CREATE: by /proc/self/fd, or O_CREAT below a directory
     any(libc::SYS_close),  // RELEASE, FORGET
-    one_of(libc::SYS_fcntl, 1, &[F_DUPFD_CLOEXEC]), // a file opened for CREATE is known and open
-    any(libc::SYS_statx),  // GETATTR, LOOKUP
-    any(libc::SYS_fstatfs), // STATFS
-    any(libc::SYS_readlinkat), // READLINK
-    any(libc::SYS_getdents64), // READDIR
-    any(libc::SYS_lseek),  // LSEEK, READDIR
-    any(libc::SYS_preadv2), // READ
-    any(libc::SYS_pwritev2), // WRITE
-    any(libc::SYS_ftruncate), // SETATTR: size
-    any(libc::SYS_fchmod), // mode, of an open file
-    any(libc::SYS_fchmodat), // mode
-    any(libc::SYS_fchownat), // owner
-    any(libc::SYS_utimensat), // times
-    any(libc::SYS_fallocate), // FALLOCATE
-    any(libc::SYS_fsync),  // FSYNC, FSYNCDIR
-    any(libc::SYS_fdatasync), // FSYNC of the data
-    any(libc::SYS_mkdirat), // MKDIR
-    any(libc::SYS_mknodat), // MKNOD
-    any(libc::SYS_symlinkat), // SYMLINK
-    any(libc::SYS_linkat), // LINK
-    any(libc::SYS_unlinkat), // UNLINK, RMDIR
-    any(libc::SYS_renameat2), // RENAME
-    any(libc::SYS_geteuid), // who is this thread acting for
-    any(libc::SYS_getegid), // and its group
-    any(libc::SYS_setresuid), // becomes the one who asks, and itself again
-    any(libc::SYS_setresgid), // his group
-    any(libc::SYS_setgroups), // the group by which he may
-    any(libc::SYS_capget), // set-id bits go: without CAP_FSETID for one call
-    any(libc::SYS_capset), // the same
+    one_of(libc::SYS_fcntl, 1, &[F_DUPFD_CLOEXEC]), // a file that was opened is known, open and handed over
+    any(libc::SYS_statx),                           // GETATTR, LOOKUP
+    any(libc::SYS_fstatfs),                         // STATFS
+    any(libc::SYS_readlinkat),                      // READLINK
+    any(libc::SYS_getdents64),                      // READDIR
+    any(libc::SYS_lseek),                           // LSEEK, READDIR
+    any(libc::SYS_ftruncate),                       // SETATTR: size
+    any(libc::SYS_fchmod),                          // mode, of an open file
+    any(libc::SYS_fchmodat),                        // mode
+    any(libc::SYS_fchownat),                        // owner
+    any(libc::SYS_utimensat),                       // times
+    any(libc::SYS_fallocate),                       // FALLOCATE
+    any(libc::SYS_fsync),                           // FSYNC, FSYNCDIR
+    any(libc::SYS_fdatasync),                       // FSYNC of the data
+    any(libc::SYS_mkdirat),                         // MKDIR
+    any(libc::SYS_mknodat),                         // MKNOD
+    any(libc::SYS_symlinkat),                       // SYMLINK
+    any(libc::SYS_linkat),                          // LINK
+    any(libc::SYS_unlinkat),                        // UNLINK, RMDIR
+    any(libc::SYS_renameat2),                       // RENAME
+    any(libc::SYS_geteuid),                         // who is this thread acting for
+    any(libc::SYS_getegid),                         // and its group
+    any(libc::SYS_setresuid),                       // becomes the one who asks, and itself again
+    any(libc::SYS_setresgid),                       // his group
+    any(libc::SYS_setgroups),                       // the group by which he may
+    any(libc::SYS_capget),    // set-id bits go: without CAP_FSETID for one call
+    any(libc::SYS_capset),    // the same
     any(libc::SYS_getrandom), // the keys of this thread's hash tables
 ];
 

@@ -1,14 +1,14 @@
-//! Every operation of the tree once, by a thread that may make the file server's system calls only. One
-//! that is missing from its list ends the process of these tests, and names the call.
+//! Every operation of the tree once, by two threads: one may make the file server's system calls only, the other
+//! those of the device's thread. A call that is missing from a list ends the process of these tests, and is named.
 
 use std::fs;
 use std::thread;
 
 use virtiofsd::fuse::{Opcode, ROOT_ID};
 
-use super::super::Tree;
-use super::super::worker::own_directory;
+use super::super::tree_for_test;
 use super::{Guest, c_string, linux_flags, tree};
+use crate::file_server::FileServer;
 use crate::seccomp::{Thread, apply};
 
 /// `FATTR_MODE`, `_UID`, `_GID`, `_SIZE`, `_ATIME_NOW`, `_MTIME`, `_FH`, `_KILL_SUIDGID` (Linux
@@ -119,14 +119,15 @@ impl Guest {
 }
 
 #[test]
-fn the_file_server_keeps_to_its_system_calls() {
+fn file_server_and_device_keep_to_their_system_calls() {
     let tree = tree();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     fs::set_permissions(tree.path(), mode).unwrap();
-    let root = tree.path().to_owned();
+    let confine = || apply(Thread::FileServer).unwrap();
+    let served = tree_for_test(tree.path(), 512);
+    let server = FileServer::on_a_thread_that(served, confine);
     let confined = thread::spawn(move || {
-        own_directory().unwrap();
-        let mut guest = Guest::with_tree(Tree::for_test(&root));
+        let mut guest = Guest::with_server(server);
         apply(Thread::Fs).unwrap();
         assert_eq!(guest.init(linux_flags().bits()), 0);
         for (uid, name) in [(0, "by-root"), (1234, "by-user")] {

@@ -11,8 +11,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::request::RequestServer;
-use super::worker::{Worker, own_directory};
-use super::{QUEUE_SIZES, TAG, Tree};
+use super::worker::Worker;
+use super::{QUEUE_SIZES, TAG};
+use crate::file_server::FileServer;
 use crate::gate::Gate;
 use crate::seccomp::Thread;
 use crate::virtio::standby::Standby;
@@ -30,26 +31,23 @@ pub struct FsDevice {
 }
 
 impl FsDevice {
-    /// A device that serves `tree` and stops at `gate`. `on_end` is called, on the worker's thread,
+    /// A device whose files `server` opens, and that stops at `gate`. `on_end` is called, on the worker's thread,
     /// when it can't serve any more, which the guest can provoke; whoever waits for a file then waits
     /// for ever, so the VM is to be ended.
     ///
     /// # Errors
     /// `eventfd(2)`'s and `clone(2)`'s.
     pub fn new(
-        tree: Tree,
+        server: FileServer,
         gate: &Gate,
         on_end: impl FnOnce(&(dyn Error + 'static)) + Send + 'static,
     ) -> io::Result<Self> {
-        let (server, gate) = (RequestServer::new(tree), gate.clone());
+        let (server, gate) = (RequestServer::new(server), gate.clone());
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let standby = Standby::spawn(VIRTIO_ID_FS, Thread::Fs, move |waiting| {
-            let serve = || {
-                own_directory()?;
-                match waiting.wait()? {
-                    Some(activation) => Err(Worker::new(server, activation)?.run(&gate, &wake)),
-                    None => Ok(()),
-                }
+            let serve = || match waiting.wait()? {
+                Some(activation) => Err(Worker::new(server, activation)?.run(&gate, &wake)),
+                None => Ok(()),
             };
             if let Err(error) = serve() {
                 on_end(&error);
@@ -112,8 +110,9 @@ mod tests {
     use super::*;
 
     fn device() -> FsDevice {
-        let tree = Tree::for_test(std::path::Path::new("/nonexistent"));
-        FsDevice::new(tree, &Gate::default(), |_| {}).unwrap()
+        let tree = super::super::tree_for_test(std::path::Path::new("/nonexistent"), 512);
+        let server = FileServer::on_a_thread(tree);
+        FsDevice::new(server, &Gate::default(), |_| {}).unwrap()
     }
 
     #[test]

@@ -6,7 +6,7 @@
     reason = "a panic is what a target reports by"
 )]
 
-mod request;
+pub(crate) mod request;
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +14,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use arbitrary::{Result, Unstructured};
-use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Resource, Rlimit, getegid, geteuid, setrlimit};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tempfile::TempDir;
@@ -22,11 +21,12 @@ use virtio_queue::QueueOwnedT;
 use virtiofsd::fuse::{EntryOut, Opcode};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use self::request::Known;
+pub(crate) use self::request::Known;
 use super::request::RequestServer;
 use super::view::MemoryView;
 use super::worker::{Worker, WorkerError};
-use super::{QUEUE_SIZES, Tree};
+use super::{QUEUE_SIZES, tree_for_test};
+use crate::file_server::FileServer;
 use crate::virtio::fuzz::{GuestRing, NEXT, WRITE, event, near};
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
@@ -42,7 +42,7 @@ const ANSWER_HEADER_BYTES: usize = 16;
 /// What lies where no answer is.
 const UNTOUCHED: u8 = 0x5a;
 /// As the builder gives a task.
-const GUEST_FDS: u64 = 64;
+pub(crate) const GUEST_FDS: u64 = 64;
 /// Largest file: what is asked for must not fill the host.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Most requests of one input.
@@ -76,12 +76,12 @@ pub fn prepare() -> std::result::Result<(), String> {
 }
 
 /// Two directories: one is served, what lies in the other is nobody's.
-struct Host {
+pub(crate) struct Host {
     base: TempDir,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let base = tempfile::tempdir().unwrap();
         let host = Self { base };
         fs::create_dir(host.outside()).unwrap();
@@ -99,18 +99,17 @@ impl Host {
         self.base.path().join("outside")
     }
 
-    fn tree(&self) -> PathBuf {
+    pub(crate) fn tree(&self) -> PathBuf {
         self.base.path().join("tree")
     }
 
     fn server(&self) -> RequestServer {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let proc_self_fd = open("/proc/self/fd", flags, Mode::empty()).unwrap();
-        RequestServer::new(Tree::new(&self.tree(), proc_self_fd, GUEST_FDS).unwrap())
+        let tree = tree_for_test(&self.tree(), GUEST_FDS);
+        RequestServer::new(FileServer::on_a_thread(tree))
     }
 
     /// Nothing outside has changed, and inside are files, directories and symlinks only.
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         let outside: Vec<_> = fs::read_dir(self.outside()).unwrap().collect();
         assert_eq!(outside.len(), 1, "outside: {outside:?}");
         let secret = fs::read_to_string(self.outside().join("secret")).unwrap();
@@ -249,7 +248,7 @@ impl Guest<'_> {
         ring.offer(0);
         let mut queue = ring.queue();
         let chain = queue.iter(self.memory).unwrap().next().unwrap();
-        let written = self.server.serve(&self.view, chain) as usize;
+        let written = self.server.serve(&self.view, chain).unwrap() as usize;
         assert!(written <= room.iter().sum(), "{written} bytes of answer");
         let mut answer = self.answer_area();
         answer.truncate(written);
@@ -267,7 +266,7 @@ impl Guest<'_> {
 
 impl Known {
     /// Keeps the nodes and handles that an answer names, for later requests.
-    fn learn(&mut self, opcode: u32, answer: &[u8]) {
+    pub(crate) fn learn(&mut self, opcode: u32, answer: &[u8]) {
         let word = |at: usize| {
             answer
                 .get(at..at + 8)

@@ -1,115 +1,189 @@
 //! One request: a descriptor chain with a FUSE message in its readable and room for the answer in its
 //! writable part (virtio 1.2 §5.11.6).
 
+use std::io::{self, Read as _, Write as _};
+
 use virtio_queue::DescriptorChain;
 use virtiofsd::descriptor_utils::{Reader, Writer};
-use virtiofsd::filesystem::{Context, FileSystem};
-use virtiofsd::fuse::{
-    BatchForgetIn, ForgetIn, ForgetOne, InHeader, Opcode, OutHeader, ReadIn, WriteIn,
-};
+use virtiofsd::fuse::{InHeader, Opcode, OutHeader, ReadIn, ReleaseIn, WriteIn};
 use virtiofsd::server::Server;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{ByteValued, GuestMemoryMmap};
 
+use super::client::{Client, ClientError, object};
+use super::open_files::{OpenFiles, REQUEST_BYTES_MAX};
 use super::view::MemoryView;
-use super::{REQUEST_BYTES_MAX, Tree};
-
-/// Most inodes of one BATCH_FORGET request.
-const FORGET_COUNT_MAX: u32 = 4096;
+use crate::file_server::FileServer;
+use crate::file_server::message::{BYTES_MAX, bare_answer, is_answered, is_served};
 
 /// A message's header and arguments, names among them, without the bytes of a READ or WRITE.
 const HEAD_BYTES_MAX: usize = 2 * 4096;
 /// What stands before the bytes of a WRITE.
 const WRITE_HEAD_BYTES: usize = size_of::<InHeader>() + size_of::<WriteIn>();
-/// Longest message, either way.
-const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX as usize + HEAD_BYTES_MAX;
+/// Where a READDIR says how many bytes it takes: behind the header, the handle and the offset.
+const READDIR_SIZE_AT: usize = size_of::<InHeader>() + 16;
+const READDIR_SIZE_END: usize = READDIR_SIZE_AT + size_of::<u32>();
 
-/// Decodes requests and has them carried out.
+/// Most bytes of names that one READDIR answers.
+const READDIR_BYTES_MAX: u32 = 28 * 1024;
+const _: () = assert!(READDIR_BYTES_MAX as usize + size_of::<OutHeader>() <= BYTES_MAX);
+
+/// Decodes requests and has them carried out: READ and WRITE here, by virtiofsd's library, all that needs a path or
+/// an owner by the file server.
 pub(super) struct RequestServer {
-    server: Server<Tree>,
-    tree: Tree,
+    moves: Server<OpenFiles>,
+    files: OpenFiles,
+    client: Client,
+    request: Vec<u8>,
 }
 
 impl RequestServer {
-    pub(super) fn new(tree: Tree) -> Self {
+    pub(super) fn new(server: FileServer) -> Self {
+        let files = OpenFiles::default();
         Self {
-            server: Server::new(tree.clone()),
-            tree,
+            moves: Server::new(files.clone()),
+            files,
+            client: Client::new(server),
+            request: Vec::with_capacity(BYTES_MAX),
         }
+    }
+
+    /// Where the end of the file server shows.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Carries out one request; answers with the number of bytes written. What makes no sense is
     /// returned unanswered: Linux's driver sends nothing of the kind.
+    ///
+    /// # Errors
+    /// [`ClientError`]: no request can be carried out any more.
     pub(super) fn serve(
-        &self,
+        &mut self,
         memory: &MemoryView,
         chain: DescriptorChain<&GuestMemoryMmap>,
-    ) -> u32 {
+    ) -> Result<u32, ClientError> {
         let reader = Reader::new(memory.server(), chain.clone());
         let writer = Writer::new(memory.server(), chain);
-        let (Ok(mut reader), Ok(mut writer)) = (reader, writer) else {
+        let (Ok(reader), Ok(writer)) = (reader, writer) else {
             log::warn!("virtio-fs: a request lies outside of guest memory");
-            return 0;
+            return Ok(0);
         };
+        let header: Option<InHeader> = reader.clone().read_obj().ok();
+        let Some(header) = header else {
+            log::warn!("virtio-fs: a request without a header");
+            return Ok(0);
+        };
+        // An answer's header is taken for granted; so only the requests that have no answer may come without room
+        // for one.
+        if is_answered(header.opcode) && writer.available_bytes() < size_of::<OutHeader>() {
+            log::warn!("virtio-fs: a request without room for its answer");
+            return Ok(0);
+        }
+        let written = match header.opcode {
+            opcode if moves(opcode) => self.move_bytes(reader, writer),
+            opcode if is_served(opcode) => self.pass_on(reader, writer)?,
+            _ => answer(writer, bare_answer(header.unique, -libc::ENOSYS).as_slice()),
+        };
+        Ok(written.unwrap_or_else(|error| {
+            log::warn!("virtio-fs: {error}");
+            0
+        }))
+    }
+
+    /// READ and WRITE.
+    fn move_bytes(&self, mut reader: Reader<'_>, mut writer: Writer<'_>) -> io::Result<u32> {
         let (request_bytes, answer_bytes) = bounds(reader.clone());
         // An error means that the message is shorter than its bound.
         let _rest = reader.split_at(request_bytes);
         let _rest = writer.split_at(answer_bytes);
-        // The library takes it for granted that an answer's header fits; so only the requests that
-        // have no answer may come without room for one.
-        if writer.available_bytes() < size_of::<OutHeader>() {
-            if self.forget(reader).is_err() {
-                log::warn!("virtio-fs: a request without room for its answer");
-            }
-            return 0;
-        }
-        match self.server.handle_message(reader, writer, None::<&mut ()>) {
-            Ok(written) => u32::try_from(written).unwrap_or(u32::MAX),
-            Err(err) => {
-                log::warn!("virtio-fs: {err}");
-                0
-            }
-        }
+        let written = self.moves.handle_message(reader, writer, None::<&mut ()>);
+        let written = written.map_err(io::Error::other)?;
+        u32::try_from(written).map_err(io::Error::other)
     }
 
-    /// FORGET and BATCH_FORGET, decoded here: the message is read once, so that a guest that changes
-    /// it meanwhile can't have it taken for another.
-    fn forget(&self, mut reader: Reader<'_>) -> std::io::Result<()> {
-        let header: InHeader = reader.read_obj()?;
-        let context = Context::from(header);
-        if header.opcode == Opcode::Forget as u32 {
-            let ForgetIn { nlookup } = reader.read_obj()?;
-            self.tree.forget(context, header.nodeid, nlookup);
-        } else if header.opcode == Opcode::BatchForget as u32 {
-            let BatchForgetIn { count, .. } = reader.read_obj()?;
-            for _ in 0..count.min(FORGET_COUNT_MAX) {
-                let ForgetOne { nodeid, nlookup } = reader.read_obj()?;
-                self.tree.forget(context, nodeid, nlookup);
-            }
-        } else {
-            return Err(std::io::ErrorKind::InvalidData.into());
+    /// All else. The message is copied out of the guest's memory once, and what is passed on is the copy, so that a
+    /// guest that changes the message meanwhile cannot have it taken for another.
+    fn pass_on(
+        &mut self,
+        mut reader: Reader<'_>,
+        writer: Writer<'_>,
+    ) -> Result<io::Result<u32>, ClientError> {
+        let is_too_long = reader.available_bytes() > BYTES_MAX;
+        let length = reader.available_bytes().min(BYTES_MAX);
+        self.request.resize(length, 0);
+        if let Err(error) = reader.read_exact(&mut self.request) {
+            return Ok(Err(error));
         }
-        Ok(())
+        let header: InHeader = object(&self.request, 0).unwrap_or_default();
+        let served = is_served(header.opcode);
+        if !served || !is_answered(header.opcode) {
+            if served && !is_too_long {
+                self.client.tell(&self.request)?;
+            }
+            return Ok(Ok(0));
+        }
+        if is_too_long {
+            let too_long = bare_answer(header.unique, -libc::E2BIG);
+            return Ok(answer(writer, too_long.as_slice()));
+        }
+        self.follow(&header);
+        let (bytes, opened) = self.client.ask(&header, &self.request)?;
+        let written = answer(writer, bytes);
+        if let (Ok(_), Some((handle, file))) = (&written, opened) {
+            self.files.insert(handle, file);
+        }
+        Ok(written)
+    }
+
+    /// What a request means for the files that are open here, and what it may ask for.
+    fn follow(&mut self, header: &InHeader) {
+        let is = |opcode: Opcode| header.opcode == opcode as u32;
+        if is(Opcode::Destroy) {
+            self.files.clear();
+        }
+        // The file server knows one kind of handle.
+        if is(Opcode::Release) || is(Opcode::Releasedir) {
+            let release: Option<ReleaseIn> = object(&self.request, size_of::<InHeader>());
+            self.files.remove(release.unwrap_or_default().fh);
+        }
+        if is(Opcode::Readdir) {
+            let size: Option<u32> = object(&self.request, READDIR_SIZE_AT);
+            let size = size.unwrap_or_default().min(READDIR_BYTES_MAX);
+            let field = self.request.get_mut(READDIR_SIZE_AT..READDIR_SIZE_END);
+            if let Some(field) = field {
+                field.copy_from_slice(&size.to_le_bytes());
+            }
+        }
     }
 }
 
-/// Most bytes of a message that the library gets to see: of the request, and of room for its answer.
+fn moves(opcode: u32) -> bool {
+    opcode == Opcode::Read as u32 || opcode == Opcode::Write as u32
+}
+
+/// Writes an answer whole, or none.
+fn answer(mut writer: Writer<'_>, bytes: &[u8]) -> io::Result<u32> {
+    if writer.available_bytes() < bytes.len() {
+        return Err(io::Error::other("an answer without enough room"));
+    }
+    writer.write_all(bytes)?;
+    u32::try_from(bytes.len()).map_err(io::Error::other)
+}
+
+/// Most bytes of a READ or WRITE that the library gets to see: of the request, and of room for its answer.
 ///
 /// The library moves whole descriptors, and says EIO when that was more than READ or WRITE asked for. So
-/// theirs are cut to what is asked for, and all others to what any message may be. A guest that changes
-/// the header meanwhile gets a request that is cut elsewhere, never one that is longer.
+/// theirs are cut to what is asked for. A guest that changes the header meanwhile gets a request that is cut
+/// elsewhere, never one that is longer.
 fn bounds(mut request: Reader<'_>) -> (usize, usize) {
     let moved = |size: u32| size.min(REQUEST_BYTES_MAX) as usize;
     let header: Option<InHeader> = request.read_obj().ok();
-    let opcode = header.map(|header| header.opcode);
-    if opcode == Some(Opcode::Read as u32) {
+    if header.is_some_and(|header| header.opcode == Opcode::Read as u32) {
         let size = request.read_obj::<ReadIn>().map_or(0, |read| read.size);
         let room = size_of::<OutHeader>().saturating_add(moved(size));
         return (HEAD_BYTES_MAX, room);
     }
-    if opcode == Some(Opcode::Write as u32) {
-        let size = request.read_obj::<WriteIn>().map_or(0, |write| write.size);
-        let bytes = WRITE_HEAD_BYTES.saturating_add(moved(size));
-        return (bytes, HEAD_BYTES_MAX);
-    }
-    (MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX)
+    let size = request.read_obj::<WriteIn>().map_or(0, |write| write.size);
+    let bytes = WRITE_HEAD_BYTES.saturating_add(moved(size));
+    (bytes, HEAD_BYTES_MAX)
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use tempfile::TempDir;
 use virtio_queue::{Queue, QueueT};
 use virtiofsd::filesystem::FsOptions;
@@ -28,7 +29,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::request::RequestServer;
 use super::worker::{Worker, WorkerError};
-use super::{QUEUE_SIZES, Tree};
+use super::{QUEUE_SIZES, tree_for_test};
+use crate::file_server::FileServer;
 use crate::gate::Gate;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
@@ -74,7 +76,7 @@ fn queue() -> Queue {
 }
 
 impl Guest {
-    fn with_tree(tree: Tree) -> Self {
+    fn with_server(server: FileServer) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let kick = event();
         let active = |kick| ActiveQueue {
@@ -87,7 +89,7 @@ impl Guest {
             queues: vec![active(event()), active(kick.try_clone().unwrap())],
             interrupt: Interrupt::new(event()),
         };
-        let worker = Worker::new(RequestServer::new(tree), activation).unwrap();
+        let worker = Worker::new(RequestServer::new(server), activation).unwrap();
         Self {
             memory,
             worker,
@@ -99,9 +101,13 @@ impl Guest {
 
     /// A guest that has mounted `root`.
     fn mounted(root: &Path) -> Self {
-        let mut guest = Self::with_tree(Tree::for_test(root));
+        let mut guest = Self::unmounted(root);
         assert_eq!(guest.init(linux_flags().bits()), 0);
         guest
+    }
+
+    fn unmounted(root: &Path) -> Self {
+        Self::with_server(FileServer::on_a_thread(tree_for_test(root, 512)))
     }
 
     fn init(&mut self, flags: u64) -> i32 {
@@ -325,6 +331,7 @@ fn an_unprivileged_owner_is_bound_by_permissions() {
     assert_eq!(guest.create("new", libc::O_RDWR).0, 0);
 }
 
+/// The VMM has no capability on the host, whoever writes in the guest.
 #[test]
 fn a_write_takes_set_id_bits_away() {
     let tree = tree();
@@ -334,21 +341,16 @@ fn a_write_takes_set_id_bits_away() {
     let mut guest = Guest::mounted(tree.path());
     let node = guest.lookup(ROOT_ID, "tool").unwrap().nodeid;
     let fh = guest.open(node, libc::O_WRONLY).unwrap().fh;
-    const WRITE_KILL_SUIDGID: u32 = 4;
-    assert_eq!(guest.write(node, fh, 0, b"y"), 0);
-    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o4755);
-    let head = WriteIn {
-        fh,
-        size: 1,
-        write_flags: WRITE_KILL_SUIDGID,
-        ..WriteIn::default()
-    };
-    assert_eq!(
-        guest
-            .call(Opcode::Write, node, &[head.as_slice(), b"y"].concat())
-            .0,
-        0
-    );
+    let vmm = thread::spawn(move || {
+        let nothing = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, nothing).unwrap();
+        guest.write(node, fh, 0, b"y")
+    });
+    assert_eq!(vmm.join().unwrap(), 0);
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755);
 }
 
@@ -386,6 +388,15 @@ fn only_regular_files_and_directories_are_opened() {
         }
         assert_eq!(guest.create(name, libc::O_WRONLY).0, libc::EBADF, "{name}");
     }
+}
+
+/// Linux asks by OPENDIR for a directory.
+#[test]
+fn a_directory_that_is_opened_as_a_file_has_no_bytes() {
+    let tree = tree();
+    let mut guest = Guest::mounted(tree.path());
+    let fh = guest.open(ROOT_ID, libc::O_RDONLY).unwrap().fh;
+    assert_eq!(guest.read(ROOT_ID, fh, 0, 10).0, libc::EBADF);
 }
 
 #[test]
@@ -473,7 +484,7 @@ fn a_guest_cannot_hold_more_descriptors_than_its_share() {
 #[test]
 fn a_driver_without_submounts_is_refused() {
     let tree = tree();
-    let mut guest = Guest::with_tree(Tree::for_test(tree.path()));
+    let mut guest = Guest::unmounted(tree.path());
     assert_eq!(
         guest.init(linux_flags().difference(FsOptions::SUBMOUNTS).bits()),
         libc::EPROTO
@@ -484,7 +495,7 @@ fn a_driver_without_submounts_is_refused() {
 #[test]
 fn the_answer_to_init_fits_linux() {
     let tree = tree();
-    let mut guest = Guest::with_tree(Tree::for_test(tree.path()));
+    let mut guest = Guest::unmounted(tree.path());
     let flags = linux_flags().bits();
     let out: InitOut = guest.get(Opcode::Init, 0, &init_body(flags)).unwrap();
     assert_eq!((out.major, out.max_write), (7, 1 << 20));

@@ -5,11 +5,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::client::ClientError;
 use super::request::RequestServer;
 use super::view::{MemoryView, ViewError};
 use crate::gate::Gate;
@@ -40,10 +40,13 @@ pub(super) enum WorkerError {
     #[error("the guest's queue {0} announces requests that do not exist")]
     Empty(usize),
     /// Guest memory is not what the server's library takes.
-    #[error("the file server cannot start")]
+    #[error("the file system device cannot start")]
     View(#[from] ViewError),
+    /// Nobody opens files any more.
+    #[error(transparent)]
+    FileServer(#[from] ClientError),
     /// It may not work without its filter.
-    #[error("the file server cannot be confined")]
+    #[error("the thread of the file system device cannot be confined")]
     Confine(#[from] SeccompError),
     /// A system call failed.
     #[error("cannot {call}")]
@@ -89,20 +92,26 @@ impl Worker {
 
     fn wait_and_serve(&mut self, wake: &EventFd) -> Result<(), WorkerError> {
         let wait_error = os("wait for requests");
-        let mut kicks = Vec::with_capacity(self.queues.len().saturating_add(1));
+        let mut kicks = Vec::with_capacity(self.queues.len().saturating_add(2));
         for event in self.queues.iter().map(|active| &active.kick).chain([wake]) {
             // SAFETY: the queues and `wake` outlive this call.
             let kick = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
             kicks.push(PollFd::from_borrowed_fd(kick, PollFlags::IN));
         }
+        let server = self.server.client().socket();
+        kicks.push(PollFd::from_borrowed_fd(server, PollFlags::IN));
         match poll(&mut kicks, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(wait_error(errno.into())),
         }
+        let server_ended = kicks.pop().is_some_and(|end| !end.revents().is_empty());
         let kicked: Vec<bool> = kicks
             .iter()
             .map(|kick| !kick.revents().is_empty())
             .collect();
+        if server_ended {
+            return Err(ClientError::Ended.into());
+        }
         for (index, kicked) in kicked.into_iter().enumerate() {
             if kicked {
                 self.serve_queue(index)?;
@@ -128,7 +137,7 @@ impl Worker {
             let mut served = false;
             while let Some(chain) = queue.iter(memory).map_err(ring)?.next() {
                 let head = chain.head_index();
-                let written = self.server.serve(&self.memory, chain);
+                let written = self.server.serve(&self.memory, chain)?;
                 queue.add_used(memory, head, written).map_err(ring)?;
                 served = true;
                 // At once: the driver may wait for this answer before it sends the next request.
@@ -153,13 +162,6 @@ fn take_kick(event: &EventFd) -> Result<(), WorkerError> {
         Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(os("take a kick")(err)),
         _ => Ok(()),
     }
-}
-
-/// The file server changes the working directory and the umask of its thread in places.
-pub(super) fn own_directory() -> Result<(), WorkerError> {
-    // SAFETY: only the file system attributes are unshared, which this thread alone uses from now on.
-    let unshared = unsafe { unshare_unsafe(UnshareFlags::FS) };
-    unshared.map_err(|errno| os("get a working directory of its own")(errno.into()))
 }
 
 fn os(call: &'static str) -> impl FnOnce(io::Error) -> WorkerError {

@@ -39,13 +39,13 @@ const DATA_BYTES_MAX: u16 = 4096;
 
 /// What earlier answers have named.
 #[derive(Default)]
-pub(super) struct Known {
-    pub(super) nodes: Vec<u64>,
-    pub(super) handles: Vec<u64>,
+pub(crate) struct Known {
+    pub(crate) nodes: Vec<u64>,
+    pub(crate) handles: Vec<u64>,
 }
 
 /// A request for `node`, from root.
-pub(super) fn header(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+pub(crate) fn header(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
     let len = u32::try_from(HEADER_BYTES + body.len()).unwrap_or(u32::MAX);
     let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
     bytes.extend_from_slice(&len.to_le_bytes());
@@ -59,7 +59,7 @@ pub(super) fn header(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
 }
 
 /// INIT as Linux 6.12 sends it, as far as the server asks for it.
-pub(super) fn init() -> Vec<u8> {
+pub(crate) fn init() -> Vec<u8> {
     use virtiofsd::filesystem::FsOptions;
     let flags = FsOptions::SUBMOUNTS
         | FsOptions::HANDLE_KILLPRIV_V2
@@ -79,7 +79,7 @@ pub(super) fn init() -> Vec<u8> {
 }
 
 /// The offset and the size that a READ or WRITE names; zeros for all else.
-pub(super) fn moved(opcode: u32, request: &[u8]) -> (u64, u64) {
+pub(crate) fn moved(opcode: u32, request: &[u8]) -> (u64, u64) {
     if opcode != Opcode::Read as u32 && opcode != Opcode::Write as u32 {
         return (0, 0);
     }
@@ -95,7 +95,7 @@ pub(super) fn moved(opcode: u32, request: &[u8]) -> (u64, u64) {
 }
 
 /// Any request: mostly one that names what there is.
-pub(super) fn any(u: &mut Unstructured<'_>, known: &Known) -> Result<(u32, Vec<u8>)> {
+pub(crate) fn any(u: &mut Unstructured<'_>, known: &Known) -> Result<(u32, Vec<u8>)> {
     let opcode = u.int_in_range(1..=OPCODE_MAX)?;
     let mut body = Body {
         u,

@@ -1,31 +1,28 @@
 //! What may be done to the tree: an allow-list in front of virtiofsd's `PassthroughFs`.
 //!
-//! Every operation that is not named here answers ENOSYS, by the trait's own default: extended
-//! attributes and ACLs, locks (the guest's kernel keeps its own), ioctl, poll, bmap, copies within the
-//! host and `syncfs`, which would reach beyond the tree, and `flush`, a round trip for every `close`
-//! without a use where nothing is cached.
+//! Every operation that is not named here answers ENOSYS, by the trait's own default; the VMM passes on no other
+//! ([`super::message::is_served`]). A file that OPEN or CREATE has opened is handed to the VMM, which does READ and
+//! WRITE itself.
 
 use std::ffi::CStr;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::thread::{CapabilitySet, capabilities};
 use virtiofsd::filesystem::{
-    Context, Entry, Extensions, FileSystem, FsOptions, OpenOptions, SetattrValid, ZeroCopyReader,
-    ZeroCopyWriter,
+    Context, Entry, Extensions, FileSystem, FsOptions, OpenOptions, SetattrValid, ZeroCopyWriter,
 };
 use virtiofsd::fuse;
+use virtiofsd::oslib::ReadvFlags;
 use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, PassthroughFs};
 
 use super::set_id::WithoutFsetid;
 use super::values;
-
-/// Most bytes that one READ or WRITE request moves.
-pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
 /// Flags of `open(2)` a guest may choose. Not O_CREAT, O_TMPFILE, O_PATH, O_DIRECT, O_ASYNC.
 const OPEN_FLAGS: i32 = libc::O_ACCMODE
@@ -52,7 +49,13 @@ type Opened = (Option<Handle>, OpenOptions);
 
 /// A directory tree of the host; clones serve the same one.
 #[derive(Clone)]
-pub struct Tree(Arc<PassthroughFs>);
+pub struct Tree(Arc<Served>);
+
+struct Served {
+    files: PassthroughFs,
+    /// The file that the request under way has opened.
+    opened: Mutex<Option<OwnedFd>>,
+}
 
 impl Tree {
     /// The tree below `root`. `proc_self_fd` is `/proc/self/fd`, opened `O_PATH`; `guest_fds` bounds
@@ -79,15 +82,60 @@ impl Tree {
             killpriv_v2: false,
             ..Config::default()
         };
-        Ok(Self(Arc::new(PassthroughFs::new(config)?)))
+        Ok(Self(Arc::new(Served {
+            files: PassthroughFs::new(config)?,
+            opened: Mutex::new(None),
+        })))
     }
 
-    #[cfg(test)]
-    pub(super) fn for_test(root: &Path) -> Self {
-        use rustix::fs::{Mode, OFlags, open};
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let proc_self_fd = open("/proc/self/fd", flags, Mode::empty()).unwrap();
-        Self::new(root, proc_self_fd, 512).unwrap()
+    /// What the last request has opened, once: a descriptor of its own for the same open file.
+    pub(super) fn take_opened(&self) -> Option<OwnedFd> {
+        self.opened().take()
+    }
+
+    fn opened(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
+        // One thread serves a tree.
+        let opened = self.0.opened.lock();
+        opened.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn files(&self) -> &PassthroughFs {
+        &self.0.files
+    }
+
+    /// Keeps the file behind a new handle for [`Tree::take_opened`]. The library shows a file only to who reads
+    /// from it; so the "reader" here takes a descriptor of it and no byte.
+    fn hand_over(&self, ctx: Context, inode: Inode, handle: Option<Handle>) -> io::Result<()> {
+        let Some(handle) = handle else { return Ok(()) };
+        let mut taker = Taker(None);
+        let taken = self
+            .files()
+            .read(ctx, inode, handle, &mut taker, 0, 0, None, 0);
+        if let Err(error) = taken {
+            self.files()
+                .release(ctx, inode, 0, handle, false, false, None)?;
+            return Err(error);
+        }
+        *self.opened() = taker.0;
+        Ok(())
+    }
+}
+
+struct Taker(Option<OwnedFd>);
+
+impl ZeroCopyWriter for Taker {
+    fn read_from_file_at(
+        &mut self,
+        file: &File,
+        _count: usize,
+        _offset: u64,
+        _flags: Option<ReadvFlags>,
+    ) -> io::Result<usize> {
+        // The library opens directories, too; nobody reads bytes from one.
+        if file.metadata()?.is_file() {
+            self.0 = Some(file.try_clone()?.into());
+        }
+        Ok(0)
     }
 }
 
@@ -129,7 +177,7 @@ fn groups(mut extensions: Extensions) -> io::Result<Extensions> {
 macro_rules! pass {
     ($(fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $ret:ty)?;)*) => {
         $(fn $name(&self $(, $arg: $type)*) $(-> $ret)? {
-            self.0.$name($($arg),*)
+            self.files().$name($($arg),*)
         })*
     };
 }
@@ -163,11 +211,11 @@ impl FileSystem for Tree {
         if !capable.contains(NEEDED) {
             return errno(libc::EPROTO);
         }
-        Ok(self.0.init(capable)? | FsOptions::HANDLE_KILLPRIV_V2)
+        Ok(self.files().init(capable)? | FsOptions::HANDLE_KILLPRIV_V2)
     }
 
     fn lookup(&self, ctx: Context, parent: Inode, name: &CStr) -> io::Result<Entry> {
-        self.0.lookup(ctx, parent, component(name)?)
+        self.files().lookup(ctx, parent, component(name)?)
     }
 
     fn setattr(
@@ -180,16 +228,18 @@ impl FileSystem for Tree {
     ) -> io::Result<(fuse::Attr, Duration)> {
         values::setattr(&attr, valid)?;
         let _guard = WithoutFsetid::when(valid.contains(SetattrValid::KILL_SUIDGID))?;
-        self.0.setattr(ctx, inode, attr, handle, valid)
+        self.files().setattr(ctx, inode, attr, handle, valid)
     }
 
     fn open(&self, ctx: Context, inode: Inode, kill_priv: bool, flags: u32) -> io::Result<Opened> {
         let _guard = WithoutFsetid::when(kill_priv)?;
-        self.0.open(ctx, inode, false, open_flags(flags))
+        let (handle, options) = self.files().open(ctx, inode, false, open_flags(flags))?;
+        self.hand_over(ctx, inode, handle)?;
+        Ok((handle, options))
     }
 
     fn opendir(&self, ctx: Context, inode: Inode, flags: u32) -> io::Result<Opened> {
-        self.0.opendir(ctx, inode, open_flags(flags))
+        self.files().opendir(ctx, inode, open_flags(flags))
     }
 
     /// A file that exists already is opened, as the guest's kernel would have done had it known.
@@ -207,7 +257,7 @@ impl FileSystem for Tree {
         let name = component(name)?;
         values::maker(&ctx)?;
         let exclusive = open_flags(flags) | O_EXCL;
-        let created = self.0.create(
+        let created = self.files().create(
             ctx,
             parent,
             name,
@@ -219,61 +269,19 @@ impl FileSystem for Tree {
         );
         match created {
             Err(err) if err.kind() == io::ErrorKind::AlreadyExists && flags & O_EXCL == 0 => {
-                let entry = self.0.lookup(ctx, parent, name)?;
+                let entry = self.files().lookup(ctx, parent, name)?;
                 let (handle, options) = self
                     .open(ctx, entry.inode, kill_priv, flags)
-                    .inspect_err(|_| self.0.forget(ctx, entry.inode, 1))?;
+                    .inspect_err(|_| self.files().forget(ctx, entry.inode, 1))?;
                 Ok((entry, handle, options))
             }
-            other => other,
+            Ok((entry, handle, options)) => {
+                self.hand_over(ctx, entry.inode, handle)
+                    .inspect_err(|_| self.files().forget(ctx, entry.inode, 1))?;
+                Ok((entry, handle, options))
+            }
+            Err(err) => Err(err),
         }
-    }
-
-    fn read<W: ZeroCopyWriter>(
-        &self,
-        ctx: Context,
-        inode: Inode,
-        handle: Handle,
-        w: W,
-        size: u32,
-        offset: u64,
-        lock_owner: Option<u64>,
-        flags: u32,
-    ) -> io::Result<usize> {
-        let size = size.min(REQUEST_BYTES_MAX);
-        values::range(offset, size)?;
-        self.0
-            .read(ctx, inode, handle, w, size, offset, lock_owner, flags)
-    }
-
-    fn write<R: ZeroCopyReader>(
-        &self,
-        ctx: Context,
-        inode: Inode,
-        handle: Handle,
-        r: R,
-        size: u32,
-        offset: u64,
-        lock_owner: Option<u64>,
-        delayed_write: bool,
-        kill_priv: bool,
-        flags: u32,
-    ) -> io::Result<usize> {
-        let size = size.min(REQUEST_BYTES_MAX);
-        values::range(offset, size)?;
-        let _guard = WithoutFsetid::when(kill_priv)?;
-        self.0.write(
-            ctx,
-            inode,
-            handle,
-            r,
-            size,
-            offset,
-            lock_owner,
-            delayed_write,
-            false,
-            flags,
-        )
     }
 
     fn mkdir(
@@ -287,7 +295,7 @@ impl FileSystem for Tree {
     ) -> io::Result<Entry> {
         let name = component(name)?;
         values::maker(&ctx)?;
-        self.0
+        self.files()
             .mkdir(ctx, parent, name, mode, umask, groups(extensions)?)
     }
 
@@ -307,7 +315,7 @@ impl FileSystem for Tree {
         if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
             return errno(libc::EPERM);
         }
-        self.0
+        self.files()
             .mknod(ctx, parent, name, mode, rdev, umask, groups(extensions)?)
     }
 
@@ -321,20 +329,20 @@ impl FileSystem for Tree {
     ) -> io::Result<Entry> {
         let name = component(name)?;
         values::maker(&ctx)?;
-        self.0
+        self.files()
             .symlink(ctx, target, parent, name, groups(extensions)?)
     }
 
     fn link(&self, ctx: Context, inode: Inode, parent: Inode, name: &CStr) -> io::Result<Entry> {
-        self.0.link(ctx, inode, parent, component(name)?)
+        self.files().link(ctx, inode, parent, component(name)?)
     }
 
     fn unlink(&self, ctx: Context, parent: Inode, name: &CStr) -> io::Result<()> {
-        self.0.unlink(ctx, parent, component(name)?)
+        self.files().unlink(ctx, parent, component(name)?)
     }
 
     fn rmdir(&self, ctx: Context, parent: Inode, name: &CStr) -> io::Result<()> {
-        self.0.rmdir(ctx, parent, component(name)?)
+        self.files().rmdir(ctx, parent, component(name)?)
     }
 
     fn rename(
@@ -348,7 +356,8 @@ impl FileSystem for Tree {
     ) -> io::Result<()> {
         let (oldname, newname) = (component(oldname)?, component(newname)?);
         values::rename(flags)?;
-        self.0.rename(ctx, olddir, oldname, newdir, newname, flags)
+        self.files()
+            .rename(ctx, olddir, oldname, newdir, newname, flags)
     }
 
     fn fallocate(
@@ -361,7 +370,8 @@ impl FileSystem for Tree {
         length: u64,
     ) -> io::Result<()> {
         values::fallocate(mode, offset, length)?;
-        self.0.fallocate(ctx, inode, handle, mode, offset, length)
+        self.files()
+            .fallocate(ctx, inode, handle, mode, offset, length)
     }
 
     fn lseek(
@@ -373,6 +383,6 @@ impl FileSystem for Tree {
         whence: u32,
     ) -> io::Result<u64> {
         values::lseek(offset, whence)?;
-        self.0.lseek(ctx, inode, handle, offset, whence)
+        self.files().lseek(ctx, inode, handle, offset, whence)
     }
 }

@@ -41,7 +41,7 @@ fn allowed(is: bool, errno: i32) -> io::Result<()> {
 }
 
 /// The bytes that a READ or WRITE moves end at or before [`OFFSET_MAX`].
-pub(super) fn range(offset: u64, bytes: u32) -> io::Result<()> {
+pub(crate) fn range(offset: u64, bytes: u32) -> io::Result<()> {
     let end = offset.checked_add(u64::from(bytes));
     allowed(end.is_some_and(|end| end <= OFFSET_MAX), libc::EINVAL)
 }
