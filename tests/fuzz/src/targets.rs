@@ -49,6 +49,12 @@ pub const TARGETS: &[Target] = &[
         cpu_ms_max: 1000,
         ..target("fs_ring", vmm::fs_ring, 4 * MIB)
     },
+    Target {
+        prepare: Some(vmm::prepare_fuse),
+        cpu_ms_max: 1000,
+        ..target("file_server", vmm::file_server, 4 * MIB)
+    },
+    target("file_answers", vmm::file_answers, 256 * KIB),
     target("exits", vmm::exits, 64 * KIB),
     target("console", vmm::console, 64 * KIB),
     target("console_tail", vmm::console_tail, 64 * KIB),

@@ -26,6 +26,8 @@ targets![
     vsock_connection,
     fuse,
     fs_ring,
+    file_server,
+    file_answers,
     exits,
     console,
     console_tail,
