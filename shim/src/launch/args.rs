@@ -24,9 +24,9 @@ pub enum Action {
 pub struct Args {
     /// What to do.
     pub action: Action,
-    /// containerd's namespace; empty only for `-info` and `-v`.
+    /// containerd's namespace; empty for `-info` and `-v` only.
     pub namespace: String,
-    /// The task's id; empty only for `-info` and `-v`.
+    /// The task's id; empty for `-info` and `-v` only.
     pub id: String,
     /// containerd's gRPC socket.
     pub address: String,
@@ -115,7 +115,14 @@ impl Args {
             }
         };
         if let Some(action) = asked {
-            return Ok(Self { action, ..args });
+            // What needs no name has none, and so none that was not looked at.
+            let (namespace, id) = (String::new(), String::new());
+            return Ok(Self {
+                action,
+                namespace,
+                id,
+                ..args
+            });
         }
         args.action = parse_action(action.as_deref())?;
         match words.next() {
@@ -245,6 +252,10 @@ mod tests {
                 matches!(refused, Err(ArgsError::Identifier { flag: "id", .. })),
                 "{refused:?}"
             );
+        }
+        for asked in ["-v", "-info"] {
+            let asked = parse(&format!("-namespace ../n -id ../x {asked}")).unwrap();
+            assert!(asked.namespace.is_empty() && asked.id.is_empty());
         }
         let longest = "x".repeat(76);
         assert!(parse(&format!("-namespace n -address a -id {longest} start")).is_ok());
