@@ -90,6 +90,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::io::Read;
 
     fn through_a_pipe(report: &Report) -> Option<Report> {
@@ -125,5 +126,40 @@ mod tests {
     fn silence_and_noise_are_no_report() {
         assert_eq!(Report::parse(b""), None);
         assert_eq!(Report::parse(b"?"), None);
+    }
+
+    /// What arrives, and no more of it than a report may have.
+    fn received(pieces: &[Vec<u8>]) -> Option<Report> {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let mut write = File::from(write);
+        pieces
+            .iter()
+            .for_each(|piece| write.write_all(piece).unwrap());
+        drop(write);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build();
+        runtime.unwrap().block_on(Report::receive(read)).unwrap()
+    }
+
+    proptest! {
+        /// A program that has taken over its runner writes to PID 1 what it likes.
+        #[test]
+        fn any_bytes_are_a_bounded_report_or_none(
+            tag in prop::option::of(prop::sample::select(&b"cmif?"[..])),
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 0..4),
+        ) {
+            let pieces = [vec![tag.into_iter().collect()], pieces].concat();
+            let bytes = pieces.concat();
+            let report = received(&pieces);
+            prop_assert_eq!(&report, &Report::parse(&bytes[..bytes.len().min(REPORT_BYTES_MAX)]));
+            match report {
+                None => prop_assert!(!bytes.first().is_some_and(|tag| b"cmif".contains(tag))),
+                Some(Report::Ready(_)) => prop_assert!(b"cm".contains(&bytes[0])),
+                Some(Report::Refused(text) | Report::Failed(text)) => {
+                    prop_assert!(b"if".contains(&bytes[0]) && text.len() <= SENTENCE_BYTES_MAX);
+                }
+            }
+        }
     }
 }

@@ -281,6 +281,7 @@ fn token(field: &'static str, value: &str) -> Result<Option<u64>, RequestError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::{any as anything, *};
     use wasmvm_protocol::agent::DeviceMount;
 
     fn any(type_url: &str, message: &impl Message) -> MessageField<Any> {
@@ -393,5 +394,133 @@ mod tests {
         assert_eq!(window_size(&resize).unwrap(), WindowSize { columns, rows });
         resize.height = 65536;
         assert!(window_size(&resize).is_err());
+    }
+
+    /// Strings at which a check turns, and any others.
+    fn text() -> impl Strategy<Value = String> {
+        const EDGES: [&str; 10] = [
+            "",
+            "A=b",
+            "=",
+            "/",
+            "/a/../b",
+            "/..",
+            "a\0",
+            "7",
+            "18446744073709551616",
+            "null",
+        ];
+        prop_oneof![
+            prop::sample::select(&EDGES[..]).prop_map(str::to_owned),
+            anything::<String>()
+        ]
+    }
+
+    fn texts() -> impl Strategy<Value = Vec<String>> {
+        prop::collection::vec(text(), 0..4)
+    }
+
+    prop_compose! {
+        fn any_program()(
+            args in texts(), env in texts(), masked_paths in texts(), cwd in text(),
+            devices in prop::collection::vec((text(), text()), 0..3),
+            umask in prop::option::of(anything::<u32>()), slot in prop_oneof![0..SLOTS_MAX + 2, anything::<u32>()],
+        ) -> Program {
+            let devices = devices.into_iter().map(|(device, destination)| DeviceMount {
+                device, destination, ..Default::default()
+            });
+            Program {
+                args, env, masked_paths, cwd, umask, slot,
+                devices: devices.collect(),
+                ..Default::default()
+            }
+        }
+    }
+
+    /// A program's bytes, some of them changed; or any bytes.
+    fn encoded() -> impl Strategy<Value = Vec<u8>> {
+        let change = (anything::<prop::sample::Index>(), anything::<u8>());
+        let changed = (any_program(), prop::option::of(change)).prop_map(|(program, change)| {
+            let mut bytes = program.write_to_bytes().unwrap();
+            if let Some((at, byte)) = change.filter(|_| !bytes.is_empty()) {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes
+        });
+        prop_oneof![3 => changed, 1 => prop::collection::vec(anything::<u8>(), 0..200)]
+    }
+
+    fn is_plain(path: &str) -> bool {
+        path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|part| part == "..")
+    }
+
+    /// What a request must be for the agent to act on it.
+    fn expect_sound(request: &LoadRequest) {
+        let LoadRequest { id, program, .. } = request;
+        assert!((1..=ID_BYTES_MAX).contains(&id.task.len()) && id.exec.len() <= ID_BYTES_MAX);
+        assert!(!program.args.is_empty());
+        assert!(
+            ![&program.args, &program.env]
+                .iter()
+                .any(|all| all.concat().contains('\0'))
+        );
+        assert!(
+            program
+                .env
+                .iter()
+                .all(|entry| entry.find('=').is_some_and(|at| at > 0))
+        );
+        assert!(program.slot < SLOTS_MAX && program.umask.is_none_or(|umask| umask <= 0o777));
+        let destinations = program.devices.iter().map(|mount| &mount.destination);
+        let mut paths = destinations.chain(&program.masked_paths);
+        assert!(
+            paths.all(|path| is_plain(path)) && (program.cwd.is_empty() || is_plain(&program.cwd))
+        );
+        let known = |name: &str| TASK_DEVICES.iter().any(|(device, ..)| *device == name);
+        assert!(program.devices.iter().all(|mount| known(&mount.device)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_is_sound_or_refused(
+            value in encoded(), type_url in prop_oneof![3 => Just(PROGRAM_TYPE_URL.to_owned()), 1 => text()],
+            id in text(), exec_id in text(), stdio in prop::array::uniform3(text()),
+        ) {
+            let any = Any { type_url, value, ..Default::default() };
+            let [stdin, stdout, stderr] = stdio;
+            let create = CreateTaskRequest {
+                id: id.clone(), stdin: stdin.clone(), stdout: stdout.clone(), stderr: stderr.clone(),
+                options: MessageField::some(any.clone()),
+                ..Default::default()
+            };
+            let exec = ExecProcessRequest {
+                id, exec_id, stdin, stdout, stderr,
+                spec: MessageField::some(any.clone()),
+                ..Default::default()
+            };
+            for request in [LoadRequest::create(&create), LoadRequest::exec(&exec)] {
+                match request {
+                    Ok(request) => expect_sound(&request),
+                    Err(refused) => prop_assert!(!refused.to_string().is_empty()),
+                }
+            }
+            let update = UpdateTaskRequest { resources: MessageField::some(any), ..Default::default() };
+            let _changed_or_refused = change(&update);
+        }
+
+        /// As ttrpc hands them over: whatever it is, it is decoded or it is not.
+        #[test]
+        fn any_bytes_of_a_request_are_sound_or_refused(bytes in prop::collection::vec(anything::<u8>(), 0..300)) {
+            if let Ok(create) = CreateTaskRequest::parse_from_bytes(&bytes)
+                && let Ok(request) = LoadRequest::create(&create)
+            {
+                expect_sound(&request);
+            }
+            if let Ok(resize) = ResizePtyRequest::parse_from_bytes(&bytes) {
+                let fits = resize.width <= 0xffff && resize.height <= 0xffff;
+                prop_assert_eq!(window_size(&resize).is_ok(), fits);
+            }
+        }
     }
 }
