@@ -17,7 +17,7 @@
 //! ```
 //!
 //! READ and WRITE are [`crate::virtio::fs`]'s. One request is under way at a time. Every message has one answer, but for FORGET and BATCH_FORGET
-//! ([`message::is_answered`]). Files go one way: the VMM cannot send a descriptor.
+//! (`message::is_answered`). Files go one way: the VMM cannot send a descriptor.
 //!
 //! # The ends
 //!
