@@ -17,25 +17,25 @@ use crate::vm::{VmEnd, end_behind_silence};
 /// Why a task was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// A FIFO of the request.
+    /// A stream of the request cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The bundle, the rootfs, the program or the host.
+    /// The bundle, the rootfs, the program or the host stands against the sandbox.
     #[error(transparent)]
     Sandbox(Refusal),
     /// The agent would not load the program.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The VM ended meanwhile.
+    /// The VM ended before the program was loaded.
     #[error("the VM ended before the program was loaded: {}{}", .0.reason, error::console(&.0.console_tail))]
     VmEnded(VmEnd),
-    /// `Delete` came first.
+    /// `Delete` of the task came while the task was being created; holds its id.
     #[error("task {0} was deleted while it was being created")]
     Aborted(String),
 }
 
 impl CreateError {
-    /// How containerd is answered.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -55,7 +55,7 @@ impl From<CreateError> for Refusal {
 }
 
 impl Task {
-    /// Boots the VM and loads the program: the task's pid.
+    /// Boots the VM, loads the program and returns the task's pid.
     pub(super) async fn create(
         self: &Arc<Self>,
         maker: &dyn SandboxMaker,
@@ -91,7 +91,7 @@ impl Task {
     }
 
     async fn aborted(&self) -> CreateError {
-        // Fails only when the sender is gone, and the sender is ours.
+        // `wait_for` fails only without a sender, and the task holds the sender.
         let _ = self.abort.subscribe().wait_for(|abort| *abort).await;
         CreateError::Aborted(self.order.id.clone())
     }
@@ -104,7 +104,7 @@ impl Task {
         let load = async {
             let agent = Agent::connect(sandbox, &self.order.id, self.flow.clock()).await?;
             let streams = match agent.create(sandbox, stdio, self.init.terminal).await {
-                // Nothing of the tenant has run, so the agent is still ours to believe.
+                // Nothing of the tenant has run, so the agent's answer can still be believed.
                 Err(error) if error.is_unfit() => {
                     tracing::warn!(task_id = %self.order.id, %error, "compiling it again");
                     sandbox
@@ -139,7 +139,7 @@ impl Task {
             agent,
             destroyed: tokio::sync::Mutex::new(false),
         };
-        // Both happen once: nobody else sets them while the task is being created.
+        // VM and state are set once: nothing else sets either while the task is being created.
         let set = self.vm.set(vm).is_ok();
         let told = self.init.make_telling(Move::Created, |_| {
             self.events.publish(Event::Create(self.create_event(pid)));
@@ -168,7 +168,7 @@ impl Task {
     }
 }
 
-/// What a broken connection to the agent means: the VM's end, if the VM has ended.
+/// Replaces the error of a silent agent by the VM's end, if the VM has ended.
 async fn explain(sandbox: &dyn TaskSandbox, error: CreateError) -> CreateError {
     let silent = matches!(&error, CreateError::Agent(agent) if agent.is_silence());
     if !silent {

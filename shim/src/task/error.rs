@@ -11,120 +11,115 @@ use crate::stdio::StdioError;
 /// Why a request about a task failed. Processes are named as in "task a" or "exec b of task a".
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
-    /// Not in this state.
+    /// The state of the process does not allow the request.
     #[error(transparent)]
     Illegal(#[from] IllegalMove),
-    /// Nothing to send a signal to.
+    /// The program of the named process has exited.
     #[error("the program of {0} has finished")]
     Finished(String),
-    /// Still in `Create`.
+    /// `Create` of the named task is not done.
     #[error("{0} is being created")]
     Unborn(String),
-    /// Only registered.
+    /// The named exec is registered, but has not been started.
     #[error("{0} has not been started")]
     NotStarted(String),
-    /// An exec needs an init.
+    /// Init of the named task does not run: there can be no exec, and no pause.
     #[error("the init process of {0} is not running; exec needs one that runs")]
     InitNotRunning(String),
-    /// A paused VM starts nothing.
+    /// The VM of the named task does not run: nothing can be started, and there is nothing to pause.
     #[error("{0} is paused; resume it first")]
     Paused(String),
-    /// Only what is paused can go on.
+    /// `Resume` came for a task whose VM is not paused.
     #[error("{0} is not paused")]
     NotPaused(String),
-    /// The VM stops as a whole.
+    /// SIGSTOP came for a single exec, but the VM stops only as a whole.
     #[error("{0} cannot be stopped or continued alone; pause the task instead")]
     StopsAlone(String),
-    /// Of this id.
+    /// The task has an exec of this id already.
     #[error("{0} exists already; delete it first")]
     Exists(String),
-    /// Given up, and perhaps still there.
+    /// The guest may still run the named exec, which was given up.
     #[error("the guest has not ended {0} yet, which was given up; use another exec id")]
     Lingers(String),
-    /// No such exec.
+    /// The task has no exec of this id.
     #[error("task {task} has no process {exec}")]
     NoProcess {
-        /// The task.
+        /// Id of the task, unique within its namespace.
         task: String,
-        /// The exec's id.
         exec: String,
     },
-    /// Too many execs at the same time.
+    /// The task has as many execs as there may be at the same time.
     #[error("{name} has {execs_max} execs already, the most there can be; delete one first")]
     TooMany {
-        /// The task.
+        /// The task, as in "task a".
         name: String,
-        /// The limit.
         execs_max: usize,
     },
-    /// An exec id that cannot be carried.
+    /// The exec id is empty, or too long for a stream's header.
     #[error("the exec id has {bytes} bytes; allowed are 1 to {bytes_max}")]
     ExecId {
-        /// Its length.
+        /// Length of the id in the request.
         bytes: usize,
-        /// The limit.
+        /// The longest id that a stream's header carries.
         bytes_max: usize,
     },
-    /// Ended before it began.
+    /// The named exec was killed before its program ran.
     #[error("{0} was killed before it ran")]
     Abandoned(String),
-    /// Not a signal of Linux.
+    /// The number is not a signal of Linux.
     #[error("signal {0} does not exist; Linux has 1 to {max}", max = signals::SIGNAL_MAX)]
     Signal(u32),
-    /// No terminal is that large.
+    /// The terminal is larger than `struct winsize` can say.
     #[error("a terminal of {width} columns and {height} rows is not possible; at most {max} of each are", max = u16::MAX)]
     Size {
-        /// Columns.
+        /// The width in the request, columns.
         width: u32,
-        /// Rows.
+        /// The height in the request, rows.
         height: u32,
     },
-    /// A FIFO of the request.
+    /// A stream of the request cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The agent refused or was silent.
+    /// The agent refused or did not answer in time.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The program of an exec.
+    /// The program of an exec cannot be found or mapped.
     #[error(transparent)]
     Program(Refusal),
     /// A poststart hook failed.
     #[error(transparent)]
     Hook(Refusal),
-    /// The VMM did not stop, or did not go on.
+    /// The VM was not stopped, or not resumed.
     #[error("cannot {action} {name}")]
     Vm {
-        /// `pause` or `resume`.
+        /// The request: `pause` or `resume`.
         action: &'static str,
-        /// The task.
         name: String,
-        /// What the VMM says.
         source: Refusal,
     },
-    /// Limits that cannot be held.
+    /// The new limits cannot be held.
     #[error(transparent)]
     Change(#[from] ChangeError),
-    /// What the task has used cannot be encoded.
+    /// The answer to Stats cannot be encoded.
     #[error("cannot encode what the task has used")]
     Encode(#[source] protobuf::Error),
-    /// A step on a thread of its own.
+    /// A blocking step, on a thread of its own, did not finish.
     #[error("cannot finish a step on a thread of its own")]
     Thread(#[source] io::Error),
-    /// The VM ended first.
+    /// The VM ended before `Start` was answered; holds the reason.
     #[error("the VM ended: {0}")]
     VmEnded(String),
-    /// The host could not remove what belongs to the task.
+    /// The host could not remove all that belongs to the task.
     #[error("cannot remove what is left of {name}")]
     Destroy {
-        /// The task.
+        /// The task, as in "task a".
         name: String,
-        /// What the host says.
         source: Refusal,
     },
 }
 
 impl TaskError {
-    /// How containerd is answered.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {

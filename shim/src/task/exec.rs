@@ -1,7 +1,7 @@
 //! Execs: further programs of a task, in the VM that runs.
 //!
-//! containerd registers an exec (`Exec`) and starts it later (`Start`): all that can fail with its
-//! program fails there, as with runc. Nothing of a failed one is left but its record.
+//! containerd registers an exec (`Exec`) and starts the exec later (`Start`): whatever can fail with the
+//! program fails in `Start`, as with runc. Only the record of a failed exec stays.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -20,45 +20,45 @@ use crate::events::Event;
 use crate::sandbox::SlotLease;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioNames, StdioOwner};
 
-/// Execs of one task that are not deleted.
+/// Execs of one task: those not deleted, and deleted ones that the guest may still run.
 const EXECS_MAX: usize = 256;
-/// The status of a program that could not be started, as containerd has it for what it does not know.
+/// The exit status of a program that could not be started: containerd's value for an unknown status.
 const STATUS_UNKNOWN: u32 = 255;
 
-/// Everything of an `Exec` request that counts.
+/// The fields of an `Exec` request that the shim uses.
 #[derive(Clone, Debug)]
 pub struct ExecOrder {
     /// Unique within the task.
     pub id: String,
-    /// What to run.
+    /// The OCI process: arguments, environment, user and working directory.
     pub spec: ProcessSpec,
-    /// The client's FIFOs.
+    /// The client's streams, as the request names them.
     pub stdio: StdioNames,
-    /// Whether they are a terminal.
+    /// Whether the streams are a terminal's.
     pub terminal: bool,
 }
 
-/// One exec.
+/// A further program of a task, from `Exec` until the exec is deleted.
 #[derive(Debug)]
 pub struct Exec {
     pub(super) process: Process,
     id: String,
     spec: ProcessSpec,
     pid: OnceLock<u32>,
-    /// The guest has been asked to load it.
+    /// Whether the guest has been asked to load the program.
     loaded: AtomicBool,
-    /// Held as long as the guest may have its artifact mapped.
+    /// The program's slot, held as long as the guest may have the artifact mapped.
     slot: Mutex<Option<SlotLease>>,
-    /// It is not waited for any more.
+    /// True once the exec is given up: the guest's report of the exit is not awaited any more.
     abandoned: watch::Sender<bool>,
 }
 
-/// What runs, handed to its watcher.
+/// The streams of a running exec, handed to its watcher.
 pub(super) struct Running {
     pub pumps: Pumps,
 }
 
-/// For sentences: an exec of the task of this name.
+/// The name of an exec in messages, as in "exec b of task a"; `task` is the task's name.
 pub(super) fn name(exec_id: &str, task: &str) -> String {
     format!("exec {exec_id} of {task}")
 }
@@ -77,19 +77,19 @@ impl Exec {
         }
     }
 
-    /// Within its task.
+    /// The exec id, unique within the task.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Towards containerd; 0 before it has started.
+    /// The pid that containerd sees; 0 before the exec has started.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.get().copied().unwrap_or(0)
     }
 
-    /// What State answers from.
+    /// Pid, state and streams, as State, Pids and Connect report them.
     #[must_use]
     pub fn report(&self) -> Report {
         Report {
@@ -100,10 +100,10 @@ impl Exec {
         }
     }
 
-    /// Waits for its end, also before its start.
+    /// Waits for the exec's exit, also before the start.
     ///
     /// # Errors
-    /// None: an exec that is registered comes to an end.
+    /// None: every registered exec reaches an exit.
     pub async fn wait(&self) -> Result<Exit, TaskError> {
         self.process.wait().await
     }
@@ -117,7 +117,7 @@ impl Exec {
         *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(slot);
     }
 
-    /// The guest runs it no longer.
+    /// Frees the slot, as the guest does not run the program any more.
     pub(super) fn free_slot(&self) {
         *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -128,13 +128,13 @@ impl Exec {
         slot.is_some()
     }
 
-    /// Nobody waits for the guest's word on it any more.
+    /// Gives the exec up: the guest's report of the exit is not awaited any more.
     pub(super) fn abandon(&self) {
         self.abandoned.send_replace(true);
     }
 
     pub(super) async fn abandoned(&self) {
-        // Fails only when the sender is gone, and the sender is ours.
+        // `wait_for` fails only without a sender, and the exec holds the sender.
         let _ = self
             .abandoned
             .subscribe()
@@ -172,7 +172,7 @@ impl Task {
             return Err(TaskError::TooMany { name, execs_max });
         }
         execs.insert(id.clone(), exec);
-        // Still locked: nobody can start it before containerd hears of it.
+        // `execs` is still locked: no request can start the exec before the event is queued.
         self.events.publish(Event::ExecAdded(TaskExecAdded {
             container_id: self.order.id.clone(),
             exec_id: id,
@@ -181,10 +181,10 @@ impl Task {
         Ok(())
     }
 
-    /// Finds, loads and starts an exec's program: its pid towards containerd.
+    /// Finds, loads and starts an exec's program; returns the pid that containerd sees.
     ///
     /// # Errors
-    /// [`TaskError`]; then the exec has ended without ever running.
+    /// [`TaskError`]; an exec that was `Starting` by then has ended without running.
     pub async fn start_exec(self: &Arc<Self>, exec: &Arc<Exec>) -> Result<u32, TaskError> {
         let vm = self.vm()?;
         self.must_run()?;
@@ -241,7 +241,7 @@ impl Task {
                 process.terminal,
             )
             .await?;
-        // Before it runs: a program asks once for the size of its terminal.
+        // The size goes before `Start`: a program asks once for the size of its terminal.
         if let Err(error) = tell_size(vm, process, &exec.id).await {
             tracing::debug!(exec = process.name(), %error, "the terminal has no size");
         }
@@ -255,7 +255,7 @@ impl Task {
 
     fn exec_runs(self: &Arc<Self>, exec: &Arc<Exec>, started: Started) -> Result<u32, TaskError> {
         let pid = EXEC_PID_BASE + started.guest_pid;
-        // Only this start comes as far as here: it alone made the move to Starting.
+        // Only one start comes this far: the start that made the move to Starting.
         let _ = exec.pid.set(pid);
         exec.process.set_flowing();
         let (switch, clock) = (&exec.process.switch, self.flow.clock());
@@ -280,10 +280,11 @@ impl Task {
         Ok(pid)
     }
 
-    /// Forgets an exec that is over, or that never began; waits for its output: its pid and how it ended.
+    /// Forgets an exec that has exited or was never started, once its output is drained; returns its pid
+    /// and its exit.
     ///
     /// # Errors
-    /// [`TaskError`]; then it stays.
+    /// [`TaskError`]; then the exec stays.
     pub async fn delete_exec(&self, exec: &Arc<Exec>) -> Result<(u32, Exit), TaskError> {
         if let Claim::Done(exit) = exec.process.claim_delete().await? {
             return Ok((exec.pid(), exit));
@@ -303,14 +304,14 @@ impl Task {
     }
 }
 
-/// What a start comes to.
+/// The streams of a program that the guest has started, and its pid there.
 struct Started {
     stdio: Stdio,
     streams: GuestStreams,
     guest_pid: u32,
 }
 
-/// A size that came while the exec was being started.
+/// Sends a terminal's size that came while the exec was being started.
 async fn tell_late_size(task: Arc<Task>, exec: Arc<Exec>) {
     let Ok(vm) = task.vm() else { return };
     if let Err(error) = tell_size(vm, &exec.process, &exec.id).await {
@@ -318,7 +319,7 @@ async fn tell_late_size(task: Arc<Task>, exec: Arc<Exec>) {
     }
 }
 
-/// Removes from the guest what may have been loaded, or even runs.
+/// Kills a program that the guest may have loaded, or may even run, and waits for its end.
 async fn discard(task: Arc<Task>, exec: Arc<Exec>) {
     let Ok(vm) = task.vm() else { return };
     if let Err(error) = vm.agent.kill(&exec.id, signals::SIGKILL, false).await {

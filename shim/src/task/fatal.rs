@@ -1,14 +1,14 @@
 //! The signal that ends a process, and how long its end may take.
 //!
 //! ```text
-//! 0 s     containerd asks; the guest is told, and has agent::KILL_MAX to answer
+//! 0 s     containerd asks; the guest gets the signal, and has agent::KILL_MAX to answer
 //! 3 s     the guest has not reported the end: init's VM is killed, an exec is given up
 //! 4.4 s   what is left of the output delays TaskExit no longer
 //! 4.8 s   and neither does the VMM's pid (life::GONE_MAX)
 //! ```
 //!
-//! What the guest answers, or that it answers nothing, changes none of these times: containerd hears of
-//! the exit within 5 s, with 128+n.
+//! The guest's answer, or its silence, changes none of these times: containerd hears of the exit within 5
+//! s, with 128+n.
 
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ struct Asked {
 }
 
 impl FatalSignal {
-    /// Notes the signal; whether the process has to be watched for it. Only the first one is, and SIGKILL
-    /// after another one.
+    /// Notes the signal; whether the process has to be watched for it. True for the first signal, and for
+    /// SIGKILL after another signal.
     pub fn ask(&self, signal: u32) -> bool {
         let at = Instant::now();
         self.0.send_if_modified(|asked| {
@@ -50,17 +50,17 @@ impl FatalSignal {
     }
 
     /// The exit status of a process: 128+n for the signal that was asked for, whatever the guest reports
-    /// afterwards. Without a signal the guest's report, and that of SIGKILL when there is none.
+    /// afterwards. Without such a signal the guest's report, or the status of SIGKILL without a report.
     pub fn status(&self, reported: Option<u32>) -> u32 {
         let asked = *self.0.borrow();
         let reported = reported.unwrap_or(STATUS_KILLED);
         asked.map_or(reported, |asked| 128 + asked.signal)
     }
 
-    /// Waits until the exit has to be told, whatever else is still awaited; for ever without a signal.
+    /// Waits until the exit has to be reported, whatever else is still awaited; for ever without a signal.
     pub async fn overdue(&self) {
         let mut asked = self.0.subscribe();
-        // Fails only when the sender is gone, and the sender is ours.
+        // `wait_for` fails only without a sender, and `self` holds the sender.
         let at = asked.wait_for(Option::is_some).await.map(|asked| *asked);
         if let Ok(Some(Asked { at, .. })) = at {
             tokio::time::sleep_until(at + EXIT_TOLD_MAX).await;

@@ -1,7 +1,8 @@
-//! `Kill`: of init, of all, of one exec. The guest is told; whether it obeys is not its decision.
+//! `Kill` of init, of all programs, or of one exec. The guest gets the signal; whether the signal takes
+//! effect is not the guest's decision.
 //!
-//! A signal that ends a program by default does so whatever the guest answers, also when it says that
-//! there is no such program: only an exit that the shim has seen is told to containerd as one.
+//! A signal that ends a program by default does so whatever the guest answers, also when the guest answers
+//! that there is no such program: the shim reports only an exit that the shim has seen.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +12,13 @@ use super::pause::{Flow, Target};
 use super::{Exec, Process, State, Task, TaskError, Vm, signals};
 use crate::agent::AgentError;
 
-/// After the guest has said that a program is over: how long the report of its exit may take to arrive.
+/// How long the report of an exit may take to arrive after the guest has said that the program has ended.
 const EXIT_SEEN_MAX: Duration = Duration::from_millis(500);
 
 impl Task {
-    /// Sends a signal to init, or with `all` to every program. The agent gets
-    /// [`crate::agent::KILL_MAX`]; a signal that ends by default ends the VM when init goes on.
-    /// SIGSTOP and SIGCONT pause and resume. A paused VM is ended by SIGKILL; other signals are
-    /// delivered when it runs again.
+    /// Sends a signal to init, or with `all` to every program. The agent gets [`crate::agent::KILL_MAX`]; a
+    /// signal that ends by default ends the VM when init does not exit. SIGSTOP pauses and SIGCONT resumes.
+    /// SIGKILL ends a paused VM; other signals are kept until the VM runs again.
     ///
     /// # Errors
     /// [`TaskError`]
@@ -58,15 +58,15 @@ impl Task {
             self.insist(signal);
         }
         if over {
-            // The exit is on its way to containerd, and is not held up for longer than after any Kill.
+            // The exit is being reported to containerd, and is delayed no longer than after any Kill.
             return Ok(());
         }
         tokio::select! {
             biased;
             killed = vm.agent.kill("", signal, all) => self.init_was_told(vm, signal, killed).await,
             () = self.flow.stopping() => {
-                // Perhaps for the second time, which a program cannot tell from the first. After SIGKILL
-                // nothing needs to be kept: what insists on it ends a VM that stops.
+                // The guest may get the signal for the second time, which a program cannot tell from the
+                // first. SIGKILL need not be kept: `insist` ends a VM that stops.
                 self.flow.keep_signal(target, signal);
                 Ok(())
             }
@@ -85,7 +85,7 @@ impl Task {
             Err(error) if !signals::ends_by_default(signal) => {
                 Err(self.refused(&self.init, error).await)
             }
-            // Perhaps it has ended a moment ago. If not, OBEYED_MAX ends it.
+            // The program may have exited a moment ago. If not, `insist` ends the VM after OBEYED_MAX.
             Err(error) if error.says_ended() => {
                 tracing::debug!(name, signal, %error, "the guest finds nothing to kill");
                 Ok(())
@@ -98,7 +98,8 @@ impl Task {
         }
     }
 
-    /// From here on init ends by `signal`, sooner or later by the end of its VM.
+    /// Notes that init is to end by `signal`, and ends the VM when init does not exit within
+    /// [`OBEYED_MAX`].
     pub(super) fn insist(self: &Arc<Self>, signal: u32) {
         if !self.init.fatal.ask(signal) {
             return;
@@ -129,7 +130,7 @@ impl Task {
         }
     }
 
-    /// What a refusal of the guest means for containerd: that a program is over only when the shim has
+    /// Turns a refusal of the guest into containerd's answer: a program has finished only when the shim has
     /// seen its exit.
     pub(super) async fn refused(&self, process: &Process, error: AgentError) -> TaskError {
         let seen = async {
@@ -145,7 +146,7 @@ impl Task {
         error.into()
     }
 
-    /// SIGSTOP: what is stopped already is no error.
+    /// SIGSTOP pauses the task; a task that is paused already is no error.
     async fn stop(self: &Arc<Self>) -> Result<(), TaskError> {
         match self.pause().await {
             Err(TaskError::Paused(_)) => Ok(()),
@@ -153,7 +154,7 @@ impl Task {
         }
     }
 
-    /// SIGCONT, likewise.
+    /// SIGCONT resumes the task; a task that is not paused is no error.
     async fn go_on(self: &Arc<Self>) -> Result<(), TaskError> {
         match self.resume().await {
             Err(TaskError::NotPaused(_)) => Ok(()),
@@ -161,8 +162,8 @@ impl Task {
         }
     }
 
-    /// Sends a signal to an exec. One that is being started is given up by a signal that would end it.
-    /// A signal that ends by default ends it for containerd even when the guest does not obey.
+    /// Sends a signal to an exec. A signal that ends by default gives up an exec that is being started, and
+    /// ends a running exec for containerd even when the guest does not obey.
     ///
     /// # Errors
     /// [`TaskError`]
@@ -211,8 +212,8 @@ impl Task {
         }
     }
 
-    /// From here on an exec ends by `signal`: what the guest has not ended in its own time is given up.
-    /// Its init may be well, so the VM goes on.
+    /// Notes that an exec is to end by `signal`, and gives the exec up when there is no exit within
+    /// [`OBEYED_MAX`] of the guest's time. The VM keeps running, as init may be well.
     pub(super) fn insist_on_exec(self: &Arc<Self>, exec: &Arc<Exec>, signal: u32) {
         if !exec.process.fatal.ask(signal) {
             return;

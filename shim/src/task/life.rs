@@ -7,10 +7,10 @@
 //! ```
 //!
 //! `TaskExit` waits for no reader, and the output does not wait for `Delete`: `ctr` asks for `Delete` only
-//! after it has read the FIFOs to their end. But loggers stop to read when they hear of the exit (nerdctl's
-//! does), so output that is being read arrives first, within the bounds of [`OutputWait`]. Of a task that was
-//! killed, clients expect that the pid is gone when they hear of its exit: there the VM gets [`GONE_MAX`] as
-//! well.
+//! after it has read the FIFOs to their end. But loggers stop reading when they hear of the exit (nerdctl's
+//! does), so output that is being read arrives first, within the bounds of [`OutputWait`]. Clients expect
+//! that the pid of a killed task has disappeared when they hear of the exit: so the VM of a killed task
+//! gets [`GONE_MAX`] as well.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -28,36 +28,36 @@ use crate::events::Event;
 use crate::stdio::Pumps;
 use crate::vm::VmEnd;
 
-/// How long execs may outlive init. Then they count as killed, as the VM's end will do.
+/// How long an exec may outlive init. After that time the exec counts as killed: the VM's end will kill it.
 const EXEC_ENDS_MAX: Duration = Duration::from_secs(1);
-/// Of a program that has ended by itself: its logger may just be starting.
+/// The wait after any exit but a kill: the program's logger may just be starting.
 const AFTER_END: OutputWait = OutputWait {
     still_max: Duration::from_secs(1),
     max: Duration::from_secs(10),
 };
-/// Of a killed one, whose end is waited for.
+/// The wait after a kill: clients wait for the exit.
 const AFTER_KILL: OutputWait = OutputWait {
     still_max: Duration::from_millis(100),
     max: Duration::from_secs(2),
 };
-/// How long the TaskExit of a killed task, once its output has been read, waits for the end of its pid.
+/// How long the TaskExit of a killed task, once its output has been read, waits for the VM's end.
 const GONE_MAX: Duration = Duration::from_millis(400);
 
 /// How long an exit waits for its program's output.
 #[derive(Clone, Copy, Debug)]
 struct OutputWait {
-    /// Without a byte read.
+    /// The longest time in which no byte is read.
     still_max: Duration,
-    /// In any case.
+    /// The longest wait, also while bytes are read.
     max: Duration,
 }
 
-/// Runs once per task, in a task of the runtime.
+/// Watches init from its creation until the task is deleted. Runs once per task, in a task of the runtime.
 pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     let Ok(vm) = task.vm() else { return };
     let name = task.init.name();
     let reported = status(name, vm).await;
-    // A signal that is asked for after the report has not ended it.
+    // A signal that is asked for after the report has not ended init.
     let by_report = reported.map(|status| task.init.fatal.status(Some(status)));
     // containerd has to hear of the start first.
     task.init.reaches(|state| *state != State::Starting).await;
@@ -68,7 +68,7 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     });
     task.end_execs(vm).await;
     let exit = now(by_report.unwrap_or_else(|| task.init.fatal.status(None)));
-    // A shim that is killed from here on leaves it to `delete`.
+    // If the shim is killed from here on, `delete` reports the exit.
     vm.sandbox.record_exit(exit.status, exit.at);
     if is_kill(reported) {
         task.notice_oom(vm).await;
@@ -79,7 +79,7 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
             let _ = timeout(GONE_MAX, vm.sandbox.vm_ended()).await;
         }
     } else {
-        // What is not read by now is not waited for here.
+        // Output that has not been read by now does not delay TaskExit.
         let _ = output_that_moves(&task, &mut pumps, AFTER_END).await;
     }
     task.exited(exit);
@@ -88,14 +88,14 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     if let Err(left) = vm.release().await {
         tracing::error!(name, %left, "cannot end the VM; Delete will try again");
     }
-    // Until then the FIFOs keep what a restarting containerd has not read yet.
+    // Until then the FIFOs keep the output that a restarting containerd has not read yet.
     task.init
         .reaches(|state| matches!(state, State::Deleted(_)))
         .await;
     drop(pumps);
 }
 
-/// Runs once per exec that has started, likewise.
+/// Watches an exec from its start until the exec is deleted. Runs once per exec that has started.
 pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
     let Ok(vm) = task.vm() else { return };
     let Running { mut pumps } = running;
@@ -128,22 +128,22 @@ pub async fn live_exec(task: Arc<Task>, exec: Arc<Exec>, running: Running) {
         exec.free_slot();
     }
     exec.process.set_drained();
-    // As with init.
+    // The FIFOs stay open until then, as init's do.
     exec.process
         .reaches(|state| matches!(state, State::Deleted(_)))
         .await;
     drop(pumps);
 }
 
-/// Waits until the guest reports the end of an exec that has ended for containerd, or the VM ends. See
-/// [`Task::keep_lingering`].
+/// Waits until the guest reports the end of an exec that has ended for containerd, or the VM ends; then
+/// frees the exec's slot and id. See [`Task::keep_lingering`].
 pub(super) async fn linger(task: Arc<Task>, exec: Arc<Exec>) {
     let Ok(vm) = task.vm() else { return };
     let over = async {
         match vm.agent.wait(exec.id()).await {
             Ok(_) => {}
             Err(error) if error.says_ended() => {}
-            // No answer that would say anything.
+            // The error does not say whether the exec has ended; the VM's end will.
             Err(_) => std::future::pending().await,
         }
     };
@@ -155,8 +155,8 @@ pub(super) async fn linger(task: Arc<Task>, exec: Arc<Exec>) {
     task.lingering().remove(exec.id());
 }
 
-/// Waits for the output of an ended program while somebody reads it, and while its exit is not overdue;
-/// whether that was all.
+/// Waits for the output of an ended program while somebody reads it, and while the exit is not overdue;
+/// whether the output came to its end.
 async fn output_that_moves(task: &Task, pumps: &mut Pumps, wait: OutputWait) -> bool {
     let output = finish_all_output(task, pumps);
     tokio::pin!(output);
@@ -177,7 +177,7 @@ async fn output_that_moves(task: &Task, pumps: &mut Pumps, wait: OutputWait) -> 
     }
 }
 
-/// Of init and of all execs.
+/// Waits for the output of init and of all execs.
 async fn finish_all_output(task: &Task, pumps: &mut Pumps) {
     finish_output(&task.init, pumps).await;
     for exec in task.execs_where(|_| true) {
@@ -197,8 +197,8 @@ fn is_kill(reported: Option<u32>) -> bool {
     reported.is_none_or(|status| status == STATUS_KILLED)
 }
 
-/// Waits for init's end: the status by the guest's report; `None` when there is none. A VM without an agent
-/// is of no use and is ended.
+/// Waits for init's exit and returns the status that the guest reports; `None` when the VM ends without a
+/// report. A VM whose agent fails is of no use and is ended.
 async fn status(name: &str, vm: &Vm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
@@ -219,7 +219,8 @@ async fn status(name: &str, vm: &Vm) -> Option<u32> {
     }
 }
 
-/// Waits for an exec's end, by the guest's report; `None` when there will be none.
+/// Waits for an exec's exit and returns the status that the guest reports; `None` when there will be no
+/// report.
 async fn exec_status(exec: &Exec, vm: &Vm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
@@ -229,7 +230,7 @@ async fn exec_status(exec: &Exec, vm: &Vm) -> Option<u32> {
     match ended {
         Ok(status) => Some(status),
         Err(error) => {
-            // With the VM, as a rule.
+            // As a rule, because the VM has ended.
             tracing::debug!(exec = exec.process.name(), %error, "the guest has lost it");
             None
         }
@@ -242,8 +243,8 @@ async fn outlives_init(task: &Task) {
     tokio::time::sleep(EXEC_ENDS_MAX).await;
 }
 
-/// Has the guest forget an exec that is over, so that its id can be used again. While the VM is paused
-/// that waits; `Delete` does not.
+/// Has the guest forget an exec that has exited, so that its id can be used again. A paused VM delays the
+/// request, but not `Delete`.
 pub(super) async fn forget(task: &Arc<Task>, exec: &Arc<Exec>, vm: &Vm) {
     let agent = vm.agent.clone();
     let (task, exec) = (task.clone(), exec.clone());
@@ -287,13 +288,14 @@ fn exit_event(task: &Task, id: &str, pid: u32, exit: Exit) -> TaskExit {
 }
 
 impl Task {
-    /// Ends what has not ended with init: its exit is the last one that containerd hears of.
+    /// Kills the execs that outlive init and waits for their exits: init's exit is the last that containerd
+    /// hears of.
     async fn end_execs(&self, vm: &Vm) {
         let live = self.execs_where(|exec| exec.process.state().is_live());
         for exec in &live {
             let (agent, exec) = (vm.agent.clone(), exec.clone());
             tokio::spawn(async move {
-                // That it is over already is as good.
+                // An error for an exec that has exited already is as good.
                 let _ = agent.kill(exec.id(), signals::SIGKILL, false).await;
             });
         }
@@ -302,15 +304,15 @@ impl Task {
         }
     }
 
-    /// The guest may still run an exec that has ended for containerd: until [`linger`] is done it keeps its
-    /// slot, its id and its place among those that a task may have.
+    /// Keeps an exec that has ended for containerd, but may still run in the guest: until [`linger`] is
+    /// done, the exec keeps its slot, its id and its place among the execs that a task may have.
     pub(super) fn keep_lingering(&self, exec: &Arc<Exec>) {
         let id = exec.id().to_owned();
         self.lingering().insert(id, exec.clone());
     }
 
     fn exited(&self, exit: Exit) {
-        // A created task that is being deleted has no exit to tell of.
+        // A created task that is being deleted has no exit to report.
         let _ = self.init.make_telling(Move::Exit(exit), |_| {
             let event = exit_event(self, &self.order.id, self.pid(), exit);
             self.events.publish(Event::Exit(event));

@@ -1,4 +1,4 @@
-//! What everything of a task does, in sentences: for the log, when an operator asks.
+//! Describes what every process and thread of a task does, in sentences for the log, when an operator asks.
 //!
 //! ```text
 //! task web is running; pid 4711; standard input is open; output flows, 1 of it waiting for a reader
@@ -11,8 +11,8 @@
 //! guest: exec sh of task web: thread 19 "exe" is S, 0.01 s of CPU, in read
 //! ```
 //!
-//! The letters are proc(5)'s: R runs, S waits, D waits and cannot be woken. Everything that comes from the
-//! guest is its own word.
+//! The letters are proc(5)'s: R runs, S waits, D waits and cannot be woken. Lines that begin with `guest`
+//! say what the guest reports of itself.
 
 use std::path::PathBuf;
 
@@ -23,12 +23,12 @@ use wasmvm_protocol::threads;
 use super::{Flow, Task, Vm, exec};
 use crate::error::{chain, printable};
 
-/// Lines about what the guest says of itself.
+/// Most lines about the guest's own report.
 const GUEST_LINES_MAX: usize = 1024;
 
 impl Task {
-    /// One sentence for each process, the VM, each thread of the VMM and its file server, and each thread of the programs in
-    /// the guest, which has a second to answer.
+    /// Returns a sentence for each process, the VM, each thread of the VMM and its file server, and each
+    /// thread of the programs in the guest, which has a second to answer.
     pub async fn look(&self) -> Vec<String> {
         let mut lines = vec![self.init.words(self.pid())];
         for exec in self.execs_where(|_| true) {
@@ -46,7 +46,7 @@ impl Task {
         };
         lines.push(format!("its VM {flow}"));
         lines.extend(vmm(vm.sandbox.pid()));
-        // One that stands still is not asked: it would answer when it runs again.
+        // A VM that does not run is not asked: the answer would come when the VM runs again.
         if self.flow.now() == Flow::Running {
             lines.extend(self.guest(vm).await);
         }
@@ -90,7 +90,8 @@ fn vmm(pid: u32) -> Vec<String> {
     lines
 }
 
-/// By the fourth field of each /proc/PID/stat (proc(5)): not every kernel lists a process's children.
+/// The children of a process, by the fourth field of each /proc/PID/stat (proc(5)): not every kernel lists
+/// a process's children.
 fn children(parent: u32) -> Vec<u32> {
     let pids = std::fs::read_dir("/proc").into_iter().flatten();
     let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());

@@ -15,16 +15,16 @@
 //!  Running ───┴─ Exit ────────┘   DeleteFailed
 //! ```
 //!
-//! An exec begins as `Created`, when containerd registers it; its program is loaded during `Starting`,
-//! so that is where it fails (`NeverRan`). Init's is loaded during `Creating`. An exit that is seen while
-//! `Start` is on its way is held back by the watcher until `Started`, so that containerd hears of the
-//! start first.
+//! An exec begins as `Created`, when containerd registers the exec; its program is loaded during
+//! `Starting`, so a program that cannot be loaded fails there (`NeverRan`). Init's program is loaded during
+//! `Creating`. The watcher holds back an exit that is seen while `Start` is on its way until the process
+//! has left `Starting`, so that containerd hears of the start first.
 
 use std::time::SystemTime;
 
 use crate::error::ErrorCode;
 
-/// How a program ended.
+/// The exit of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
     /// 0 to 255; 128+n when ended by signal n.
@@ -33,45 +33,45 @@ pub struct Exit {
     pub at: SystemTime,
 }
 
-/// Where a process is.
+/// The state of a process, as in the diagram above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Init only: the VM boots; containerd knows nothing of the task yet.
     Creating,
-    /// It waits for `Start`.
+    /// The process waits for `Start`.
     Created,
-    /// The agent is being told to start it.
+    /// `Start` is on its way: the agent is asked to start the program, and before to load that of an exec.
     Starting,
-    /// The program runs.
+    /// The agent has started the program.
     Running,
-    /// The program is over; its output may still be on its way.
+    /// The program has exited; its output may still be on its way.
     Stopped(Exit),
-    /// Output, VM and files are being brought to their end.
+    /// `Delete` is on its way: output, VM and files are being brought to their end.
     Deleting(Exit),
-    /// Nothing is left.
+    /// Nothing of the process is left, after `Delete` or a failed `Create`.
     Deleted(Exit),
 }
 
-/// What moves a process.
+/// An event that moves a process from one state to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
     /// The program is loaded.
     Created,
-    /// It never will be.
+    /// `Create` failed: the program will never be loaded.
     CreateFailed(Exit),
-    /// containerd wants it to run.
+    /// containerd wants the program to run.
     Start,
-    /// It runs.
+    /// The agent has started the program.
     Started,
-    /// It does not; whether it is over is the watcher's to find out.
+    /// `Start` of init failed; the watcher finds out whether the program has exited.
     StartFailed,
-    /// It does not, and never will: the program of an exec could not be loaded.
+    /// `Start` of an exec failed or was given up: the program does not run, and never will.
     NeverRan(Exit),
-    /// It is over.
+    /// The program has exited.
     Exit(Exit),
-    /// containerd wants it gone; the exit counts only for a program that never ran.
+    /// containerd wants the process deleted; the exit counts only for a program that never ran.
     Delete(Exit),
-    /// It is gone.
+    /// All that belongs to the process has been removed.
     DeleteDone,
     /// Something could not be removed; `Delete` may come again.
     DeleteFailed,
@@ -81,16 +81,16 @@ pub enum Move {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name} is {}; {}", self.state.word(), self.hint())]
 pub struct IllegalMove {
-    /// As in "task a" or "exec b of task a".
+    /// The process, as in "task a" or "exec b of task a".
     pub name: String,
-    /// Where it is.
+    /// The state that does not allow the move.
     pub state: State,
-    /// What was asked.
+    /// The move that was asked for.
     pub asked: Move,
 }
 
 impl IllegalMove {
-    /// How containerd is answered.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self.state {
@@ -128,7 +128,7 @@ impl State {
         }
     }
 
-    /// How the program ended, once it has.
+    /// The program's exit, once there is one.
     #[must_use]
     pub const fn exit(self) -> Option<Exit> {
         match self {
@@ -137,13 +137,13 @@ impl State {
         }
     }
 
-    /// Whether it has begun to start and has not ended.
+    /// Whether the process has begun to start and has not ended.
     #[must_use]
     pub const fn is_live(self) -> bool {
         matches!(self, Self::Starting | Self::Running)
     }
 
-    /// For sentences.
+    /// The state in messages, to stand behind "is".
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {

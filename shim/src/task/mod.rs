@@ -1,9 +1,9 @@
-//! One task: its VM, its program and its streams, from `Create` to `Delete`.
+//! A task: its VM, its program and its streams, from `Create` to `Delete`.
 //!
-//! [`machine`] says what may happen when; here is what does happen. Each state-changing request runs
-//! in a task of the runtime that nobody can drop, as ttrpc gives a handler up at its deadline. Next to
-//! them runs one watcher ([`life`]), which sees the program or the VM end. What containerd polls
-//! (State, Wait, Pids, Connect) is answered from here alone and never asks the guest.
+//! [`machine`] says which moves are allowed when; this module makes them. Each state-changing request runs
+//! in a task of the runtime that nobody can drop, as ttrpc drops a handler at its deadline. Beside the
+//! requests runs one watcher ([`life`]), which sees the program or the VM end. The requests that containerd
+//! polls (State, Wait, Pids, Connect) are answered without asking the guest.
 
 mod create;
 mod error;
@@ -56,16 +56,17 @@ use crate::stdio::StdioNames;
 use pause::FlowControl;
 use process::{Claim, Process, never_ran};
 
-/// What exists once the program is loaded.
+/// The VM and the connection to its agent, once the program is loaded.
 struct Vm {
     sandbox: Arc<dyn TaskSandbox>,
     agent: Agent,
-    /// Whether nothing is left; held while it is being removed.
+    /// Whether nothing of the VM is left; held while the VM is being removed.
     destroyed: tokio::sync::Mutex<bool>,
 }
 
 impl Vm {
-    /// The watcher, once nothing more comes: all but the record of the exit, unless `Delete` was first.
+    /// Removes all but the record of the exit, unless `Delete` was first. For the watcher, once the output
+    /// is drained.
     async fn release(&self) -> Result<(), Refusal> {
         let destroyed = self.destroyed.lock().await;
         if *destroyed {
@@ -74,7 +75,7 @@ impl Vm {
         self.sandbox.release().await
     }
 
-    /// `Delete`. Never at the same time as [`Vm::release`].
+    /// Removes all that is left, for `Delete`. Never runs at the same time as [`Vm::release`].
     async fn destroy(&self) -> Result<(), Refusal> {
         let mut destroyed = self.destroyed.lock().await;
         if !*destroyed {
@@ -85,7 +86,7 @@ impl Vm {
     }
 }
 
-/// One task.
+/// A task: its init, its execs and their VM.
 pub struct Task {
     order: SandboxOrder,
     events: Arc<dyn EventSink>,
@@ -95,11 +96,11 @@ pub struct Task {
     lingering: Mutex<BTreeMap<String, Arc<Exec>>>,
     flow: FlowControl,
     vm: OnceLock<Vm>,
-    /// Held during an Update: what one takes back the other must not have built on.
+    /// Held during an Update: no Update builds on limits that another one may take back.
     updating: tokio::sync::Mutex<()>,
-    /// `Delete` came during `Create`.
+    /// Set when `Delete` comes during `Create`.
     abort: watch::Sender<bool>,
-    /// Init is over, and what else runs has to end.
+    /// Set when init has exited: the execs that still run have to end.
     ending: watch::Sender<bool>,
 }
 
@@ -150,14 +151,14 @@ impl Task {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Likewise.
+    /// The map of lingering execs is whole after every statement, as that of all execs is.
     fn lingering(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {
         self.lingering
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those that are wanted, by id.
+    /// The execs for which `wanted` holds, ordered by id.
     pub fn execs_where(&self, wanted: impl Fn(&Exec) -> bool) -> Vec<Arc<Exec>> {
         let execs = self.execs();
         execs
@@ -181,13 +182,13 @@ impl Task {
             })
     }
 
-    /// Waits until init is over.
+    /// Waits until init has exited.
     async fn ends(&self) {
-        // Fails only when the sender is gone, and the sender is ours.
+        // `wait_for` fails only without a sender, and the task holds the sender.
         let _ = self.ending.subscribe().wait_for(|ending| *ending).await;
     }
 
-    /// Within its namespace.
+    /// The task's id, unique within its namespace.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.order.id
@@ -199,7 +200,7 @@ impl Task {
         self.flow.now()
     }
 
-    /// What State, Pids and Connect answer from.
+    /// Pid, state and streams of init, as State, Pids and Connect report them.
     ///
     /// # Errors
     /// [`TaskError::Unborn`] during `Create`.
@@ -213,13 +214,13 @@ impl Task {
         })
     }
 
-    /// The bundle.
+    /// The path of the bundle; bytes that are not UTF-8 are replaced.
     #[must_use]
     pub fn bundle(&self) -> String {
         self.order.bundle.to_string_lossy().into_owned()
     }
 
-    /// Waits for the program's end.
+    /// Waits for init's exit.
     ///
     /// # Errors
     /// [`TaskError::Unborn`] during `Create`.
@@ -228,7 +229,7 @@ impl Task {
         self.init.wait().await
     }
 
-    /// Lets the program run: its pid.
+    /// Lets the program run; returns the task's pid.
     ///
     /// # Errors
     /// [`TaskError`]
@@ -243,7 +244,8 @@ impl Task {
         };
         if let Err(error) = started {
             if matches!(&error, TaskError::Agent(agent) if agent.is_silence()) {
-                // It may run or not: nobody knows, so nobody may find out later.
+                // Whether the program runs is unknown: the VM is ended, so that the answer does not turn
+                // out wrong later.
                 vm.sandbox.kill_vm();
             }
             self.init.make(Move::StartFailed)?;
@@ -257,7 +259,7 @@ impl Task {
             }));
         })?;
         if let Err(hook) = vm.sandbox.poststart().await {
-            // As runc: the start has failed, and what runs is ended.
+            // As with runc, the start has failed and the running program is ended.
             vm.sandbox.kill_vm();
             return Err(TaskError::Hook(hook));
         }
@@ -269,8 +271,8 @@ impl Task {
         self.init.switch.close_stdin();
     }
 
-    /// Waits until output and VM are at their end and removes what is left. Idempotent; during
-    /// `Create` it ends that.
+    /// Waits until the output is drained, and removes the VM and all that is left. Idempotent; during
+    /// `Create`, `delete` ends the creation.
     ///
     /// # Errors
     /// [`TaskError`]; the task stays and `delete` may be called again.
@@ -296,7 +298,7 @@ impl Task {
         for exec in self.execs_where(|_| true) {
             exec.process.switch.leave();
         }
-        // The execs' output is part of it.
+        // Init counts as drained once the execs' output is drained as well.
         self.init.drained().await;
         if let Err(source) = vm.destroy().await {
             self.init.make(Move::DeleteFailed)?;
@@ -317,11 +319,12 @@ impl Task {
         Ok(state.exit().unwrap_or_else(never_ran))
     }
 
-    /// Those that nobody has deleted go with the task; who waits for one that never began is released.
+    /// Deletes with the task the execs that nobody has deleted; a waiter for an exec that was never started
+    /// is released.
     fn forget_execs(&self) {
         for exec in std::mem::take(&mut *self.execs()).into_values() {
             if exec.process.make(Move::Delete(never_ran())).is_ok() {
-                // Follows in any case.
+                // `DeleteDone` is always allowed after `Delete`.
                 let _ = exec.process.make(Move::DeleteDone);
             }
         }

@@ -8,9 +8,9 @@
 //!     └──────────────────────────────────── Resuming
 //! ```
 //!
-//! What a stopped guest cannot be told is kept, bounded, and told when it runs again: signals as one set
-//! a process, as Linux keeps them itself; the size of a terminal; what `Update` has changed; and the time
-//! of day, which has gone on without it.
+//! Messages for a stopped guest are kept, bounded, and sent when the guest runs again: signals as one set a
+//! process, as Linux keeps signals itself; the size of a terminal; the changes of `Update`; and the time of
+//! day, which has advanced meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,43 +24,43 @@ use crate::error::Refusal;
 use crate::events::Event;
 use crate::patience::Clock;
 
-/// Whether the VM runs.
+/// The flow of a VM: running, paused, or on the way from one to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// It does.
+    /// The VM and its programs run.
     Running,
-    /// The VMM has been told to stop it.
+    /// The VMM has been asked to stop the VM.
     Pausing,
-    /// It does not.
+    /// The VM is stopped as a whole.
     Paused,
-    /// The VMM has been told to let it go on.
+    /// The VMM has been asked to resume the VM.
     Resuming,
 }
 
-/// Whom a kept signal is for: an exec, by its id, or init, or with init all.
+/// The programs that a kept signal is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
-    /// Every program.
+    /// Init and every exec.
     All,
-    /// One; init's id is empty.
+    /// The exec of this id; an empty id is init's.
     One(String),
 }
 
-/// What the guest is to be told when it runs again.
+/// Messages that the guest gets when it runs again.
 #[derive(Debug, Default)]
 struct Kept {
-    /// Bit n for signal n + 1.
+    /// A set of signals for each target: bit n for signal n + 1.
     signals: BTreeMap<Target, u64>,
     change: Option<Change>,
 }
 
-/// The flow of one VM.
+/// The flow of one VM, and the messages kept for its guest.
 #[derive(Debug)]
 pub struct FlowControl {
     flow: watch::Sender<Flow>,
-    /// For the guest's deadlines.
+    /// Whether the VM runs, for deadlines in the guest's time.
     runs: watch::Sender<bool>,
-    /// Held by who changes the flow.
+    /// Held while the flow is being changed, so that one change follows the other.
     turn: tokio::sync::Mutex<()>,
     kept: Mutex<Kept>,
 }
@@ -77,12 +77,12 @@ impl Default for FlowControl {
 }
 
 impl FlowControl {
-    /// Now.
+    /// The flow at this moment.
     pub fn now(&self) -> Flow {
         *self.flow.borrow()
     }
 
-    /// The guest's time.
+    /// A clock for the guest's time, which stands still while the VM is stopped.
     pub fn clock(&self) -> Clock {
         Clock::new(self.runs.subscribe())
     }
@@ -92,9 +92,9 @@ impl FlowControl {
         self.flow.send_replace(flow);
     }
 
-    /// Waits until it does not.
+    /// Waits until the flow is not `Running`.
     pub async fn stopping(&self) {
-        // As above.
+        // `wait_for` fails only without a sender, and `self` holds the sender.
         let _ = self
             .flow
             .subscribe()
@@ -102,7 +102,7 @@ impl FlowControl {
             .await;
     }
 
-    /// Keeps a signal for a VM that does not run; `false` when it does.
+    /// Keeps a signal for a VM that does not run; `false` when the VM runs.
     pub fn keep_signal(&self, target: Target, signal: u32) -> bool {
         self.keep(|kept| {
             let bit = 1_u64.checked_shl(signal.saturating_sub(1));
@@ -119,7 +119,8 @@ impl FlowControl {
     }
 
     fn keep(&self, what: impl FnOnce(&mut Kept)) -> bool {
-        // Locked first: what is kept before the flow is Running again is taken after.
+        // Locked before the flow is read: a message kept before the flow is Running again is taken
+        // afterwards.
         let mut kept = self.kept();
         let stopped = self.now() != Flow::Running;
         if stopped {
@@ -132,17 +133,17 @@ impl FlowControl {
         std::mem::take(&mut *self.kept())
     }
 
-    /// Whole after every statement.
+    /// The kept messages are whole after every statement.
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Task {
-    /// Stops the VM. The program of a task that runs does not notice, but for the time of day.
+    /// Stops the VM. A running program notices nothing but the time of day.
     ///
     /// # Errors
-    /// [`TaskError`], unless init runs and the VM does.
+    /// [`TaskError`], unless init and the VM run and the VMM stops the VM.
     pub async fn pause(self: &Arc<Self>) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let _turn = self.flow.turn.lock().await;
@@ -152,14 +153,14 @@ impl Task {
         self.must_run()?;
         self.flow.set(Flow::Pausing);
         if let Err(source) = vm.sandbox.pause().await {
-            // It may have been done all the same; and what runs is not to be stopped by half.
+            // The VMM may have stopped the VM all the same, and a VM must not stay stopped by half.
             let left = vm.sandbox.resume().await;
             self.runs_again(vm).await;
             log_left(self.init.name(), left);
             return Err(self.vm_error("pause", source));
         }
         if *self.ending.borrow() {
-            // What it has written is still in the guest.
+            // Init's last output is still in the guest.
             self.let_go(vm).await;
             return Err(TaskError::InitNotRunning(self.init.name().to_owned()));
         }
@@ -171,10 +172,10 @@ impl Task {
         Ok(())
     }
 
-    /// Lets the VM go on.
+    /// Resumes the VM; then the guest gets the messages that were kept for it.
     ///
     /// # Errors
-    /// [`TaskError`], unless it is paused.
+    /// [`TaskError`], unless the VM is paused and the VMM resumes the VM.
     pub async fn resume(self: &Arc<Self>) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let _turn = self.flow.turn.lock().await;
@@ -186,7 +187,7 @@ impl Task {
             self.flow.set(Flow::Paused);
             return Err(self.vm_error("resume", source));
         }
-        // Before a kept signal ends a program.
+        // Published before a kept signal ends a program.
         self.events.publish(Event::Resumed(TaskResumed {
             container_id: self.order.id.clone(),
             ..Default::default()
@@ -195,7 +196,7 @@ impl Task {
         Ok(())
     }
 
-    /// Init is over: a VM that was paused a moment before has output to deliver.
+    /// Resumes a VM that was paused a moment before init exited: the VM has output to deliver.
     pub(super) async fn unpause(self: &Arc<Self>) {
         let Ok(vm) = self.vm() else { return };
         let _turn = self.flow.turn.lock().await;
@@ -210,7 +211,7 @@ impl Task {
         log_left(self.init.name(), left);
     }
 
-    /// Tells the guest what has changed; when it does not run, as soon as it does.
+    /// Sends a change to the guest; while the VM does not run, the change is kept until it does.
     ///
     /// # Errors
     /// [`TaskError`]
@@ -229,14 +230,15 @@ impl Task {
         }
     }
 
-    /// The VM runs again: tells the guest what it has missed.
+    /// Marks the VM as running and sends the guest the messages that it has missed.
     async fn runs_again(self: &Arc<Self>, vm: &Vm) {
         self.flow.set(Flow::Running);
         let kept = self.flow.take();
         let name = self.init.name();
         let each_of =
             |signals: u64| (1..=u64::BITS).filter(move |signal| signals & (1 << (signal - 1)) != 0);
-        // Before the guest is told anything: a silent one must not gain time by what comes first.
+        // Deadlines begin before anything is sent: a silent guest must not gain time by the messages in
+        // front.
         for (target, signals) in &kept.signals {
             for signal in each_of(*signals).filter(|signal| signals::ends_by_default(*signal)) {
                 self.insist_on(target, signal);
@@ -262,11 +264,11 @@ impl Task {
         }
     }
 
-    /// From here on who is meant ends by `signal`.
+    /// Notes that `target` is to end by `signal`, and begins the deadline for it.
     fn insist_on(self: &Arc<Self>, target: &Target, signal: u32) {
         match target {
             Target::One(id) if !id.is_empty() => {
-                // One that has been deleted meanwhile has ended.
+                // An exec that has been deleted meanwhile has ended.
                 if let Ok(exec) = self.exec_of(id) {
                     self.insist_on_exec(&exec, signal);
                 }
@@ -275,7 +277,7 @@ impl Task {
         }
     }
 
-    /// Whether programs can be started.
+    /// Succeeds while programs can be started: init runs, and the VM does.
     pub(super) fn must_run(&self) -> Result<(), TaskError> {
         let name = self.init.name().to_owned();
         if self.init.state() != State::Running || *self.ending.borrow() {

@@ -1,4 +1,4 @@
-//! One process as containerd knows it: init, or an exec. Its state, its streams, its terminal.
+//! A process as containerd knows it, init or an exec: its state, its streams, its terminal.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -9,29 +9,27 @@ use super::fatal::FatalSignal;
 use super::{Exit, IllegalMove, Move, Size, State, TaskError};
 use crate::stdio::{StdioNames, StdioSwitch};
 
-/// What containerd is told of a process.
+/// The facts about a process that State, Pids and Connect report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// The VMM's for init; 4194304 and the guest's pid for an exec, 0 before it has started.
+    /// The VMM's pid for init; 4194304 plus the guest's pid for an exec, 0 before the exec has started.
     pub pid: u32,
-    /// Where it is.
     pub state: State,
-    /// Its streams.
     pub stdio: StdioNames,
-    /// Whether they are a terminal.
+    /// Whether the streams are a terminal's.
     pub terminal: bool,
 }
 
-/// Who deletes.
+/// The request that deletes a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The caller, from this state on.
+    /// The caller deletes the process, which was in this state before.
     Ours(State),
-    /// Another request has done so.
+    /// Another request has deleted the process, which ended with this exit.
     Done(Exit),
 }
 
-/// One process.
+/// Init or an exec: state, streams, terminal, and the signal that is to end the program.
 #[derive(Debug)]
 pub struct Process {
     /// As in "task a" or "exec b of task a".
@@ -40,12 +38,12 @@ pub struct Process {
     pub terminal: bool,
     /// Begins and ends the streams.
     pub switch: StdioSwitch,
-    /// What ends it, once it is asked for.
+    /// The signal that is to end the program, once a request has asked for one.
     pub fatal: FatalSignal,
     state: watch::Sender<State>,
-    /// No stream is open; its part of the VM has no more to say.
+    /// Whether no stream is open: the process's part of the VM has no more output.
     drained: watch::Sender<bool>,
-    /// A terminal's size that the guest has not been told yet.
+    /// A terminal's size that has not been sent to the guest yet.
     size: Mutex<Option<Size>>,
 }
 
@@ -63,7 +61,7 @@ impl Process {
         }
     }
 
-    /// For sentences.
+    /// The name in messages, as in "task a" or "exec b of task a".
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -72,13 +70,13 @@ impl Process {
         *self.state.borrow()
     }
 
-    /// Changes the state.
+    /// Makes a move that no event reports; returns the new state.
     pub fn make(&self, asked: Move) -> Result<State, IllegalMove> {
         self.make_telling(asked, |_| ())
     }
 
-    /// Changes the state and tells of it before anybody can see it: so events keep the order of what
-    /// they are about. The only place where the state changes.
+    /// Makes a move and calls `tell` before anybody can see the new state, so that events keep the order of
+    /// the moves. The only place where the state changes.
     pub fn make_telling(
         &self,
         asked: Move,
@@ -115,7 +113,7 @@ impl Process {
         reached.unwrap_or_else(|_| self.state())
     }
 
-    /// Waits for the end of the program, or of what might have become one.
+    /// Waits for the exit; a process that is deleted without having run has an exit as well.
     pub async fn wait(&self) -> Result<Exit, TaskError> {
         let state = self.reaches(|state| state.exit().is_some()).await;
         state
@@ -123,7 +121,7 @@ impl Process {
             .ok_or_else(|| TaskError::Unborn(self.name.clone()))
     }
 
-    /// Begins a `Delete`, unless another one is on its way: then its end is waited for.
+    /// Begins a `Delete`; while another one is on its way, waits for its end first.
     pub async fn claim_delete(&self) -> Result<Claim, IllegalMove> {
         loop {
             let state = self.state();
@@ -141,7 +139,7 @@ impl Process {
         }
     }
 
-    /// Streams are open from here on, until [`Process::set_drained`].
+    /// Marks the streams as open, until [`Process::set_drained`].
     pub fn set_flowing(&self) {
         self.drained.send_replace(false);
     }
@@ -152,11 +150,11 @@ impl Process {
 
     /// Waits until no stream is open.
     pub async fn drained(&self) {
-        // Fails only when the sender is gone, and the sender is ours.
+        // `wait_for` fails only without a sender, and the process holds the sender.
         let _ = self.drained.subscribe().wait_for(|drained| *drained).await;
     }
 
-    /// Where it is, in one sentence for the log.
+    /// State, pid and streams in one sentence for the log.
     pub fn words(&self, pid: u32) -> String {
         let (name, state) = (&self.name, self.state().word());
         let streams = if *self.drained.borrow() {
@@ -167,23 +165,23 @@ impl Process {
         format!("{name} is {state}; pid {pid}; {streams}")
     }
 
-    /// Keeps a terminal's size until the guest can be told.
+    /// Keeps a terminal's size until it can be sent to the guest.
     pub fn keep_size(&self, size: Size) {
         *self.size() = Some(size);
     }
 
-    /// The size to tell the guest, if any.
+    /// Takes the size that waits to be sent to the guest, if any.
     pub fn take_size(&self) -> Option<Size> {
         self.size().take()
     }
 
-    /// One value: whole after every statement.
+    /// The size is one value, and so whole after every statement.
     fn size(&self) -> MutexGuard<'_, Option<Size>> {
         self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The end of a program that never began.
+/// The exit of a program that never ran: status 0, now.
 pub fn never_ran() -> Exit {
     Exit {
         status: 0,

@@ -12,18 +12,18 @@ use crate::error::{ErrorCode, Refusal};
 use crate::events::EventSink;
 use crate::stdio::StdioNames;
 
-/// Everything of a `Create` request that counts.
+/// The fields of a `Create` request that the shim uses.
 #[derive(Clone, Debug)]
 pub struct TaskOrder {
-    /// What the VM is made of.
+    /// The request but for the streams.
     pub sandbox: SandboxOrder,
-    /// The client's FIFOs.
+    /// The client's streams, as the request names them.
     pub stdio: StdioNames,
-    /// Whether they are a terminal.
+    /// Whether the streams are a terminal's.
     pub terminal: bool,
 }
 
-/// All tasks.
+/// The tasks of this shim, those being created included.
 pub struct Tasks {
     maker: Arc<dyn SandboxMaker>,
     events: Arc<dyn EventSink>,
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Tasks {
 }
 
 impl Tasks {
-    /// None yet.
+    /// An empty registry; `maker` makes the sandboxes of its tasks.
     #[must_use]
     pub fn new(maker: Arc<dyn SandboxMaker>, events: Arc<dyn EventSink>) -> Self {
         Self {
@@ -68,16 +68,16 @@ impl Tasks {
             .ok_or_else(|| Refusal::say(ErrorCode::NotFound, format!("task {id} does not exist")))
     }
 
-    /// Every task.
+    /// Every task, in no particular order.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Task>> {
         self.lock().values().cloned().collect()
     }
 
-    /// Creates a task: its pid. To be run where it is not dropped.
+    /// Creates a task and returns its pid. The caller must not drop the future.
     ///
     /// # Errors
-    /// A [`super::create::CreateError`] as containerd is to read it; then nothing is left of the task.
+    /// A [`super::create::CreateError`], translated for containerd; then nothing is left of the task.
     pub async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
         let id = order.sandbox.id.clone();
         let task = Task::new(
@@ -97,10 +97,10 @@ impl Tasks {
         created.map_err(Refusal::from)
     }
 
-    /// Deletes a task: its pid and how it ended. To be run where it is not dropped.
+    /// Deletes a task and returns its pid and its exit. The caller must not drop the future.
     ///
     /// # Errors
-    /// [`super::TaskError`] as containerd is to read it; the task stays.
+    /// [`super::TaskError`], translated for containerd; the task stays.
     pub async fn delete(&self, id: &str) -> Result<(u32, Exit), Refusal> {
         let task = self.get(id)?;
         let exit = task.delete().await?;

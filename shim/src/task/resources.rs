@@ -1,8 +1,8 @@
-//! What a task may use and has used: Stats, Update, and the end for want of memory.
+//! Limits and use of a task: Stats, Update and OOM-kills.
 //!
-//! An Update that lowers memory tells the guest first, so that programs stop growing before the host
-//! tightens; one that raises it tells it last. What the guest answers changes nothing: the host's limits
-//! are what confines. When the host or its kernel refuses, the old values hold.
+//! An Update that lowers memory notifies the guest first, so that programs stop growing before the host
+//! tightens; an Update that raises memory notifies the guest last. The guest's answer changes nothing: the
+//! host's limits confine. When the host or its kernel refuses, the old values hold.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +18,12 @@ use crate::events::Event;
 use crate::meter::Meter;
 use crate::off_thread::off_thread;
 
-/// To say what was ended for want of memory; the news of a program's end waits for it.
+/// How long the guest may take to report its OOM-kills; the report of a program's exit waits for the
+/// answer.
 const USAGE_MAX: Duration = Duration::from_millis(500);
 
 impl Task {
-    /// What the task has used. Never asks the guest.
+    /// The use of the task so far, encoded for Stats. Never asks the guest.
     ///
     /// # Errors
     /// [`TaskError::Unborn`] during `Create`.
@@ -36,8 +37,8 @@ impl Task {
             .map_err(TaskError::Encode)
     }
 
-    /// Changes the limits of the running task: all of them, or none, by the host's word alone. A paused
-    /// guest hears of it when it runs again.
+    /// Changes the limits of the running task: all of them, or none, as the host alone decides. A paused
+    /// guest is notified when it runs again.
     ///
     /// # Errors
     /// [`TaskError`]
@@ -59,7 +60,7 @@ impl Task {
         changed
     }
 
-    /// Tells the guest how much its programs may take from now on. The host's limits hold without it.
+    /// Notifies the guest how much its programs may take from now on. The host's limits hold without that.
     async fn advise(&self, memory_bytes_max: u64) {
         let change = GuestChange {
             memory_bytes_max: Some(memory_bytes_max),
@@ -71,10 +72,10 @@ impl Task {
         }
     }
 
-    /// To be called when a program ended by SIGKILL, before that is told: publishes TaskOOM when a kernel
-    /// has ended it for want of memory, the host's or the guest's.
+    /// Publishes TaskOOM when a kernel, the host's or the guest's, has OOM-killed a program. To be called
+    /// when a program was ended by SIGKILL, before its exit is reported.
     pub(super) async fn notice_oom(&self, vm: &Vm) {
-        // A guest that is gone, paused or silent has nothing to say.
+        // A guest that has ended, is paused or is silent reports nothing.
         let asked = tokio::select! {
             asked = vm.agent.oom_kills() => asked.ok(),
             _ = vm.sandbox.vm_ended() => None,

@@ -1,4 +1,4 @@
-//! What a task needs of the host: the seam where tests put a fake.
+//! The interface between a task and the host: the seam where tests put a fake.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,14 +16,13 @@ use crate::meter::Meter;
 use crate::sandbox::SlotLease;
 use crate::vm::VmEnd;
 
-/// What containerd asks for in `Create`, without the streams.
+/// The fields of a `Create` request but for the streams.
 #[derive(Clone, Debug)]
 pub struct SandboxOrder {
-    /// containerd's namespace.
+    /// containerd's namespace, within which the id is unique.
     pub namespace: String,
-    /// The task's id.
     pub id: String,
-    /// The bundle.
+    /// Path of the bundle's directory.
     pub bundle: PathBuf,
     /// Mounts that make the rootfs.
     pub rootfs: Vec<Mount>,
@@ -34,16 +33,16 @@ pub struct SandboxOrder {
 /// The program of an exec, ready to be loaded.
 #[derive(Debug)]
 pub struct LoadedProgram {
-    /// What the agent is told.
+    /// The description of the program that the agent gets.
     pub program: Program,
-    /// Keeps its slot for it.
+    /// The lease that keeps the program's slot.
     pub slot: SlotLease,
 }
 
-/// Makes sandboxes.
+/// The maker of sandboxes: this host, or a fake in tests.
 #[async_trait]
 pub trait SandboxMaker: Send + Sync + 'static {
-    /// Boots a VM whose agent is ready. When it fails nothing stays; when the future is dropped,
+    /// Boots a VM whose agent is ready. A failure leaves nothing; after a future that was dropped,
     /// [`SandboxMaker::undo`] has to follow.
     async fn create(&self, order: SandboxOrder) -> Result<Arc<dyn TaskSandbox>, Refusal>;
 
@@ -56,23 +55,23 @@ pub trait SandboxMaker: Send + Sync + 'static {
 pub trait TaskSandbox: Send + Sync + 'static {
     /// The VMM's pid, which is the task's.
     fn pid(&self) -> u32;
-    /// What to run, from the bundle.
+    /// The description of init's program that the agent gets, from the bundle.
     fn program(&self) -> Program;
     /// How long the guest may take to load a program.
     fn load_limit(&self) -> Duration;
     /// Finds the program of an exec and has it mapped.
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal>;
-    /// Has init's program compiled again and mapped, as its artifact does not fit.
+    /// Has init's program compiled again and mapped, as the artifact does not fit.
     async fn compile_again(&self) -> Result<(), Refusal>;
     /// Stops the guest: afterwards nothing of it runs.
     async fn pause(&self) -> Result<(), Refusal>;
-    /// Lets it go on. Not an error when it runs.
+    /// Lets the guest run again. A guest that runs is not an error.
     async fn resume(&self) -> Result<(), Refusal>;
-    /// What it may use and has used.
+    /// The limits and the use of the task.
     fn meter(&self) -> &Arc<Meter>;
     /// A byte stream to a port of the guest.
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal>;
-    /// Waits for the end of the VM. Any number may wait.
+    /// Waits for the end of the VM; any number of callers may wait.
     async fn vm_ended(&self) -> VmEnd;
     /// Ends the VM at once, whatever the guest does.
     fn kill_vm(&self);
@@ -80,9 +79,10 @@ pub trait TaskSandbox: Send + Sync + 'static {
     async fn poststart(&self) -> Result<(), Refusal>;
     /// Keeps the exit for a `delete` after the shim's death.
     fn record_exit(&self, status: u32, exited_at: SystemTime);
-    /// Ends the VM, waits for it and removes all that belongs to it but the record of the exit.
+    /// Ends the VM, waits for its end and removes all that belongs to the VM but the record of the exit.
     /// Idempotent.
     async fn release(&self) -> Result<(), Refusal>;
-    /// The same, and the record too: afterwards nothing is known of the task. Idempotent.
+    /// Removes the record of the exit too, after all that [`TaskSandbox::release`] does: nothing is known
+    /// of the task any more. Idempotent.
     async fn destroy(&self) -> Result<(), Refusal>;
 }

@@ -4,21 +4,21 @@ use super::TaskError;
 
 /// The highest real-time signal.
 pub const SIGNAL_MAX: u32 = 64;
-/// Not a signal: asks whether the program is there.
+/// Not a signal: kill(2) with 0 asks whether the program is there.
 pub const PROBE: u32 = 0;
-/// Cannot be caught.
+/// Ends a program; cannot be caught.
 pub const SIGKILL: u32 = 9;
 
-/// Stops; cannot be caught.
+/// Stops a program; cannot be caught.
 pub const SIGSTOP: u32 = 19;
-/// Lets what is stopped go on.
+/// Resumes a stopped program.
 pub const SIGCONT: u32 = 18;
 
-/// The probe is none; SIGCHLD, SIGCONT, SIGURG and SIGWINCH are ignored; SIGSTOP, SIGTSTP, SIGTTIN and
-/// SIGTTOU stop.
+/// Numbers that do not end a program: the probe is no signal; SIGCHLD, SIGCONT, SIGURG and SIGWINCH are
+/// ignored; SIGSTOP, SIGTSTP, SIGTTIN and SIGTTOU stop.
 const HARMLESS: [u32; 9] = [PROBE, 17, 18, 23, 28, 19, 20, 21, 22];
 
-/// Refuses what is no signal.
+/// Refuses a number that is no signal.
 pub fn check(signal: u32) -> Result<(), TaskError> {
     if signal > SIGNAL_MAX {
         return Err(TaskError::Signal(signal));

@@ -3,17 +3,15 @@
 use super::pause::Flow;
 use super::{Exec, Process, Task, TaskError, Vm};
 
-/// Of a terminal, in characters.
+/// The size of a terminal in characters: `width` columns and `height` rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Columns.
     pub width: u16,
-    /// Rows.
     pub height: u16,
 }
 
 impl Size {
-    /// As containerd says it.
+    /// Checks the numbers of containerd's request.
     ///
     /// # Errors
     /// [`TaskError::Size`] beyond what `struct winsize` holds.
@@ -26,11 +24,11 @@ impl Size {
 }
 
 impl Task {
-    /// Resizes a process' terminal; one that cannot be told now is told later. Without a terminal there
-    /// is nothing to do.
+    /// Resizes a process' terminal; a size that cannot be sent to the guest now is sent later. A process
+    /// without a terminal is left as it is.
     ///
     /// # Errors
-    /// [`TaskError`]; `Finished` when the program is over.
+    /// [`TaskError`]; `Finished` when the program has exited.
     pub async fn resize(&self, exec: Option<&Exec>, size: Size) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let process = exec.map_or(&self.init, |exec| &exec.process);
@@ -60,7 +58,7 @@ impl Task {
         }
     }
 
-    /// All that are kept.
+    /// Sends the guest every size that is kept.
     pub(super) async fn tell_sizes(&self, vm: &Vm) {
         let execs = self.execs_where(|exec| exec.pid() != 0);
         let execs = execs.iter().map(|exec| (&exec.process, exec.id()));
@@ -75,7 +73,7 @@ impl Task {
     }
 }
 
-/// The size that is kept, if any.
+/// Sends the guest the size that is kept, if any.
 pub(super) async fn tell_size(vm: &Vm, process: &Process, id: &str) -> Result<(), TaskError> {
     match process.take_size() {
         Some(size) => Ok(vm.agent.resize(id, size).await?),

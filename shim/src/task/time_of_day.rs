@@ -1,6 +1,6 @@
 //! Keeps the guest's wall clock with the host's, from `Create` to init's end.
 //!
-//! A paused guest is told at Resume, as of everything else that it has missed.
+//! A paused guest gets the time at Resume, with everything else that it has missed.
 
 use std::io;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use wasmvm_protocol::agent::Change;
 use super::Task;
 use crate::agent::wall_clock::{ClockTimer, Looks};
 
-/// How often a guest that does not answer is told of one and the same change of the clock.
+/// How often a guest that does not answer is sent the time for one and the same change of the clock.
 const TELLS_MAX: u32 = 3;
 
-/// Runs once per task.
+/// Sends the guest the time when its clock is wrong, until init has exited. Runs once per task.
 pub async fn keep(task: Arc<Task>) {
     let mut looks = match ClockTimer::new() {
         Ok(timer) => timer,
@@ -32,7 +32,7 @@ pub async fn keep(task: Arc<Task>) {
     }
 }
 
-/// Tells the guest the time whenever what it knows is wrong at a look; returns when there are no more.
+/// Sends the guest the time whenever its clock is wrong at a look; returns the error that ends the looks.
 async fn follow(task: &Task, looks: &mut dyn Looks) -> io::Error {
     let mut tells = 0;
     loop {
@@ -44,7 +44,7 @@ async fn follow(task: &Task, looks: &mut dyn Looks) -> io::Error {
             tells = 0;
             continue;
         }
-        // With it goes the time.
+        // Every change carries the time.
         let Err(error) = task.tell(Change::default()).await else {
             tells = 0;
             continue;
