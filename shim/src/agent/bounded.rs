@@ -7,10 +7,11 @@
 //! ```
 //!
 //! ttrpc itself takes frames of 4 MiB, and protobuf keeps fields that it does not know: a few bytes on the
-//! wire become some fifty times as many in memory. So the bound is on what a frame may come to when it is
-//! decoded, [`REPLY_BYTES_MAX`] says why it is so small, on the lengths that are claimed in it ([`wire`]), and
-//! on the work that frames make in a second. The client takes the error for the end of the connection, and so does the task: a guest that floods its
-//! agent's connection has no agent any more.
+//! wire become some fifty times as many in memory. So the bounds are on the size that a frame may have when
+//! it is decoded ([`REPLY_BYTES_MAX`] says why that is so small), on the lengths that are claimed in a
+//! frame ([`wire`]), and on the work that frames make in a second. The client takes the error for the end
+//! of the connection, and so does the task: a guest that floods its agent's connection has no agent any
+//! more.
 
 use std::io;
 use std::pin::Pin;
@@ -27,11 +28,11 @@ use super::wire;
 
 /// ttrpc's frame header: length (u32, big endian), stream id (u32), type, flags.
 const HEADER_BYTES: usize = 10;
-/// What any frame costs, in bytes of a large one: a wake-up, a look into the table of requests.
+/// The cost of any frame, in bytes of a large one: a wake-up, a look into the table of requests.
 const FRAME_COST_BYTES: u64 = 64;
-/// Sustained, bytes per second: twenty times what 30 execs that start and end in a second make.
+/// The sustained rate, bytes per second: twenty times what 30 execs that start and end in a second make.
 const RATE_BYTES_PER_S_MAX: u64 = 128 << 10;
-/// At once, bytes: all 256 execs of a task that end at the same time make less than half of it.
+/// The burst, bytes: all 256 execs of a task that end at the same time make less than half of it.
 const BURST_BYTES_MAX: u64 = 512 << 10;
 
 /// A ttrpc client of a guest that is not trusted.
@@ -83,20 +84,20 @@ impl<S> Bounded<S> {
     }
 }
 
-/// Where in a frame the stream is.
+/// The position of the stream within a frame.
 #[derive(Debug, Default)]
 struct Frames {
     header: [u8; HEADER_BYTES],
-    /// Of the header, bytes that are there.
+    /// Bytes of the header that have arrived.
     have: usize,
-    /// Of the payload, bytes that are still to come.
+    /// Bytes of the payload that are still to come.
     payload: usize,
-    /// Of the payload, what is there.
+    /// The part of the payload that has arrived.
     body: Vec<u8>,
 }
 
 impl Frames {
-    /// Walks over what has arrived; how many frames begin in it.
+    /// Walks over bytes that have arrived; returns how many frame headers end in them.
     fn pass(&mut self, mut bytes: &[u8]) -> Result<u64, FloodError> {
         let mut begun = 0;
         while !bytes.is_empty() {
@@ -105,7 +106,7 @@ impl Frames {
                 self.payload -= step;
                 self.body.extend_from_slice(&bytes[..step]);
                 bytes = &bytes[step..];
-                // The client has not got its last byte yet, so it has not decoded it.
+                // The client has not got the frame's last byte yet, so it has not decoded the frame.
                 if self.payload == 0 && !wire::response_holds(&self.body) {
                     return Err(FloodError::Claim);
                 }
@@ -131,7 +132,7 @@ impl Frames {
     }
 }
 
-/// A token bucket.
+/// A token bucket, counted in bytes of messages.
 #[derive(Debug)]
 struct Budget {
     bytes: u64,

@@ -1,8 +1,8 @@
-//! Why the agent did not do what it was asked, and what of a guest's answer is taken over.
+//! Errors of requests to the agent, and the meaning of a guest's status codes.
 //!
 //! containerd acts on status codes: NotFound means "gone already", Unimplemented "ask in another dialect",
-//! AlreadyExists "done already". None of that is a guest's to say of the host. Of the code that a guest
-//! answers with, a [`Meaning`] is left, by the method that was asked; [`meaning`] is the only place.
+//! AlreadyExists "done already". A guest must not say any of that of the host. A guest's code is reduced to
+//! a [`Meaning`], by the method that was asked; [`meaning`] is the only place.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use wasmvm_protocol::stream::StreamHeaderError;
 
 use crate::error::{ErrorCode, Refusal, printable};
 
-/// What the agent is asked.
+/// A method of the agent's Task service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the methods of containerd's Task service")]
 pub enum Method {
@@ -29,7 +29,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// For sentences.
+    /// The method's name, for messages.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -47,23 +47,23 @@ impl Method {
     }
 }
 
-/// What a guest's refusal means.
+/// The meaning of a guest's refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// The program that was to be loaded is not one, or asks for what nobody offers.
+    /// The program that was to be loaded is not a program, or asks for something that is not offered.
     Invalid,
     /// The program that was to be loaded, or a file it needs, is not there.
     Missing,
-    /// By the guest's word the program has ended. Only the exit itself shows that it has.
+    /// By the guest's report the program has ended. Only the exit itself shows that the program has.
     Ended,
-    /// Something else, which is nobody's business but the guest's.
+    /// Something else, which concerns the guest alone.
     Failed,
 }
 
-/// What is left of a guest's status code.
+/// Reduces a guest's status code to its meaning for the method that was asked.
 fn meaning(method: Method, code: Code) -> Meaning {
     match (method, code) {
-        // What never ran, and never will: the sentence is for who made the image.
+        // A program that never ran, and never will: the sentence is for the author of the image.
         (Method::Create | Method::Exec, Code::INVALID_ARGUMENT) => Meaning::Invalid,
         (Method::Create | Method::Exec, Code::NOT_FOUND) => Meaning::Missing,
         (Method::Kill | Method::Wait | Method::ResizePty, Code::NOT_FOUND) => Meaning::Ended,
@@ -71,44 +71,42 @@ fn meaning(method: Method, code: Code) -> Meaning {
     }
 }
 
-/// Why the agent did not do what it was asked.
+/// Why a request to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The guest said no; the sentence is the guest's.
+    /// The guest refused; the sentence is the guest's.
     #[error("{}", refusal(*.method, .sentence))]
     Refused {
-        /// What was asked.
+        /// The method that was refused.
         method: Method,
-        /// What is left of the guest's status code.
+        /// The guest's status code, reduced.
         meaning: Meaning,
         /// The guest's sentence, printable and bounded.
         sentence: String,
     },
-    /// The guest said nothing.
+    /// The guest did not answer in time.
     #[error("the guest did not answer {request} within {within:?}")]
     Late {
-        /// The request.
+        /// The name of the method, or "a connection".
         request: &'static str,
-        /// Its deadline.
+        /// The deadline, in the guest's time.
         within: Duration,
     },
-    /// The connection ended, by the guest's doing or because it broke a bound.
+    /// The connection ended, by the guest's doing or because the guest broke a bound.
     #[error("the connection to the guest broke during {}", .method.name())]
     Gone {
-        /// What was asked.
+        /// The method that was under way.
         method: Method,
-        /// What ttrpc says.
         source: ttrpc::Error,
     },
-    /// No connection came about.
+    /// The connection could not be opened.
     #[error("cannot connect to port {port} of the guest")]
     Connect {
-        /// The vsock port.
+        /// The guest's vsock port.
         port: u32,
-        /// What the VMM says.
         source: Refusal,
     },
-    /// A stream cannot be named.
+    /// The header of a stream cannot be encoded.
     #[error("cannot open a stream of the task")]
     Stream(#[from] StreamHeaderError),
     /// A stream broke before it was used.
@@ -128,21 +126,21 @@ fn refusal(method: Method, sentence: &str) -> String {
 }
 
 impl AgentError {
-    /// What an answer that is no success means.
+    /// The error for an answer that is no success.
     #[must_use]
     pub fn of(method: Method, error: ttrpc::Error) -> Self {
         match error {
             ttrpc::Error::RpcStatus(status) => Self::Refused {
                 method,
                 meaning: meaning(method, status.code()),
-                // Also on its way to the log.
+                // The sentence goes to the log as well.
                 sentence: printable(&status.message),
             },
             source => Self::Gone { method, source },
         }
     }
 
-    /// How containerd is answered.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -159,7 +157,7 @@ impl AgentError {
         }
     }
 
-    /// Whether the artifact is at fault: it was made for another processor, or by another version. Only to be
+    /// Whether the artifact is at fault, made for another processor or by another version. Only to be
     /// believed before tenant code has run.
     #[must_use]
     pub fn is_unfit(&self) -> bool {

@@ -1,8 +1,8 @@
 //! The guest's agent, as the shim talks to it: ttrpc and stdio streams over vsock.
 //!
-//! What the guest sends is bounded in size and rate by [`bounded`], and in time here; of its status codes
-//! only [`error::Meaning`] is left, and its numbers and sentences are checked before they go on. A paused
-//! guest answers nothing, and that time does not count.
+//! [`bounded`] bounds the guest's messages in size and rate, this module bounds the time to answer; of a
+//! guest's status codes only [`error::Meaning`] is left, and its numbers and sentences are checked before
+//! they go on. A paused guest answers nothing, and that time does not count.
 
 mod bounded;
 mod error;
@@ -34,21 +34,22 @@ use crate::patience::Clock;
 use crate::stdio::{GuestStreams, Stdio};
 use crate::task::{Size, TaskSandbox};
 
-/// To open one connection to the guest.
+/// How long a connection to the guest may take to open.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// To let it run.
+/// How long the guest may take to let a program run.
 const START_MAX: Duration = Duration::from_secs(10);
-/// To deliver a signal. Beyond it the VM is ended from outside.
+/// How long the guest may take to deliver a signal. When a fatal signal for init gets no answer, the VM is
+/// ended from outside.
 pub const KILL_MAX: Duration = Duration::from_secs(1);
-/// To change something; a guest that is merely short of CPU must not fail it.
+/// How long the guest may take to apply a change; a guest that is merely short of CPU must not fail.
 const CHANGE_MAX: Duration = Duration::from_secs(5);
-/// For what the guest answers from its own knowledge.
+/// How long the guest may take to answer from its own knowledge.
 const TELL_MAX: Duration = Duration::from_secs(1);
-/// A byte, as every exit status.
+/// The largest exit status: a status is a byte.
 const STATUS_MAX: u32 = 255;
-/// As many ends for want of memory as are believed.
+/// The largest number of OOM-kills that the guest is believed.
 const OOM_KILLS_MAX: u64 = 1 << 20;
-/// Beyond every pid of Linux (`PID_MAX_LIMIT`): what is added to a guest's pid is no live host pid.
+/// Beyond every pid of Linux (`PID_MAX_LIMIT`): the sum with a guest's pid is no live host pid.
 pub const EXEC_PID_BASE: u32 = 4_194_304;
 
 /// A connection to the agent of one task.
@@ -57,9 +58,9 @@ pub struct Agent {
     client: TaskClient,
     id: String,
     clock: Clock,
-    /// Unique within the VM.
+    /// The token of the next stream, unique within the VM.
     next_token: Arc<AtomicU64>,
-    /// The time of day, as the guest knows it.
+    /// The time of day that the guest was sent last.
     told: Told,
 }
 
@@ -71,7 +72,7 @@ impl std::fmt::Debug for Agent {
     }
 }
 
-/// The streams of one instance, and what they are called in the guest.
+/// The streams of one instance, and the tokens by which requests name them.
 struct Opened {
     tokens: [String; 3],
     streams: GuestStreams,
@@ -157,7 +158,7 @@ impl Agent {
         Ok(streams)
     }
 
-    /// Lets a loaded program run: its pid in the guest.
+    /// Lets a loaded program run; returns its pid in the guest.
     ///
     /// # Errors
     /// [`AgentError`]
@@ -173,10 +174,10 @@ impl Agent {
         Ok(started.pid.min(EXEC_PID_BASE - 1))
     }
 
-    /// Sends a signal to one program, or with `all` to every one of the guest.
+    /// Sends a signal to one program, or with `all` to every program of the guest.
     ///
     /// # Errors
-    /// [`AgentError`]; [`AgentError::says_ended`] when it has ended.
+    /// [`AgentError`]; [`AgentError::says_ended`] when the program has ended.
     pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
         let request = KillRequest {
             id: self.id.clone(),
@@ -189,10 +190,10 @@ impl Agent {
         self.answer(Method::Kill, KILL_MAX, call).await.map(drop)
     }
 
-    /// Waits for a program's end, as long as it takes: its exit status.
+    /// Waits for a program's exit, as long as the program runs; returns the exit status, 0 to 255.
     ///
     /// # Errors
-    /// [`AgentError`] when the agent is gone, which is the end of the program as well.
+    /// [`AgentError`] when the guest refuses, or the agent's connection has broken.
     pub async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
         let request = WaitRequest {
             id: self.id.clone(),
@@ -205,7 +206,7 @@ impl Agent {
         }
     }
 
-    /// Has the agent forget an exec that is over.
+    /// Has the agent forget an exec that has exited.
     ///
     /// # Errors
     /// [`AgentError`]
@@ -237,7 +238,7 @@ impl Agent {
             .map(drop)
     }
 
-    /// Tells what has changed; with the time of day, which the guest may have missed.
+    /// Sends a change, and with it the time of day, which the guest may have missed.
     ///
     /// # Errors
     /// [`AgentError`]
@@ -261,18 +262,18 @@ impl Agent {
         self.told.is_wrong()
     }
 
-    /// The guest counts as told, whatever it has heard.
+    /// Counts the guest's time of day as right, whatever the guest has received.
     pub fn time_is_told(&self) {
         self.told.set(Moment::now());
     }
 
-    /// What it knows.
+    /// The time of day that the guest was sent last.
     #[cfg(test)]
     pub fn told(&self) -> &Told {
         &self.told
     }
 
-    /// How many programs the guest's kernel has ended for want of memory, by the agent's word.
+    /// How many programs the guest's kernel has OOM-killed, by the agent's report.
     ///
     /// # Errors
     /// [`AgentError`]
@@ -283,12 +284,12 @@ impl Agent {
         };
         let call = self.client.stats(Context::default(), &request);
         let response = self.answer(Method::Stats, TELL_MAX, call).await?;
-        // What is no Usage says nothing.
+        // A message that is no Usage counts as an empty one.
         let usage = wire::decoded::<Usage>(&response.stats.value).unwrap_or_default();
         Ok(usage.oom_kills.min(OOM_KILLS_MAX))
     }
 
-    /// What the programs of the guest do, by the agent's word; in no order.
+    /// The programs of the guest and their threads, by the agent's report; in no particular order.
     ///
     /// # Errors
     /// [`AgentError`]
@@ -300,7 +301,7 @@ impl Agent {
         let call = self.client.pids(Context::default(), &request);
         let response = self.answer(Method::Pids, TELL_MAX, call).await?;
         let infos = response.processes.iter().map(|process| &process.info.value);
-        // What is no Instance says nothing.
+        // A process whose message is no Instance is left out.
         Ok(infos
             .filter_map(|info| wire::decoded::<Instance>(info))
             .collect())

@@ -1,10 +1,10 @@
-//! The host's wall clock, and when a guest has to be told of it again.
+//! The host's wall clock, and when a guest has to be sent the time again.
 //!
-//! A guest counts on from what it was told by the host's raw clock (kvm-clock, `get_kvmclock_base_ns` in the
-//! kernel's `arch/x86/kvm/x86.c`), so it notices neither that the wall clock is set nor that NTP makes it
-//! run faster or slower. Of the first a timer tells, which the kernel cancels when the clock is set
-//! (timerfd_create(2)). For the second the shim compares two clocks each [`LOOK_EVERY`]; an idle guest is
-//! woken only when it would be wrong by [`DRIFT_MAX`].
+//! A guest counts on from the time that it was sent by the host's raw clock (kvm-clock,
+//! `get_kvmclock_base_ns` in the kernel's `arch/x86/kvm/x86.c`), so the guest notices neither that the wall
+//! clock is set nor that NTP makes the wall clock run faster or slower. A timer reports a clock that is
+//! set: the kernel cancels the timer then (timerfd_create(2)). Against NTP's steering the shim compares two
+//! clocks each [`LOOK_EVERY`]; an idle guest is woken only when its time would be wrong by [`DRIFT_MAX`].
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,24 +23,24 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys::watch::watch_readable;
 
-/// Between two looks at a clock that nobody sets. chrony, the fastest of the usual time services, slews by
-/// a twelfth at most, which is 5 s in that time.
+/// The time between two looks at a clock that nobody sets. chrony, the fastest of the usual time services,
+/// slews by a twelfth at most, which is 5 s in that time.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// How far a guest's clock may be off before it is told. With the usual crystal, wrong by 50 millionths,
-/// that is a message in half an hour.
+/// How far a guest's clock may be off before the guest is sent the time. With the usual crystal, wrong by
+/// 50 millionths, that is a message in half an hour.
 const DRIFT_MAX: Duration = Duration::from_millis(100);
 
-/// One reading of the host's clocks.
+/// A reading of the host's clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     /// Nanoseconds since the Unix epoch.
     pub wall_ns: u64,
-    /// What the raw clock lags behind that, nanoseconds; it changes as the wall clock is steered.
+    /// The wall clock minus the raw clock, nanoseconds; changes as the wall clock is set or steered.
     offset_ns: i64,
 }
 
 impl Moment {
-    /// Now.
+    /// Reads the wall clock and the raw clock.
     pub fn now() -> Self {
         let (wall_ns, raw_ns) = (ns(ClockId::Realtime), ns(ClockId::MonotonicRaw));
         Self {
@@ -55,24 +55,24 @@ fn ns(clock: ClockId) -> i64 {
     tv_sec.saturating_mul(1_000_000_000).saturating_add(tv_nsec)
 }
 
-/// What a guest was told last.
+/// The offset of the two clocks when a guest was sent the time last.
 #[derive(Clone, Debug, Default)]
 pub struct Told(Arc<AtomicI64>);
 
 impl Told {
-    /// It knows this.
+    /// Notes that the guest was sent the time of this moment.
     pub fn set(&self, moment: Moment) {
         self.0.store(moment.offset_ns, Ordering::Relaxed);
     }
 
-    /// Whether that is no longer the time.
+    /// Whether the guest's time is off by [`DRIFT_MAX`] or more.
     pub fn is_wrong(&self) -> bool {
         let told_ns = self.0.load(Ordering::Relaxed);
         let off_ns = Moment::now().offset_ns.abs_diff(told_ns);
         u128::from(off_ns) >= DRIFT_MAX.as_nanos()
     }
 
-    /// As if the guest had been told a time that is wrong by this.
+    /// As if the guest had been sent a time that is wrong by `by`.
     #[cfg(test)]
     pub fn spoil(&self, by: Duration) {
         let by = i64::try_from(by.as_nanos()).unwrap();
@@ -80,7 +80,7 @@ impl Told {
     }
 }
 
-/// Says when to look at the clock; the tests have their own.
+/// The times to look at the clock; the tests have their own.
 #[async_trait]
 pub trait Looks: Send {
     /// Returns when the clock may differ from what it was.
@@ -92,10 +92,10 @@ pub trait Looks: Send {
 pub struct ClockTimer(AsyncFd<OwnedFd>);
 
 impl ClockTimer {
-    /// From now on.
+    /// Starts the timer: the first look is due in [`LOOK_EVERY`], or when the clock is set.
     ///
     /// # Errors
-    /// No timer, or no descriptor for it.
+    /// The timer cannot be made, or its descriptor not watched.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
@@ -113,7 +113,7 @@ impl ClockTimer {
         };
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
         match timerfd_settime(self.0.get_ref(), flags, &once) {
-            // Set just before: the timer runs, and who waits looks after this in any case.
+            // The clock was set just before: the timer runs all the same, and a look follows in any case.
             Ok(_) | Err(Errno::CANCELED) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -124,7 +124,7 @@ impl ClockTimer {
 impl Looks for ClockTimer {
     async fn next(&mut self) -> io::Result<()> {
         let expired = |timer: &OwnedFd| match rustix::io::read(timer, &mut [0_u8; 8]) {
-            // It is cancelled when the clock is set.
+            // The kernel cancels the timer when the clock is set.
             Ok(_) | Err(Errno::CANCELED) => Ok(()),
             Err(error) => Err(error.into()),
         };

@@ -1,13 +1,13 @@
 //! protobuf's wire format, as far as the lengths that a message claims.
 //!
-//! protobuf 3.7 reserves memory for what a field claims to hold, up to 10 MB, before it looks whether that came
-//! (`READ_RAW_BYTES_MAX_ALLOC` in its `coded_input_stream`). So what a guest sends is walked over first: a claim
-//! beyond the message's end is refused. Whatever else is wrong in a message, the decoder finds for itself. In a
-//! field that is decoded as a message in place, the decoder knows where the field ends.
+//! protobuf 3.7 reserves memory for what a field claims to hold, up to 10 MB, before it looks whether that
+//! came (`READ_RAW_BYTES_MAX_ALLOC` in its `coded_input_stream`). So a guest's message is walked over
+//! first: a claim beyond the message's end is refused. The decoder finds for itself whatever else is wrong
+//! in a message. In a field that is decoded as a message in place, the decoder knows where the field ends.
 
 use protobuf::Message;
 
-/// Where ttrpc's Response has the answer, which is decoded as a message of its own.
+/// The field of ttrpc's Response with the answer, which is decoded as a message of its own.
 const RESPONSE_PAYLOAD: u64 = 2;
 /// Longest varint, bytes (protobuf's encoding guide, "Base 128 Varints").
 const VARINT_BYTES_MAX: usize = 10;
@@ -21,7 +21,7 @@ pub fn response_holds(response: &[u8]) -> bool {
     })
 }
 
-/// A message out of bytes that a guest sent; `None` when they are not one.
+/// Decodes a message that a guest sent; `None` for bytes that are no such message.
 pub fn decoded<M: Message>(bytes: &[u8]) -> Option<M> {
     lengths_hold(bytes).then(|| M::parse_from_bytes(bytes).ok())?
 }
@@ -32,15 +32,15 @@ fn lengths_hold(message: &[u8]) -> bool {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Field<'a> {
-    /// A number, and the bytes behind a length that holds.
+    /// The number of a field, and the bytes behind a length that holds.
     Bytes(u64, &'a [u8]),
-    /// A length that does not.
+    /// A length beyond the end of the message.
     Beyond,
     /// A number, or the begin or end of a group.
     Other,
 }
 
-/// The fields of a message, up to where it is none any more.
+/// The fields of a message, as far as the bytes are well-formed.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
