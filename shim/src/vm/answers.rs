@@ -1,4 +1,4 @@
-//! Which answer of the VMM belongs to whom.
+//! Hands each answer of the VMM to the waiter of its order.
 //!
 //! Each order has an id and one waiter. The place of an answer exists as long as its [`Awaited`]: a
 //! waiter that gives up, by a deadline or because its future is dropped, leaves nothing behind.
@@ -15,14 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use wasmvm_protocol::control::FromVmm;
 
-/// An answer, or why there is none, in one sentence.
+/// An answer, or a sentence that says why there is none.
 pub(super) type Answer<T> = Result<T, String>;
 
 /// Orders that are not answered yet, by id.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Answers(Arc<Mutex<HashMap<u32, Waiter>>>);
 
-/// Who waits, by what the order can be answered with.
+/// The waiter for an order, by the answer that the order can have.
 #[derive(Debug)]
 enum Waiter {
     Done(oneshot::Sender<Answer<()>>),
@@ -31,7 +31,7 @@ enum Waiter {
     Written(oneshot::Sender<Answer<u64>>),
 }
 
-/// The one who waits for the answer to an order.
+/// The waiting end of an order; its drop removes the order's place.
 #[derive(Debug)]
 pub(super) struct Awaited<T> {
     id: u32,
@@ -40,7 +40,7 @@ pub(super) struct Awaited<T> {
 }
 
 impl<T> Awaited<T> {
-    /// Waits; `None` when the driver is gone.
+    /// Waits for the answer; `None` when the driver has ended.
     pub async fn answer(mut self) -> Option<T> {
         (&mut self.answer).await.ok()
     }
@@ -53,17 +53,17 @@ impl<T> Drop for Awaited<T> {
 }
 
 impl Answers {
-    /// For an order whose answer says no more than that it is carried out.
+    /// Registers an order whose answer says no more than that the order is carried out.
     pub fn done(&self, id: u32) -> Awaited<Answer<()>> {
         self.expect(id, Waiter::Done)
     }
 
-    /// For a connection to the guest.
+    /// Registers an order for a connection to the guest.
     pub fn connected(&self, id: u32) -> Awaited<Answer<()>> {
         self.expect(id, Waiter::Connected)
     }
 
-    /// For a sink: the number of bytes in the file.
+    /// Registers an order for a sink; the answer is the number of bytes in the file.
     pub fn written(&self, id: u32) -> Awaited<Answer<u64>> {
         self.expect(id, Waiter::Written)
     }
@@ -78,7 +78,7 @@ impl Answers {
         }
     }
 
-    /// Hands an answer over; one that nobody waits for is dropped.
+    /// Hands an answer to its waiter; an answer that nobody waits for is dropped.
     pub fn deliver(&self, message: FromVmm) {
         let (FromVmm::Done { id }
         | FromVmm::Connected { id }
@@ -110,11 +110,11 @@ impl Answers {
         };
     }
 
-    /// The waiter, for what answers its order.
+    /// Takes the waiter out, unless the last answer to its order is still to come.
     fn take(&self, id: u32, message: &FromVmm) -> Option<Waiter> {
         let mut table = self.table();
         let is_sink = matches!(table.get(&id)?, Waiter::Written(_));
-        // A sink's connection is open: what the order is about is still to come.
+        // A sink's connection is open: the answer about the file is still to come.
         if is_sink && matches!(message, FromVmm::Connected { .. }) {
             return None;
         }

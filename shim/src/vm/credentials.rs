@@ -1,14 +1,14 @@
-//! As whom a VMM serves its task's files.
+//! The credentials with which a VMM serves its task's files.
 //!
-//! A program under runc has its user, its groups and the capabilities of its spec, and the kernel decides by
-//! them. Here the guest's kernel decides, but it may be taken over, and then the VMM's own rights are what is
-//! left. So they are the program's:
+//! A program under runc has its user, its groups and the capabilities of its spec, and the kernel decides
+//! by them. Here the guest's kernel decides, but the guest's kernel may be taken over, and then only the
+//! VMM's own rights are left. So the VMM's rights are the program's:
 //!
-//! * A bounding set with all that acting for others takes (containerd's default set is one): the VMM is root
-//!   with the file capabilities of that set, because execs of other users may come.
-//! * A lesser one (`drop: [ALL]`): the VMM *is* the program's user, with its groups, and the file capabilities
-//!   that this program itself has. An exec as somebody else would be refused files by the host that are its own,
-//!   so it is refused by name.
+//! * A bounding set with all capabilities for acting as others (containerd's default set is such a set): the VMM
+//!   is root with the file capabilities of that set, because execs of other users may come.
+//! * A lesser set (`drop: [ALL]`): the VMM *is* the program's user, with its groups, and the file capabilities
+//!   that this program itself has. The host would refuse an exec as another user files that are the exec's own,
+//!   so such an exec is refused by name.
 
 use rustix::thread::CapabilitySet;
 use wasmvm_protocol::control::{Credentials, FILE_CAPABILITIES, GROUPS_MAX};
@@ -16,24 +16,24 @@ use wasmvm_protocol::control::{Credentials, FILE_CAPABILITIES, GROUPS_MAX};
 use super::label::{self, LabelError};
 use crate::bundle::{ProcessSpec, TaskSpec, User};
 
-/// What it takes to create and open files as any user.
+/// The capabilities for creating and opening files as any user.
 const ACT_FOR_OTHERS: u64 = CapabilitySet::DAC_OVERRIDE.bits()
     | CapabilitySet::FOWNER.bits()
     | CapabilitySet::SETUID.bits()
     | CapabilitySet::SETGID.bits();
 
-/// Why a process cannot be served as its spec wants it.
+/// Why a process cannot be served as its spec asks.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialsError {
-    /// A label for a security module that the host lacks.
+    /// A label is for a security module that the host lacks.
     #[error(transparent)]
     Label(#[from] LabelError),
-    /// More groups than a message holds.
+    /// The process has more groups than a message holds.
     #[error(
         "config.json: process.user.additionalGids has {0} groups; a task without CAP_SETGID may have {GROUPS_MAX}"
     )]
     Groups(usize),
-    /// An exec of another user in a task that acts for one only.
+    /// An exec is of another user, in a task that acts for its own user only.
     #[error(
         "the spec of the exec: process.user = {wanted} is refused: the capabilities of the container allow to act \
          as {own} only, with its groups; keep DAC_OVERRIDE, FOWNER, SETUID and SETGID for execs of others"
@@ -41,7 +41,7 @@ pub enum CredentialsError {
     OtherUser {
         /// The exec's user and group.
         wanted: String,
-        /// The task's.
+        /// The task's user and group.
         own: String,
     },
 }
@@ -49,7 +49,7 @@ pub enum CredentialsError {
 /// The credentials for a task.
 ///
 /// # Errors
-/// [`CredentialsError`], but for that of an exec.
+/// [`CredentialsError`], but never [`CredentialsError::OtherUser`].
 pub fn of_task(spec: &TaskSpec) -> Result<Credentials, CredentialsError> {
     label::check(&spec.labels)?;
     let (user, given) = (
@@ -61,7 +61,7 @@ pub fn of_task(spec: &TaskSpec) -> Result<Credentials, CredentialsError> {
         selinux_label: spec.labels.selinux_process.clone(),
         ..Credentials::default()
     };
-    // What root has of it: whom the container may become.
+    // The capabilities that root has: as whom the container may act.
     let others = given.of_user(0) & FILE_CAPABILITIES;
     if others & ACT_FOR_OTHERS == ACT_FOR_OTHERS {
         return Ok(Credentials {
@@ -84,7 +84,7 @@ pub fn of_task(spec: &TaskSpec) -> Result<Credentials, CredentialsError> {
     })
 }
 
-/// Whether files can be served to an exec as they must be.
+/// Checks that files can be served to an exec as its user and groups demand.
 ///
 /// # Errors
 /// [`CredentialsError::OtherUser`].
@@ -105,7 +105,7 @@ pub fn check_exec(spec: &TaskSpec, exec: &User) -> Result<(), CredentialsError> 
     })
 }
 
-/// What a program is told to keep: an exec that says nothing has its task's set.
+/// The capabilities that a program keeps: an exec whose spec has no set has its task's.
 #[must_use]
 pub fn of_program(spec: &TaskSpec, process: &ProcessSpec) -> u64 {
     let given = process.capabilities.or(spec.process.capabilities);

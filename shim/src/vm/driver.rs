@@ -1,4 +1,4 @@
-//! The one task that reads a VMM's control socket, until the process is gone.
+//! The one task that reads a VMM's control socket, until the VMM's process has ended.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,18 +14,18 @@ use crate::vm::answers::Answers;
 use crate::vm::process::Process;
 use crate::vm::{VmEnd, VmError};
 
-/// How long a VMM may take to exit after it has said that it does.
+/// How long a VMM may take to exit after its control socket was closed, or carried a broken message.
 const EXIT_MAX: Duration = Duration::from_secs(2);
-/// How long a killed one may take to be gone: one that the kernel does not let go counts as ended then,
-/// and what is left of it shows when its cgroup cannot be removed.
+/// How long a killed VMM may take to end. A VMM that the kernel holds for longer counts as ended, and what
+/// is left of it shows when its cgroup cannot be removed.
 const KILL_MAX: Duration = Duration::from_secs(10);
 
-/// What is known of a VM.
+/// Readiness and end of a VM, as far as the driver knows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
-    /// The guest listens; how long it took.
+    /// The boot time, once the guest listens.
     pub ready: Option<Duration>,
-    /// The process is gone and reaped, or was killed and does not go.
+    /// The end, once the process is reaped, or was killed and does not end.
     pub end: Option<VmEnd>,
 }
 
@@ -64,21 +64,21 @@ impl Driver {
         ))
     }
 
-    /// Until the VMM is gone: then the end is published, once.
+    /// Reads the control socket until the VMM has ended; then publishes the end, once.
     pub async fn run(self) {
         let mut last_words = None;
         let mut killed = self.killed.clone();
         let status = loop {
             tokio::select! {
-                // What the VMM said comes before the fact that it is gone.
+                // The VMM's messages come before the end of its process.
                 biased;
                 message = next(&self.control) => match message {
                     Ok(Some(message)) => {
                         if let Some(end) = self.take_in(message) {
                             last_words = Some(end);
                         }
-                        // Nothing above ever waits while messages are there: a VMM that does not
-                        // stop talking must not keep the shim from all else.
+                        // Nothing above ever waits while messages are there: a VMM that does not stop
+                        // sending must not keep the shim from all else.
                         tokio::task::consume_budget().await;
                     }
                     Ok(None) => break self.reap(EXIT_MAX).await,
@@ -104,16 +104,17 @@ impl Driver {
             console_tail: String::new(),
         });
         self.state.send_modify(|state| state.end = Some(end));
-        // At once, as a rule; one that the kernel holds is still to be reaped.
+        // At once, as a rule; a process that the kernel holds is still to be reaped.
         let _ = self.process.wait().await;
     }
 
-    /// A message that was sent before the process ended.
+    /// A message that the VMM sent before its process ended.
     fn pending(&self) -> Option<FromVmm> {
         control::hear(self.control.get_ref()).ok().flatten()
     }
 
-    /// The process ends within `limit`, or it is killed; one that does not even then is given up.
+    /// Waits at most `limit` for the end of the process, then kills it; a killed process that does not end
+    /// either is given up.
     async fn reap(&self, limit: Duration) -> Option<WaitIdStatus> {
         if let Ok(status) = timeout(limit, self.process.wait()).await {
             return status.ok().flatten();
@@ -127,7 +128,7 @@ impl Driver {
         ended.ok()?.ok().flatten()
     }
 
-    /// Takes a message in; returns the end it announces.
+    /// Takes a message in; returns the end that the message announces.
     fn take_in(&self, message: FromVmm) -> Option<VmEnd> {
         match message {
             FromVmm::AgentReady { boot_us } => {
@@ -154,7 +155,7 @@ impl Driver {
                     console_tail,
                 });
             }
-            // Belongs to the handshake; a VMM that repeats it gains nothing.
+            // `NeedMaps` and `Jailed` belong to the handshake; a VMM that repeats them gains nothing.
             FromVmm::NeedMaps | FromVmm::Jailed => {}
         }
         None
@@ -172,7 +173,7 @@ async fn next(control: &AsyncFd<OwnedFd>) -> Result<Option<FromVmm>, ControlErro
 }
 
 async fn is_killed(killed: &mut watch::Receiver<bool>) {
-    // An error means that nobody holds the VM any more, which kills it as well.
+    // An error means that the last `Vm` was dropped, which kills the VMM as well.
     let _ = killed.wait_for(|killed| *killed).await;
 }
 

@@ -1,4 +1,4 @@
-//! Whether the host has what a label is for.
+//! Checks that the host has the security module that a label is for.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ pub struct LabelError {
     module: &'static str,
 }
 
-/// Looks whether the security modules that the labels are for are enabled, as runc does.
+/// Checks that the security modules of the labels are enabled, as runc does.
 ///
 /// # Errors
 /// [`LabelError`].

@@ -1,7 +1,7 @@
 //! Spawns a VMM and leads it through the handshake of [`wasmvm_protocol::control`].
 //!
-//! All of it happens on one thread of its own, because the VMM inherits that thread's mount namespace,
-//! working directory and network namespace:
+//! The launch runs on a thread of its own, because the VMM inherits that thread's mount namespace, working
+//! directory and network namespace:
 //!
 //! ```text
 //! unshare(FS | NEWNS) ─► prepare: mount the tree, stand in it ─► network, its sysctls ─► spawn
@@ -29,7 +29,7 @@ use crate::vm::network::{self, Network, NetworkError};
 use crate::vm::process::{Process, readable_within};
 use crate::vm::{Vm, VmError, log};
 
-/// From exec to a closed jail; the guest's boot is not in it.
+/// How long the handshake may take, from exec to a closed jail; the guest's boot comes after.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(20);
 /// Identity map of all ids but -1, `user_namespaces(7)`.
 const IDENTITY_MAP: &str = "0 0 4294967295\n";
@@ -37,7 +37,7 @@ const IDENTITY_MAP: &str = "0 0 4294967295\n";
 /// The files a VM is made of.
 #[derive(Clone, Debug)]
 pub struct VmFiles {
-    /// `wasmvm-vmm`.
+    /// The path of `wasmvm-vmm`, the VMM.
     pub vmm: PathBuf,
     /// The guest kernel, an uncompressed ELF.
     pub kernel: PathBuf,
@@ -47,20 +47,20 @@ pub struct VmFiles {
     pub held: Vec<Arc<File>>,
 }
 
-/// What to launch.
+/// The parts and the surroundings of a VMM to launch.
 #[derive(Debug)]
 pub struct LaunchRequest {
-    /// Names the VM in the log.
+    /// The name of the VM in the log.
     pub name: String,
-    /// What it is made of.
+    /// The files that the VM is made of.
     pub files: VmFiles,
-    /// How it is built.
+    /// How the VMM builds the VM.
     pub boot: BootConfig,
-    /// The cgroup it is born in.
+    /// The cgroup that the VMM is born in.
     pub cgroup: Birth,
-    /// Where it lives.
+    /// The network namespace that the VMM lives in.
     pub network: Network,
-    /// What is written there before.
+    /// Settings of the network namespace, written before the VMM is spawned.
     pub sysctls: Vec<Sysctl>,
     /// `/proc/PID/oom_score_adj`: the shim's own must not be inherited.
     pub oom_score_adj: i32,
@@ -69,49 +69,46 @@ pub struct LaunchRequest {
 /// Why a VMM was not launched.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// No KVM.
+    /// `/dev/kvm` cannot be opened.
     #[error("cannot open /dev/kvm; `wasmvm check` says what this host lacks")]
     Kvm(#[source] io::Error),
     /// An installed file is missing or unreadable.
     #[error("cannot open {}; `make install` puts it there", .path.display())]
     File {
-        /// The file.
         path: PathBuf,
-        /// What the operating system says.
         #[source]
         source: io::Error,
     },
-    /// The network namespace, or what is to be set in it.
+    /// The network namespace cannot be had, or a setting in it.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// A step of the launch itself.
+    /// A step of the launch itself failed.
     #[error("cannot {action}")]
     Step {
-        /// What was attempted.
+        /// The step, to stand behind "cannot".
         action: &'static str,
-        /// What the operating system says.
         #[source]
         source: io::Error,
     },
-    /// `clone3` or exec.
+    /// The VMM could not be spawned, by `clone3` or exec.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// The handshake.
+    /// The control socket failed during the handshake.
     #[error("the VMM did not come up")]
     Control(#[source] ControlError),
-    /// The VMM's own reason.
+    /// The VMM refused the boot order, or answered something else; holds the reason.
     #[error("the VMM cannot start: {0}")]
     Refused(String),
-    /// Dead or silent.
+    /// The VMM ended or did not answer before its jail was closed.
     #[error("the VMM {0} before its jail was closed")]
     Silent(&'static str),
-    /// After the handshake.
+    /// The VMM could not be taken over after the handshake.
     #[error(transparent)]
     Vm(#[from] VmError),
 }
 
 impl LaunchError {
-    /// containerd's code for it.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -135,10 +132,10 @@ struct Launched {
 }
 
 /// Runs `prepare` on the VMM's thread, in a mount namespace of its own, then launches the VMM in the
-/// working directory that `prepare` left. Returns when the guest has started.
+/// working directory that `prepare` left. Returns when the guest starts.
 ///
 /// # Errors
-/// `prepare`'s, or [`LaunchError`]; then no process and no mount is left.
+/// `prepare`'s error, or [`LaunchError`]; then no process and no mount is left.
 pub async fn launch<T, E>(
     request: LaunchRequest,
     prepare: impl FnOnce() -> Result<T, E> + Send + 'static,
@@ -156,7 +153,7 @@ where
                 .map_err(E::from)
                 .and_then(|()| prepare());
             let launched = prepared.and_then(|value| Ok((spawn_and_lead(&request)?, value)));
-            // Nobody waits any more: what was launched is dropped, which ends it.
+            // If nobody waits any more, the launched VMM is dropped, which ends it.
             let _ = sender.send(launched);
         })
         .map_err(|source| step("start the launch thread", source))?;
@@ -204,7 +201,7 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
         control::pair().map_err(|source| step("make the control socket", source))?;
     let (log, log_writer) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|errno| step("make the log pipe", errno.into()))?;
-    // The shim's end only: the VMM's writes wait rather than fail.
+    // Non-blocking at the shim's end only: the VMM's writes wait rather than fail.
     fcntl_setfl(&log, OFlags::NONBLOCK)
         .map_err(|errno| step("make the log pipe non-blocking", errno.into()))?;
     let spawned = spawn::spawn(&SpawnRequest {
@@ -229,7 +226,7 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
     });
     if let Err(err) = led {
         process.kill();
-        // A killed child ends; were it stuck in the kernel, the cgroup's removal would say so.
+        // A killed child ends; if the kernel holds the child, the cgroup's removal says so.
         let _ = process.wait_blocking(HANDSHAKE_MAX);
         return Err(err);
     }
@@ -240,7 +237,7 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
     })
 }
 
-/// containerd's `sched_core = true` is told to shims by a variable of their environment, as to runc's.
+/// Whether containerd's `sched_core = true` is set: shims read that from their environment, as runc's shim does.
 fn wants_own_core() -> bool {
     std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty())
 }

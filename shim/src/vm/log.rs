@@ -1,5 +1,5 @@
-//! Carries a VMM's standard error (its own words and, if wanted, the guest's console) to the shim's
-//! log. What a guest can provoke is bounded: in the length of a line and in lines per second.
+//! Carries a VMM's standard error (its own messages and, if wanted, the guest's console) to the shim's log.
+//! What a guest can provoke is bounded: in the length of a line and in lines per second.
 
 use std::io;
 use std::time::Duration;
@@ -10,11 +10,12 @@ use tokio::time::Instant;
 
 /// A longer line is cut into pieces of this length, bytes.
 const LINE_BYTES_MAX: u64 = 1024;
-/// More lines are counted, not logged.
+/// Lines beyond this number are counted, not logged.
 const LINES_PER_SECOND_MAX: u32 = 200;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Logs every line until the VMM has closed the pipe. `vm` names it: the task's id, or the compiler.
+/// Logs every line until the VMM has closed the pipe. `vm` names the VM in the log: the task's id, or the
+/// compiler.
 pub(super) async fn forward(reader: pipe::Receiver, vm: String) -> io::Result<()> {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
@@ -50,7 +51,7 @@ struct Window {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Admission {
-    /// `dropped` lines went missing before this one.
+    /// The line is logged, after `dropped` lines that were not.
     Logged {
         dropped: u32,
     },

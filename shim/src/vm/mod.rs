@@ -1,4 +1,4 @@
-//! One VMM process and the shim's end of its control socket.
+//! A VMM process and the shim's end of its control socket.
 //!
 //! ```text
 //! launch::launch ──► Vm ──orders──► control socket ──► VMM
@@ -6,9 +6,10 @@
 //!                     └──── driver ◄──────┘ answers, AgentReady, GuestEnded
 //! ```
 //!
-//! [`launch`] spawns the process and leads it through the handshake; [`driver`] is the one task that
-//! reads the socket; [`answers`] hands each answer to who gave the order; [`process`] waits for and kills processes by descriptor; [`log`] carries the
-//! VMM's standard error to the shim's log. Dropping the last [`Vm`] ends the VMM.
+//! [`launch`] spawns the process and leads it through the handshake; [`driver`] is the one task that reads
+//! the socket; [`answers`] hands each answer to the waiter of its order; [`process`] waits for and kills
+//! processes by descriptor; [`log`] carries the VMM's standard error to the shim's log. Dropping the last
+//! [`Vm`] ends the VMM.
 
 mod answers;
 pub mod credentials;
@@ -39,12 +40,12 @@ use crate::vm::answers::{Answers, Awaited};
 use crate::vm::driver::{Driver, State};
 use crate::vm::process::Process;
 
-/// The VMM answers an order from its own knowledge, or after the guest's handshake.
+/// How long the VMM may take to answer an order, from its own knowledge or after the guest's handshake.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How long a broken connection waits for the VMM's word on why.
+/// How long a broken connection waits for the VMM's report of the end.
 const REASON_MAX: Duration = Duration::from_secs(1);
 
-/// A VMM process and what it is told. Cheap to clone; all clones are the same VM.
+/// A VMM process and the orders to it. Cheap to clone; all clones are the same VM.
 #[derive(Clone, Debug)]
 pub struct Vm {
     inner: Arc<Inner>,
@@ -60,59 +61,58 @@ struct Inner {
     killed: watch::Sender<bool>,
 }
 
-/// How a VM ended.
+/// The end of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmEnd {
-    /// One sentence.
+    /// The reason, as a sentence for errors and the log.
     pub reason: String,
     /// The last of the guest's console, where there is any.
     pub console_tail: String,
 }
 
-/// Why a VM does not do what it is told.
+/// Why a VM does not carry out an order.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// The VMM is gone, or going.
+    /// The VMM has ended, or is about to.
     #[error("the microVM ended: {}{}", .0.reason, crate::error::console(&.0.console_tail))]
     Ended(VmEnd),
-    /// No answer in time.
+    /// The VMM did not answer in time.
     #[error("the microVM did not {what} within {limit:?}")]
     Timeout {
-        /// The order.
+        /// The step that did not happen, to stand behind "did not".
         what: &'static str,
-        /// How long it was given.
+        /// How long the VMM was given.
         limit: Duration,
     },
     /// The control socket is full.
     #[error("the VMM does not take orders")]
     Deaf,
-    /// The guest does not listen there, or hung up.
+    /// The guest does not listen on the port, or hung up.
     #[error("the guest refused a connection to vsock port {port}: {reason}")]
     Refused {
-        /// The guest's port.
+        /// The guest's vsock port.
         port: u32,
-        /// The VMM's sentence.
+        /// The reason, in the VMM's words.
         reason: String,
     },
-    /// Not an answer to the order, or a refusal where none is foreseen.
+    /// The VMM's answer is not for the order, or refuses where no refusal is foreseen.
     #[error("{0}")]
     Answer(String),
-    /// The control socket.
+    /// The control socket failed.
     #[error("cannot talk to the VMM")]
     Control(#[source] ControlError),
     /// A descriptor could not be made.
     #[error("cannot {action}")]
     Descriptor {
-        /// What was attempted.
+        /// The step, to stand behind "cannot".
         action: &'static str,
-        /// What the operating system says.
         #[source]
         source: io::Error,
     },
 }
 
 impl VmError {
-    /// containerd's code for it.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -137,7 +137,8 @@ impl Vm {
         })?;
         let killed = watch::Sender::new(false);
         let (driver, state, answers) = Driver::new(reader, process.clone(), killed.subscribe())?;
-        // Ends with the process, also when nobody holds the VM any more: it is who reaps it.
+        // The driver ends with the process, also after the last `Vm` was dropped: the driver reaps the
+        // process.
         tokio::spawn(driver.run());
         let next_id = AtomicU32::new(1);
         Ok(Self {
@@ -158,7 +159,7 @@ impl Vm {
         self.inner.process.pid()
     }
 
-    /// The VMM.
+    /// The VMM as a process of the host.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.inner.process
@@ -186,8 +187,8 @@ impl Vm {
         }
     }
 
-    /// Waits until the VMM process is gone and reaped, or was killed and does not go. Any number of
-    /// callers.
+    /// Waits until the VMM's process has ended and is reaped, or was killed and does not end. Any number of
+    /// callers may wait.
     pub async fn ended(&self) -> VmEnd {
         let mut state = self.inner.state.clone();
         match state.wait_for(|state| state.end.is_some()).await {
@@ -196,12 +197,12 @@ impl Vm {
         }
     }
 
-    /// Kills the VMM. Its end is reported by [`Vm::ended`].
+    /// Kills the VMM; [`Vm::ended`] reports the end.
     pub fn kill(&self) {
         self.inner.kill();
     }
 
-    /// Maps `file` (opened read-only) as slot `index`, instead of what lies there.
+    /// Maps `file` (opened read-only) as slot `index`, in place of the file that lies there.
     ///
     /// # Errors
     /// [`VmError`].
@@ -219,7 +220,7 @@ impl Vm {
         self.done(id, &ToVmm::Pause { id }, &[]).await
     }
 
-    /// Lets a stopped guest go on.
+    /// Resumes a stopped guest.
     ///
     /// # Errors
     /// [`VmError`].
@@ -228,7 +229,7 @@ impl Vm {
         self.done(id, &ToVmm::Resume { id }, &[]).await
     }
 
-    /// Gives an order whose answer says no more than that it is carried out.
+    /// Gives an order whose answer says no more than that the order is carried out.
     async fn done(&self, id: u32, order: &ToVmm, fds: &[BorrowedFd<'_>]) -> Result<(), VmError> {
         let done = self.inner.answers.done(id);
         self.send(order, fds)?;
@@ -292,7 +293,7 @@ impl Vm {
         control::send(&self.inner.control, order, fds).map_err(|err| self.lost(err))
     }
 
-    /// What a failed send means: a VMM that has ended is not a control error.
+    /// The error of a failed send: a VMM that has ended is not a control error.
     fn lost(&self, error: ControlError) -> VmError {
         if error.is_would_block() {
             return VmError::Deaf;
@@ -307,7 +308,7 @@ impl Vm {
         tokio::select! {
             answered = timeout(limit, awaited.answer()) => match answered {
                 Ok(Some(answer)) => Ok(answer),
-                // The driver, which held the other end, has gone with the VM.
+                // The driver, which held the other end, has ended with the VM.
                 Ok(None) => Err(VmError::Ended(self.ended().await)),
                 Err(_) => Err(VmError::Timeout {
                     what: "answer",

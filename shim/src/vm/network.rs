@@ -1,4 +1,4 @@
-//! The network namespace that a VMM lives in, and what the spec sets in it.
+//! The network namespace that a VMM lives in, and the settings of the spec in that namespace.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Write as _};
@@ -19,25 +19,24 @@ const HOSTS: [&str; 2] = ["/proc/self/ns/net", "/proc/1/ns/net"];
 /// The network namespace a VMM lives in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// A new one, with nothing in it.
+    /// A new namespace, with nothing in it.
     Empty,
-    /// The task's own, by path.
+    /// The task's own namespace, by path.
     Path(PathBuf),
 }
 
-/// Why a task's network namespace is not as the spec wants it.
+/// Why a task's network namespace is not as the spec asks.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The namespace that the spec names.
+    /// The namespace that the spec names cannot be entered.
     #[error("cannot enter config.json: linux.namespaces[network].path = {}", .path.display())]
     Enter {
-        /// From the spec.
+        /// The path in the spec.
         path: PathBuf,
-        /// What the operating system says.
         #[source]
         source: io::Error,
     },
-    /// No new one.
+    /// A new namespace cannot be made.
     #[error("cannot make a network namespace")]
     Make(#[source] io::Error),
     /// The namespace of the path is the host's.
@@ -46,30 +45,27 @@ pub enum NetworkError {
          give the task one of its own", .path.display()
     )]
     Hosts {
-        /// The first setting.
+        /// The first setting of the spec.
         name: String,
-        /// Its value.
         value: String,
-        /// The namespace's.
+        /// The path of the namespace.
         path: PathBuf,
     },
-    /// A setting that the kernel does not have in the namespace, or does not take.
+    /// The kernel does not have the setting in the namespace, or does not take the value.
     #[error(
         "config.json: linux.sysctl[{name:?}] = {value:?} cannot be set in the task's network namespace"
     )]
     Sysctl {
-        /// As the spec has it.
+        /// The name, as the spec has it.
         name: String,
-        /// Its value.
         value: String,
-        /// What the operating system says.
         #[source]
         source: io::Error,
     },
 }
 
 impl NetworkError {
-    /// containerd's code for it.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -81,8 +77,8 @@ impl NetworkError {
     }
 }
 
-/// Brings the calling thread into the namespace and sets it up. `true`: the process that it spawns has to be
-/// born in a new one, because nothing had to be set.
+/// Brings the calling thread into the namespace and applies the settings. `true`: nothing had to be set, so
+/// the process that the thread spawns has to be born in a new namespace.
 ///
 /// # Errors
 /// [`NetworkError`].
@@ -115,7 +111,8 @@ fn join(path: &Path, first: Option<&Sysctl>) -> Result<(), NetworkError> {
         .map_err(|errno| failed(errno.into()))
 }
 
-/// A namespace is known by device and inode (namespaces(7)), whichever path leads to it.
+/// Whether a namespace is one of [`HOSTS`], by device and inode (namespaces(7)), whichever path leads to
+/// it.
 fn is_hosts(namespace: &Metadata) -> io::Result<bool> {
     for path in HOSTS {
         let host = std::fs::metadata(path)?;
@@ -126,7 +123,7 @@ fn is_hosts(namespace: &Metadata) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Writes them: `/proc/sys/net` shows the namespace of the thread that opens it.
+/// Writes the settings: `/proc/sys/net` shows the namespace of the thread that opens it.
 fn set(sysctls: &[Sysctl]) -> Result<(), NetworkError> {
     if sysctls.is_empty() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! A child process, held by its descriptor: no race with a reused pid, no `waitpid(-1)`.
+//! A process of the host, held by its descriptor: no race with a reused pid, no `waitpid(-1)`.
 
 use std::fs;
 use std::io;
@@ -24,7 +24,7 @@ pub struct Process {
     pidfd: Arc<OwnedFd>,
 }
 
-/// The descriptor of a child that was just spawned; without one it is ended at once.
+/// Opens the descriptor of a child that was just spawned; without a descriptor the child is ended at once.
 ///
 /// # Errors
 /// `pidfd_open(2)`'s.
@@ -41,7 +41,7 @@ pub fn pin(child: &mut Child) -> io::Result<OwnedFd> {
 }
 
 impl Process {
-    /// Takes over what `clone3` returned.
+    /// Takes over the pid and the descriptor that `clone3` returned.
     #[must_use]
     pub fn new(pid: u32, pidfd: OwnedFd) -> Self {
         Self {
@@ -50,7 +50,7 @@ impl Process {
         }
     }
 
-    /// Finds a process again by pid and start time; `None` when it is gone.
+    /// Finds a process again by pid and start time; `None` when the process has ended.
     ///
     /// # Errors
     /// `pidfd_open(2)`'s but `ESRCH`.
@@ -63,42 +63,42 @@ impl Process {
             Err(Errno::SRCH) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
-        // Read after the descriptor pins the process: now both belong to the same one.
+        // Read after the descriptor pins the process: now pid and descriptor belong to the same process.
         let same = start_time(pid).is_ok_and(|found| found == start);
         Ok(same.then(|| Self::new(pid, pidfd)))
     }
 
-    /// On the host.
+    /// The pid on the host.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Sends `SIGKILL`. That the process is gone already is no error.
+    /// Sends `SIGKILL`. A process that has ended already is no error.
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
     }
 
-    /// Opens its root directory, in its own mount namespace.
+    /// Opens the process's root directory, in its own mount namespace.
     ///
     /// # Errors
-    /// `ESRCH` or `ENOENT` when it is gone.
+    /// `ESRCH` or `ENOENT` when the process has ended.
     pub fn root(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open(format!("/proc/{}", self.pid), flags, Mode::empty())?;
-        // A pid is used again only after its process was reaped. As it has not been, the directory
-        // opened before is this process's; and it stays so.
+        // A pid is used again only after its process was reaped. This process has not been, so the
+        // directory opened before belongs to it; and stays so.
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         waitid(WaitId::PidFd(self.pidfd.as_fd()), look)?;
         Ok(rustix::fs::openat(proc, "root", flags, Mode::empty())?)
     }
 
-    /// Sends a signal. That the process is gone already is no error.
+    /// Sends a signal. A process that has ended already is no error.
     pub fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&*self.pidfd, signal);
     }
 
-    /// Waits, without blocking the runtime, until the process has ended, and reaps it if it is ours.
+    /// Waits, without blocking the runtime, until the process has ended, and reaps a child of the shim.
     ///
     /// # Errors
     /// When the descriptor cannot be polled.
@@ -121,7 +121,7 @@ impl Process {
     }
 
     fn reap(&self) -> Option<WaitIdStatus> {
-        // ECHILD: not our child, or reaped before.
+        // ECHILD: the process is no child of the shim, or was reaped before.
         waitid(
             WaitId::PidFd(self.pidfd.as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
