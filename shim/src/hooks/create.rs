@@ -1,7 +1,8 @@
-//! The hooks of `Create` and `Start`: beside the runtime, and ended with the request that wanted them.
+//! The hooks of `Create` and `Start`: run beside the runtime, and ended with the request that wanted them.
 //!
 //! A request that is dropped must not wait for its hook's end on the runtime's only thread. So the hook's
-//! thread is left here, and who undoes the task waits for it before all else ([`wait_for_cancelled`]).
+//! thread is left here, and the undoing of the task waits for the thread before all else
+//! ([`wait_for_cancelled`]).
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,8 @@ use tokio::sync::oneshot;
 use super::run::{Call, Running};
 use super::{Hook, HookError, HookState, Stage};
 
-/// Threads whose requests were dropped, by the task's id: each kills its hook and ends within `KILL_MAX` of
-/// [`super::run`].
+/// Threads whose requests were dropped, by the task's id: each thread kills its hook and ends within
+/// `KILL_MAX` of [`super::run`].
 static CANCELLED: Mutex<Vec<(String, JoinHandle<()>)>> = Mutex::new(Vec::new());
 
 fn cancelled() -> MutexGuard<'static, Vec<(String, JoinHandle<()>)>> {
@@ -22,7 +23,7 @@ fn cancelled() -> MutexGuard<'static, Vec<(String, JoinHandle<()>)>> {
     CANCELLED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Blocks until no hook runs for a dropped request of the task: what undoes the task comes after.
+/// Blocks until no hook runs for a dropped request of the task; only then may the task be undone.
 pub fn wait_for_cancelled(id: &str) {
     loop {
         let thread = {
@@ -31,7 +32,7 @@ pub fn wait_for_cancelled(id: &str) {
             found.map(|index| threads.swap_remove(index).1)
         };
         match thread {
-            // Its panic has been logged and is the request's failure already.
+            // A panic of the thread has been logged, and was the request's failure already.
             Some(thread) => drop(thread.join()),
             None => return,
         }
@@ -58,7 +59,7 @@ pub async fn run_in_order(
         .name("hooks".into())
         .spawn(move || {
             let result = run_lists(&lists, &state, &cancelled);
-            // Nobody waits any more: then it was cancelled.
+            // Nobody waits any more when the request was dropped.
             let _ = done.send(result);
         })
         .map_err(HookError::Wait)?;
@@ -68,7 +69,7 @@ pub async fn run_in_order(
         thread: Some(thread),
     };
     let result = waiting.await.unwrap_or(Err(HookError::Cancelled));
-    // Ends by itself, its last word said.
+    // The thread has sent its result and ends by itself.
     guard.thread = None;
     result
 }
@@ -93,7 +94,8 @@ fn run_lists(
     Ok(())
 }
 
-/// Its drop hangs up the pipe, on which the thread kills the hook and ends.
+/// The request's hold on the hooks' thread: dropping the guard hangs up the pipe, on which the thread kills
+/// the hook and ends.
 struct Guard {
     id: String,
     _cancel: OwnedFd,

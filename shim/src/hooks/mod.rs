@@ -7,9 +7,9 @@
 //! Delete   all undone ─► poststop ─► journal removed                                          fails: a warning
 //! ```
 //!
-//! They run in the host's namespaces, with the task's state as JSON on standard input, as the
-//! specification has it (`config.md`, "POSIX-platform Hooks"; `runtime.md`, "State"). Where it leaves a
-//! choice, we do as runc: poststop follows a Create that failed as well.
+//! Hooks run in the host's namespaces, with the task's state as JSON on standard input, as the
+//! specification has it (`config.md`, "POSIX-platform Hooks"; `runtime.md`, "State"). Where the
+//! specification leaves a choice, the shim does as runc: poststop follows a Create that failed as well.
 
 mod create;
 #[cfg(feature = "fuzzing")]
@@ -27,18 +27,18 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// One program to run.
+/// A program to run, as `config.json` has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
-    /// Absolute.
+    /// The absolute path of the program.
     pub path: PathBuf,
-    /// With `args[0]`; without any the path is the name.
+    /// The arguments, `args[0]` included; without any the path is the name.
     #[serde(default)]
     pub args: Vec<String>,
-    /// All of its environment, `KEY=value`.
+    /// The whole environment of the hook, `KEY=value`.
     #[serde(default)]
     pub env: Vec<String>,
-    /// Seconds; then it is killed and has failed.
+    /// The time limit, seconds; a hook that takes longer is killed and has failed.
     #[serde(default)]
     pub timeout: Option<u64>,
 }
@@ -46,7 +46,7 @@ pub struct Hook {
 /// The hooks of a task, each list in its order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hooks {
-    /// The older name of `create_runtime`; these come first.
+    /// Hooks by the older name of `create_runtime`; they run first.
     pub prestart: Vec<Hook>,
     /// Once the namespaces exist, before the program is loaded.
     pub create_runtime: Vec<Hook>,
@@ -59,13 +59,13 @@ pub struct Hooks {
 /// When a hook runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// In `Create`.
+    /// In `Create`, before the hooks of `createRuntime`.
     Prestart,
-    /// In `Create`.
+    /// In `Create`, before the program is loaded.
     CreateRuntime,
-    /// In `Start`.
+    /// In `Start`, once the program runs.
     Poststart,
-    /// In `Delete`.
+    /// In `Delete`, once nothing of the task is left.
     Poststop,
 }
 

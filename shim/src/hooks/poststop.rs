@@ -1,8 +1,8 @@
 //! The hooks of `Delete`, and of the `delete` action after the shim's death.
 //!
-//! The journal says that they are owed before a hook of `Create` runs, and of each that it was started.
-//! So none is left out and none runs twice, whoever dies when: one that was started runs on without the
-//! shim, and whoever deletes the task waits for it.
+//! The journal says that the hooks are owed before a hook of `Create` runs, and of each hook of poststop
+//! that it was started. So no hook is left out and no hook runs twice, whichever process dies: a hook that
+//! was started runs on without the shim, and the process that deletes the task waits for it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,10 +13,11 @@ use crate::error::chain;
 use crate::journal::{self, Step};
 use crate::vm::process::{Process, start_time};
 
-/// For a hook that an earlier shim started. containerd gives `delete` 5 s.
+/// How long a hook that an earlier shim started is waited for. containerd gives `delete` 5 s.
 const ADOPTED_MAX: Duration = Duration::from_secs(3);
 
-/// Runs what is still owed. Failures are warnings: the task is gone, and the specification has the rest go on.
+/// Runs the hooks that are still owed. Failures are warnings: nothing of the task is left, and the
+/// specification has the rest run all the same.
 pub fn settle(root: &Path, namespace: &str, id: &str, steps: &[Step]) {
     let Some((hooks, state)) = owed(steps) else {
         return;

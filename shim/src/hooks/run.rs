@@ -1,8 +1,8 @@
-//! One hook, from its start to its end.
+//! Runs a hook, from its start to its end.
 //!
-//! It leads a process group of its own, so that what ends the shim does not end it and a late one is
-//! killed with all it has started. Its output goes into one pipe, of which the last is kept for the
-//! sentence. What it leaves running in the background is not waited for.
+//! A hook leads a process group of its own, so that what ends the shim does not end the hook, and a late
+//! hook is killed with all it has started. A hook's output goes into one pipe; the last of the output is
+//! quoted in the error. Processes that a hook leaves in the background are not waited for.
 
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -21,57 +21,54 @@ use crate::error::{ErrorCode, printable};
 use crate::sys::watch::poll_until;
 use crate::vm::process::pin;
 
-/// For a hook that sets no limit: the kubelet gives up a Create after two minutes.
+/// The limit of a hook that sets none: the kubelet gives up a Create after two minutes.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(110);
-/// The most that a hook is given, whatever `timeout` says: nobody waits for a Create or a Delete as long.
+/// The longest limit, whatever `timeout` says: nobody waits for a Create or a Delete as long.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A killed hook that has not ended by then is stuck in the kernel.
 const KILL_MAX: Duration = Duration::from_secs(3);
 /// The last of a hook's output that is quoted, bytes.
 const QUOTED_BYTES_MAX: usize = 1024;
-/// What a pipe holds (pipe(7)).
+/// The capacity of a pipe, bytes (pipe(7)).
 const PIPE_BYTES: usize = 64 << 10;
 
 /// Why a hook failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// It was not even run.
+    /// The hook could not even be run.
     #[error("cannot run {field}[{index}], {}", path.display())]
     Spawn {
-        /// Its list in `config.json`.
+        /// The hook's list in `config.json`.
         field: &'static str,
-        /// Its place in the list.
+        /// The hook's place in the list, from 0.
         index: usize,
-        /// The program.
         path: PathBuf,
-        /// What the operating system says.
         #[source]
         source: io::Error,
     },
-    /// It ended, but not with 0.
+    /// The hook failed: by its exit status, by a signal, or by its time limit.
     #[error("{field}[{index}], {}, {how}{output}", path.display())]
     Failed {
-        /// Its list in `config.json`.
+        /// The hook's list in `config.json`.
         field: &'static str,
-        /// Its place in the list.
+        /// The hook's place in the list, from 0.
         index: usize,
-        /// The program.
         path: PathBuf,
         /// As in "exited with status 1".
         how: String,
-        /// The last it said, after a colon; or nothing.
+        /// The last of the hook's output, after a colon; or empty.
         output: String,
     },
-    /// The wait itself.
+    /// The hook's thread could not be started, or the hook not waited for.
     #[error("cannot wait for a hook")]
     Wait(#[source] io::Error),
-    /// The task was deleted meanwhile.
+    /// The task was deleted while the hook ran.
     #[error("the task was deleted while a hook ran")]
     Cancelled,
 }
 
 impl HookError {
-    /// containerd's code for it.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -86,15 +83,14 @@ impl HookError {
 /// A hook of a task, to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
-    /// Its list.
+    /// The list that the hook is in.
     pub stage: Stage,
-    /// Its place in the list.
+    /// The hook's place in the list, from 0.
     pub index: usize,
-    /// The program.
     pub hook: &'a Hook,
 }
 
-/// A hook that runs. Dropped before its end it is killed.
+/// A hook that runs. Dropping a hook before its end kills the hook.
 #[derive(Debug)]
 pub struct Running<'a> {
     call: Call<'a>,
@@ -107,7 +103,7 @@ pub struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    /// Starts it.
+    /// Starts the hook, with the task's state on standard input.
     ///
     /// # Errors
     /// [`HookError::Spawn`].
@@ -131,15 +127,16 @@ impl<'a> Running<'a> {
             })
     }
 
-    /// Of the hook.
+    /// The hook's pid on the host.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for its end, at most its time. Once `cancel` is readable or hung up it is killed.
+    /// Waits for the hook's end, at most its time limit. Once `cancel` is readable or hung up, the hook is
+    /// killed.
     ///
     /// # Errors
-    /// [`HookError`]; it has ended in any case.
+    /// [`HookError`]; the hook has ended or was killed in any case.
     pub fn finish(mut self, cancel: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
         let deadline = Instant::now() + self.limit;
         loop {
@@ -161,10 +158,11 @@ impl<'a> Running<'a> {
     }
 
     fn conclude(mut self) -> Result<(), HookError> {
-        // The descriptor has said that it has ended, so this does not block.
+        // The descriptor has reported the hook's end, so the wait does not block.
         let status = self.child.wait().map_err(HookError::Wait)?;
         self.ended = true;
-        // As much as it can have left in the pipe: what it started may live on and go on printing.
+        // As much as the hook can have left in the pipe: processes that it started may live on and go on
+        // printing.
         for _ in 0..PIPE_BYTES / QUOTED_BYTES_MAX {
             if !self.read_output() {
                 break;
@@ -240,7 +238,7 @@ impl<'a> Running<'a> {
 
     fn kill(&mut self) {
         if let Ok(Some(group)) = i32::try_from(self.child.id()).map(Pid::from_raw) {
-            // Not reaped yet, so the group's number is still its own.
+            // The hook is not reaped yet, so the group's number is still its own.
             let _ = kill_process_group(group, Signal::KILL);
         }
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
@@ -259,7 +257,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// How long a hook may take whose `timeout` is so many seconds.
+/// The time limit of a hook whose `timeout` is so many seconds.
 fn limit(timeout_s: Option<u64>) -> Duration {
     timeout_s
         .map_or(TIMEOUT_DEFAULT, Duration::from_secs)
@@ -276,7 +274,7 @@ fn spawn(hook: &Hook, state: &HookState) -> io::Result<(Child, OwnedFd, OwnedFd)
     stdin.write_all(&serde_json::to_vec(state)?)?;
     stdin.rewind()?;
     let (output, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    // Our end only: the hook's writes wait rather than fail.
+    // Non-blocking at the shim's end only: the hook's writes wait rather than fail.
     fcntl_setfl(&output, OFlags::NONBLOCK)?;
     let mut command = Command::new(&hook.path);
     if let Some((name, args)) = hook.args.split_first() {

@@ -1,19 +1,19 @@
-//! What a hook is told of its task.
+//! The state of a task, as its hooks read it on standard input.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Where the task is, in the specification's words.
+/// The status of a task, in the specification's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// prestart, createRuntime.
+    /// While hooks of prestart and createRuntime run.
     Creating,
-    /// poststart.
+    /// While hooks of poststart run.
     Running,
-    /// poststop.
+    /// While hooks of poststop run.
     Stopped,
 }
 
@@ -21,24 +21,22 @@ pub enum Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HookState {
-    /// As in `config.json`.
+    /// The version that `config.json` states.
     pub oci_version: String,
-    /// The task's id.
     pub id: String,
-    /// Where it is.
     pub status: Status,
-    /// The VMM's, whose namespaces are the task's; absent once it has stopped.
+    /// The pid of the VMM, whose namespaces are the task's; absent once the VMM has stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// The bundle's directory, absolute.
     pub bundle: PathBuf,
-    /// As in `config.json`.
+    /// The annotations of `config.json`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
 impl HookState {
-    /// The same task, elsewhere.
+    /// The same task's state with another status; without the pid once the task has stopped.
     #[must_use]
     pub fn at(&self, status: Status) -> Self {
         let pid = self.pid.filter(|_| status != Status::Stopped);
