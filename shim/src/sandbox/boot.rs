@@ -1,4 +1,4 @@
-//! From the first step on the host to a guest that listens and a mapped slot.
+//! Boots a sandbox, from the first step on the host to a guest that listens and a mapped slot.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use crate::vm::network::Network;
 use crate::vm::process::start_time;
 use crate::vm::{Vm, VmError, credentials};
 
-/// Memory limit from which on guest RAM is backed by huge pages, bytes. Below, one touch of a huge
-/// page would charge too much of the limit at once.
+/// Memory limit from which on guest RAM is backed by huge pages, bytes. With a smaller limit, one touch of
+/// a huge page would charge too much of the limit at once.
 const HUGE_PAGES_LIMIT_BYTES_MIN: u64 = 512 << 20;
 
 /// A VM whose agent listens and whose first slot holds init's artifact.
@@ -28,14 +28,15 @@ pub(super) struct Booted {
     pub cgroup: Cgroup,
     pub vm: Vm,
     pub slots: Slots,
-    /// Init's, for as long as the VM lives.
+    /// Init's slot, held as long as the VM lives.
     pub slot: SlotLease,
-    /// Of init.
+    /// The findings about init's program in the task's tree.
     pub found: Found,
     pub devices: Vec<DeviceMount>,
 }
 
-/// From the first step on the host to a mapped slot and a guest that listens.
+/// Makes the cgroup and the VM, runs the hooks of `Create`, and maps init's artifact once the guest
+/// listens.
 pub(super) async fn boot(
     request: SandboxRequest,
     spec: Arc<TaskSpec>,
@@ -94,13 +95,13 @@ pub(super) async fn boot(
     let resolved = async {
         tokio::select! {
             artifact = resolver.resolve(&program, journal) => artifact,
-            // A VM that dies while its module is compiled is not waited for.
+            // A VM that ends while its module is compiled is not waited for.
             end = vm.ended() => Err(VmError::Ended(end).into()),
         }
     };
     let (boot_time, artifact, ()) = tokio::try_join!(booted, resolved, hooked)?;
     tracing::debug!(boot_us = boot_time.as_micros(), "the agent listens");
-    // Its descriptor would hold the task's mounts.
+    // The program's descriptor would hold the task's mounts.
     let found = program.found.clone();
     drop(program);
     let mut slots = Slots::default();

@@ -1,5 +1,5 @@
-//! The cgroup of one compiler VM, and its part of the task's journal: both go when the compile is over,
-//! however it ends.
+//! The cgroup of one compiler VM, and its part of the task's journal: both are removed when the compile has
+//! ended, in whatever way.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use crate::cleanup::{self, CleanupError};
 use crate::error::chain;
 use crate::journal::Journal;
 
-/// The cgroup of one compiler VM. Dropped, it is removed with what lives in it.
+/// The cgroup of one compiler VM. Its drop removes the cgroup with what lives in it.
 #[derive(Debug)]
 pub(super) struct CompilerCgroup {
     cgroup: Cgroup,
     part: Part,
 }
 
-/// Where the compiler with this number of a task lies: a level for each name, since names may hold any
-/// character that would join them.
+/// The path of the cgroup of a task's compiler with this number: a level for each name, since names may
+/// hold any character that would join them.
 pub(super) fn compiler_cgroup_path(namespace: &str, id: &str, number: u32) -> PathBuf {
     let task = Path::new(COMPILERS).join(namespace).join(id);
     task.join(number.to_string())
@@ -41,12 +41,12 @@ impl CompilerCgroup {
         Ok(Self { cgroup, part })
     }
 
-    /// For the processes that are to be born into it.
+    /// The cgroup, for the processes that are to be born into it.
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
     }
 
-    /// Removes it, with what lives in it.
+    /// Removes the cgroup with what lives in it.
     ///
     /// # Errors
     /// [`SandboxError::Cleanup`]; the journal is kept then.
@@ -58,7 +58,7 @@ impl CompilerCgroup {
     }
 }
 
-/// What is to be undone, unless it was taken out.
+/// The journal that a drop undoes, unless `remove` has taken it out.
 #[derive(Debug)]
 struct Part(Option<Arc<Journal>>);
 

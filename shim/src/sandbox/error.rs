@@ -1,4 +1,4 @@
-//! Why there is no sandbox, or why it does not do what it is asked.
+//! Errors of making, using and removing a sandbox.
 
 use std::io;
 
@@ -18,7 +18,7 @@ use crate::vm::VmError;
 use crate::vm::credentials::CredentialsError;
 use crate::vm::launch::LaunchError;
 
-/// Why there is no sandbox, or why it does not go away.
+/// Why a sandbox cannot be made, used or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     #[error(transparent)]
@@ -67,7 +67,7 @@ pub enum SandboxError {
 }
 
 impl SandboxError {
-    /// containerd's code for it.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {

@@ -7,7 +7,7 @@ use crate::bundle::TaskSpec;
 use crate::hooks::{self, HookError, HookState, Stage, Status};
 use crate::journal::{Journal, Step};
 
-/// What the task's hooks are told while it is being created.
+/// The state that the task's hooks read while the task is being created.
 pub(super) fn hook_state(id: &str, bundle: &Path, spec: &TaskSpec, pid: u32) -> HookState {
     HookState {
         oci_version: spec.oci_version.clone(),
@@ -19,7 +19,8 @@ pub(super) fn hook_state(id: &str, bundle: &Path, spec: &TaskSpec, pid: u32) -> 
     }
 }
 
-/// The VMM holds its namespaces: now comes what sets up the network in them.
+/// Runs the hooks of `Create`: the VMM holds its namespaces by now, so the hooks can set up the network in
+/// them.
 pub(super) async fn run_create_hooks(
     spec: &TaskSpec,
     state: HookState,
@@ -38,7 +39,7 @@ pub(super) async fn run_create_hooks(
     Ok(hooks::run_in_order(lists, state).await?)
 }
 
-/// The program runs.
+/// Runs the hooks of `Start`, once the program runs.
 pub(super) async fn run_poststart(spec: &TaskSpec, state: HookState) -> Result<(), HookError> {
     let lists = vec![(Stage::Poststart, spec.hooks.poststart.clone())];
     hooks::run_in_order(lists, state.at(Status::Running)).await

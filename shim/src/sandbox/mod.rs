@@ -1,11 +1,11 @@
-//! One task's VM, from a bundle to an agent that listens, and back to nothing.
+//! The VM of one task, from a bundle to an agent that listens, and back to nothing.
 //!
 //! ```text
 //! TaskSpec ─► journal ─► cgroup ─► launch thread: tree, program, VMM ─┬─► guest boots ───────┬─► slot ─► ready
 //!                                                                     └─► artifact resolved ─┘
 //! ```
 //!
-//! Whatever step fails, [`crate::cleanup`] undoes those before it.
+//! When a step fails, [`crate::cleanup`] undoes the steps before it.
 
 mod boot;
 mod compiler_cgroup;
@@ -39,14 +39,14 @@ use crate::program::{Found, Program};
 use crate::tree::{DeviceMount, RootfsMount};
 use crate::vm::{Vm, VmEnd, VmError};
 
-/// What containerd asks for.
+/// The fields of a `Create` request that a sandbox is made from.
 #[derive(Clone, Debug)]
 pub struct SandboxRequest {
-    /// containerd's namespace.
+    /// containerd's namespace of the task.
     pub namespace: String,
     /// The task's id, unique within the namespace.
     pub id: String,
-    /// The bundle's directory.
+    /// Path of the bundle's directory.
     pub bundle: PathBuf,
     /// The mounts that make up the root file system.
     pub rootfs: Vec<RootfsMount>,
@@ -66,9 +66,9 @@ pub struct Sandbox {
     load_limit: Duration,
     vm: Vm,
     slots: Mutex<Slots>,
-    /// Init's, for as long as the VM lives.
+    /// Init's slot, held as long as the VM lives.
     slot: SlotLease,
-    /// Of init.
+    /// The findings about init's program in the task's tree.
     found: Found,
 }
 
@@ -123,19 +123,19 @@ impl Sandbox {
         self.load_limit
     }
 
-    /// The VMM's pid on the host: the task's.
+    /// The VMM's pid on the host, which is the task's pid.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.vm.pid()
     }
 
-    /// What the bundle says.
+    /// The task's spec, loaded from the bundle.
     #[must_use]
     pub fn spec(&self) -> &TaskSpec {
         &self.spec
     }
 
-    /// What the tree said of init.
+    /// The findings about init's program in the task's tree.
     #[must_use]
     pub fn found(&self) -> &Found {
         &self.found
@@ -147,7 +147,7 @@ impl Sandbox {
         &self.devices
     }
 
-    /// What it may use and has used.
+    /// The limits and the use of the task.
     #[must_use]
     pub fn meter(&self) -> &Arc<Meter> {
         &self.meter
@@ -156,7 +156,7 @@ impl Sandbox {
     /// Finds the program of an exec in the task's files, as they are now, and maps its artifact.
     ///
     /// # Errors
-    /// [`SandboxError`]; `Exec` says what can be executed.
+    /// [`SandboxError`]; its variant `Exec` says what can be executed.
     pub async fn load(&self, process: &ProcessSpec) -> Result<(SlotLease, Found), SandboxError> {
         let program = self.read_program(process).await?;
         let artifact = self.resolver.resolve(&program, &self.journal).await?;
@@ -171,8 +171,8 @@ impl Sandbox {
         Ok((lease, found))
     }
 
-    /// Compiles init's program again, as the guest cannot load its artifact, and maps the result in its
-    /// place.
+    /// Compiles init's program again, as the guest cannot load the artifact, and maps the new artifact in
+    /// place of the old one.
     ///
     /// # Errors
     /// [`SandboxError`].
@@ -187,12 +187,13 @@ impl Sandbox {
         Ok(slots.replace(&self.vm, &self.slot, artifact).await?)
     }
 
-    /// One at a time: it takes a processor of the host's as long as the file is long.
+    /// Reads one program at a time: reading takes a processor of the host's, for longer the larger the file
+    /// is.
     async fn read_program(&self, process: &ProcessSpec) -> Result<Arc<Program>, SandboxError> {
         let (vmm, wanted) = (self.vm.process().clone(), process.clone());
         let _reading = self.resolver.reading().await;
         let program = off_thread(move || {
-            // Dropped with this closure: an open descriptor would hold the task's mounts.
+            // `root` is dropped with this closure: an open descriptor would hold the task's mounts.
             let root = vmm.root().map_err(|source| SandboxError::Step {
                 action: "open the task's root directory",
                 source,
@@ -211,7 +212,7 @@ impl Sandbox {
         self.vm.pause().await
     }
 
-    /// Lets a stopped guest go on.
+    /// Resumes a stopped guest.
     ///
     /// # Errors
     /// [`VmError`].
@@ -227,7 +228,7 @@ impl Sandbox {
         self.vm.connect(port).await
     }
 
-    /// Waits until the VM is gone. Any number of callers.
+    /// Waits until the VM has ended. Any number of callers may wait.
     pub async fn vm_ended(&self) -> VmEnd {
         self.vm.ended().await
     }
@@ -237,7 +238,7 @@ impl Sandbox {
         self.vm.kill();
     }
 
-    /// Runs the poststart hooks. When it is dropped the one that runs is ended.
+    /// Runs the poststart hooks. Dropping the future ends the hook that runs.
     ///
     /// # Errors
     /// The first [`HookError`].
@@ -246,7 +247,7 @@ impl Sandbox {
         run_poststart(&self.spec, state).await
     }
 
-    /// Writes down how init ended, for a `delete` after the shim's own death.
+    /// Records init's exit, for a `delete` after the shim's own death.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -279,8 +280,8 @@ impl Sandbox {
     }
 }
 
-/// Reads what is to be made, and starts the journal; what a task of the same id has left after a crash goes
-/// first.
+/// Finds the guest's files, loads the spec and starts the journal; what a task of the same id has left
+/// after a crash is removed first.
 fn begin(request: &SandboxRequest) -> Result<(GuestFiles, TaskSpec, Journal), SandboxError> {
     let guest = GuestFiles::find()?;
     let spec = TaskSpec::load(&request.bundle)?;
@@ -290,7 +291,7 @@ fn begin(request: &SandboxRequest) -> Result<(GuestFiles, TaskSpec, Journal), Sa
     Ok((guest, spec, journal))
 }
 
-/// [`cleanup::undo`] or [`cleanup::release`].
+/// A way to clean up: [`cleanup::undo`] or [`cleanup::release`].
 pub type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
 
 /// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.

@@ -1,4 +1,4 @@
-//! From a program to its artifact: out of the store, or compiled now.
+//! Resolves a program to its artifact: out of the store, or compiled now.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -21,12 +21,13 @@ use crate::journal::{Journal, STATE_ROOT};
 use crate::program::Program;
 use crate::vm::launch::VmFiles;
 
-/// Names a pod's namespace, in the specs that CRI makes (containerd, `pkg/cri/annotations`).
+/// The annotation with a pod's namespace, in the specs that CRI makes (containerd, `pkg/cri/annotations`).
 const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
-/// What all compiler VMs of the host live in, below the root of each hierarchy.
+/// The cgroup of all compiler VMs of the host, below the root of each hierarchy.
 pub(super) const COMPILERS: &str = "wasmvm-compile";
 
-/// Its files: a fifth of the default weight (cgroup-v2.rst, cgroup-v1's `cpu.shares`), and no swap.
+/// Files of the compilers' cgroup: a fifth of the default weight (cgroup-v2.rst, cgroup-v1's `cpu.shares`),
+/// and no swap.
 const GIVE_WAY: [(&str, &str); 3] = [
     ("cpu.weight", "20"),
     ("cpu.shares", "204"),
@@ -36,9 +37,9 @@ const GIVE_WAY: [(&str, &str); 3] = [
 /// A program as VMs map it.
 #[derive(Debug)]
 pub struct Artifact {
-    /// Names it, and with it its slot.
+    /// The key of the artifact, by which its slot is found.
     pub key: ArtifactKey,
-    /// Read-only.
+    /// The artifact itself, opened read-only.
     pub file: File,
 }
 
@@ -49,11 +50,11 @@ pub struct Resolver {
     pub id: String,
     pub config: Config,
     pub guest: GuestFiles,
-    /// Who waits for others' compiles only as long as is fair.
+    /// The task's tenant, which waits for other tenants' compiles only as long as is fair.
     tenant: String,
-    /// Compiler VMs so far.
+    /// The number of compiler VMs so far.
     compilers: AtomicU32,
-    /// One program of the task is read at a time, and one compiled.
+    /// Held while a program of the task is read; `compiling`, while a program is compiled: one at a time.
     reading: Mutex<()>,
     compiling: Mutex<()>,
 }
@@ -78,12 +79,12 @@ impl Resolver {
         }
     }
 
-    /// To be held while a program of an exec is read.
+    /// The lock to hold while a program of the running task is read.
     pub async fn reading(&self) -> MutexGuard<'_, ()> {
         self.reading.lock().await
     }
 
-    /// The artifact of a program. When the future is dropped the compiler VM ends with it.
+    /// Finds or compiles the artifact of a program. Dropping the future ends the compiler VM.
     ///
     /// # Errors
     /// [`SandboxError`]
@@ -99,7 +100,7 @@ impl Resolver {
         }
     }
 
-    /// The same for a program whose artifact does not fit this host any more.
+    /// Compiles a program whose stored artifact does not fit this host any more.
     ///
     /// # Errors
     /// [`SandboxError`]
@@ -118,7 +119,8 @@ impl Resolver {
         self.compile_in_turn(program, key, journal).await
     }
 
-    /// The artifact as the VM of `cgroup` maps it: its own copy, charged to it, where no memory is shared.
+    /// The artifact as the VM of `cgroup` maps it: where no memory is shared, a copy that is charged to
+    /// `cgroup`.
     ///
     /// # Errors
     /// [`SandboxError::Step`].
@@ -136,7 +138,7 @@ impl Resolver {
         Ok(Artifact { key, file })
     }
 
-    /// What the VM of `cgroup` is made of: files that it shares with whom it may share memory.
+    /// The files that the VM of `cgroup` is made of, shared with those VMs with which it may share memory.
     ///
     /// # Errors
     /// [`SandboxError`].
@@ -164,7 +166,7 @@ impl Resolver {
         .await
     }
 
-    /// Who has the artifacts, where not all tasks of the host share them.
+    /// The owner of the artifacts, where not all tasks of the host share them.
     fn owner(&self) -> Option<String> {
         (self.config.sharing != Sharing::Host).then(|| self.tenant.clone())
     }
@@ -216,8 +218,8 @@ impl Resolver {
         }
     }
 
-    /// Compiles a copy of the program that nobody can change, and keeps the result under the digest of
-    /// that copy. All that has the program's size is charged to the compiler's cgroup.
+    /// Compiles a sealed copy of the program, and keeps the result under the digest of that copy. All data
+    /// of the program's size is charged to the compiler's cgroup.
     async fn compile(
         &self,
         program: &Arc<Program>,
@@ -266,7 +268,7 @@ impl Resolver {
         let limit = self.config.compile_timeout();
         let birth: Birth = cgroup.birth()?;
         let (source, held) = (program.clone(), turn.clone());
-        // Also when nobody waits for the copy any more it is made under the turn.
+        // The copy is made under the turn even when the request is dropped meanwhile.
         let module = off_thread(move || {
             let sealed = source.seal(&birth, limit);
             drop(held);
@@ -305,8 +307,8 @@ fn own_copy(file: &File, cgroup: &Birth) -> Result<File, SandboxError> {
     })
 }
 
-/// Compilers together get less of a busy processor than tasks: no tenant's first start is to be felt by
-/// others' programs. That it cannot be written costs a start nothing.
+/// Gives all compilers together less of a busy processor than tasks: no tenant's first start is to be felt
+/// by others' programs. A file that cannot be written does not fail a start.
 fn give_way(compilers: &Place) {
     for directory in compilers.paths() {
         for (file, value) in GIVE_WAY {
@@ -322,7 +324,7 @@ fn give_way(compilers: &Place) {
     }
 }
 
-/// Who a task belongs to: a pod's namespace where it is part of one, else containerd's.
+/// The tenant of a task: containerd's namespace, and below it the pod's where the task is part of a pod.
 fn tenant(namespace: &str, pod_namespace: Option<&String>) -> String {
     match pod_namespace {
         Some(pod) => format!("{namespace}/{pod}"),

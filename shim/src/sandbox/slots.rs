@@ -1,7 +1,7 @@
-//! Which artifact lies in which slot of a VM, and who still runs it.
+//! The artifacts in the slots of a VM, and the leases of the instances that run them.
 //!
-//! Instances of one program share its slot. A slot that nobody uses keeps its artifact, as the next
-//! exec is likely to want the same, until another one needs the place.
+//! Instances of one program share its slot. A slot without users keeps its artifact, as the next exec is
+//! likely to want the same artifact, until another artifact needs the place.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use crate::vm::{Vm, VmError};
 /// Why an artifact cannot be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotsError {
-    /// All are in use.
+    /// All slots are in use.
     #[error(
         "the task runs {SLOTS_MAX} different programs already, the most a VM can hold; end one first"
     )]
     Full,
-    /// The VMM did not map it.
+    /// The VMM did not map the artifact.
     #[error(transparent)]
     Map(#[from] VmError),
 }
 
 impl SlotsError {
-    /// containerd's code for it.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -37,7 +37,7 @@ impl SlotsError {
     }
 }
 
-/// One instance's use of a slot; the slot is free when all its leases are dropped.
+/// An instance's use of a slot; the slot is free when all its leases are dropped.
 #[derive(Clone, Debug)]
 pub struct SlotLease {
     index: u32,
@@ -52,18 +52,18 @@ impl SlotLease {
         Self { index, _user }
     }
 
-    /// Which slot.
+    /// The slot's number, from 0.
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
     }
 }
 
-/// What lies in one slot.
+/// An artifact that is mapped in a slot.
 #[derive(Debug)]
 struct Mapped {
     key: ArtifactKey,
-    /// Held here and by every lease.
+    /// Held here and by every lease: the count says whether the slot is in use.
     user: Arc<()>,
 }
 
@@ -85,7 +85,7 @@ impl Slots {
         Ok(self.fill(index, artifact.key))
     }
 
-    /// Maps another artifact where the one of this lease lies, for all who have it.
+    /// Maps another artifact in the slot of this lease, for all holders of a lease.
     ///
     /// # Errors
     /// [`VmError`].
@@ -102,7 +102,7 @@ impl Slots {
         Ok(())
     }
 
-    /// The artifact's slot, if it is mapped.
+    /// The artifact's slot, if the artifact is mapped.
     pub fn find(&self, key: &ArtifactKey) -> Option<SlotLease> {
         let mapped = (0..).zip(&self.0).find_map(|(index, slot)| {
             let mapped = slot.as_ref().filter(|mapped| mapped.key == *key)?;
@@ -111,7 +111,7 @@ impl Slots {
         mapped.map(|(index, _user)| SlotLease { index, _user })
     }
 
-    /// A slot without users, empty from here on: a mapping that fails leaves nothing to rely on.
+    /// Finds a slot without users and empties it: a mapping that fails leaves nothing to rely on.
     fn vacate(&mut self) -> Option<u32> {
         let unused = |slot: &Option<Mapped>| {
             let user = slot.as_ref().map(|mapped| &mapped.user);
