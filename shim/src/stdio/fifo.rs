@@ -14,48 +14,46 @@ use crate::error::ErrorCode;
 /// Why a stream was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
-    /// Not a name of a stream, or not of this one.
+    /// The name has no known form, or a form that this stream cannot have.
     #[error(
         "{stream} is {uri:?}; known are the path of a FIFO, fifo://, file:// and binary://, each with an absolute path"
     )]
     Scheme {
         /// `stdin`, `stdout` or `stderr`.
         stream: &'static str,
-        /// What the request says.
+        /// The name in the request, printable.
         uri: String,
     },
-    /// Outputs that are not one logger's.
+    /// The outputs name a logger and something else.
     #[error("stdout is {stdout:?}, but stderr is {stderr:?}; a logger takes both")]
     TwoLoggers {
-        /// What the request says.
+        /// The name of stdout in the request, printable.
         stdout: String,
-        /// What the request says.
+        /// The name of stderr in the request, printable.
         stderr: String,
     },
-    /// A log file.
+    /// Output cannot be appended to the log file.
     #[error("cannot append {stream} to {}", path.display())]
     LogFile {
-        /// `stdout` or `stderr`.
+        /// The output: `stdout` or `stderr`.
         stream: &'static str,
-        /// What the request says.
+        /// The path in the request.
         path: PathBuf,
-        /// Why not.
         source: io::Error,
     },
-    /// A logger.
+    /// The logger cannot be run, or was not ready in time.
     #[error("cannot run the logger {}", program.display())]
     Logger {
-        /// What the request says.
+        /// The path in the request.
         program: PathBuf,
-        /// Why not.
         source: io::Error,
     },
-    /// Something else lies there.
+    /// The path leads to something that is no FIFO.
     #[error("{stream} is {path}, which is not a FIFO")]
     NotFifo {
         /// `stdin`, `stdout` or `stderr`.
         stream: &'static str,
-        /// What the request says.
+        /// The path in the request.
         path: PathBuf,
     },
     /// The FIFO cannot be opened.
@@ -63,15 +61,14 @@ pub enum StdioError {
     Open {
         /// `stdin`, `stdout` or `stderr`.
         stream: &'static str,
-        /// What the request says.
+        /// The path in the request.
         path: PathBuf,
-        /// Why not.
         source: io::Error,
     },
 }
 
 impl StdioError {
-    /// How containerd is answered.
+    /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -94,7 +91,8 @@ impl StdioError {
 pub struct InputFifo {
     pub(super) reader: pipe::Receiver,
     path: PathBuf,
-    /// Ours: without it a client that goes away would be the end of the file. Dropped by `CloseIO`.
+    /// The shim's own writing end: without it a client that disconnects would be the end of the file.
+    /// Dropped by `CloseIO`.
     pub(super) writer: Option<File>,
 }
 
@@ -117,7 +115,7 @@ impl InputFifo {
         })
     }
 
-    /// Opens our writing end.
+    /// Opens the shim's own writing end.
     pub(super) fn hold(&mut self) -> Result<(), StdioError> {
         self.writer = Some(open("stdin", &self.path, OpenOptions::new().write(true))?);
         Ok(())
@@ -129,7 +127,7 @@ impl InputFifo {
 pub struct OutputFifo {
     pub(super) stream: &'static str,
     pub(super) writer: pipe::Sender,
-    /// Ours: with it a client that goes away and comes back breaks nothing, and what is in the FIFO
+    /// The shim's own reading end: with it a client may disconnect and come back, and the FIFO's content
     /// stays there until somebody reads it.
     pub(super) reader: Option<File>,
 }
@@ -155,7 +153,7 @@ impl OutputFifo {
         })
     }
 
-    /// The writing end of a pipe, in place of a FIFO: who reads it does not come back.
+    /// The writing end of a pipe, in place of a FIFO: the reader of a pipe does not come back.
     pub(super) fn of_pipe(stream: &'static str, pipe: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             stream,

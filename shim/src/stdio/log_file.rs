@@ -1,7 +1,8 @@
 //! `file://`: output appended to a file.
 //!
-//! A disk may make who opens or writes a file wait, and the runtime has one thread for everything: so a
-//! thread opens the file and copies from a pipe into it, and the pump sees a pipe as it sees any FIFO.
+//! A disk may make a thread that opens or writes a file wait, and the runtime has one thread for
+//! everything: so another thread opens the file and copies from a pipe into it, and the pump sees a pipe as
+//! it sees any FIFO.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -16,12 +17,12 @@ use tokio::sync::oneshot;
 use super::StdioError;
 use super::fifo::OutputFifo;
 
-/// To make the directories of a log file and to open it.
+/// How long it may take to make the directories of a log file and to open the file.
 const OPEN_MAX: Duration = Duration::from_secs(10);
-/// Of the copying thread, bytes: it has one small loop.
+/// The stack of the copying thread, bytes: the thread has one small loop.
 const STACK_BYTES: usize = 128 * 1024;
 
-/// A file that is written.
+/// A log file that a thread writes.
 #[derive(Debug)]
 pub struct LogFile {
     written: oneshot::Receiver<()>,
@@ -41,7 +42,7 @@ impl LogFile {
         })
     }
 
-    /// Once its pipe is closed: waits until all of it is in the file, at most `within`.
+    /// Waits, once the pipe is closed, until all output is in the file, at most `within`.
     pub async fn finish(&mut self, within: Duration) {
         if tokio::time::timeout(within, &mut self.written)
             .await
@@ -64,7 +65,7 @@ async fn start(stream: &'static str, path: PathBuf) -> io::Result<(LogFile, Outp
             let file = match create(&path) {
                 Ok(file) => file,
                 Err(error) => {
-                    // Nobody hears it who has given up already.
+                    // The error is lost when the caller has given up already.
                     let _ = tell_opened.send(Err(error));
                     return;
                 }
@@ -76,16 +77,17 @@ async fn start(stream: &'static str, path: PathBuf) -> io::Result<(LogFile, Outp
                 let name = path.display().to_string();
                 tracing::warn!(path = name, %error, "the rest of the output is lost");
             }
-            // Nobody waits any more: that is theirs to say.
+            // The send fails when nobody waits any more.
             let _ = done.send(());
         })?;
     let opened = tokio::time::timeout(OPEN_MAX, opened).await;
-    // The thread tells, unless it panics.
+    // The thread sends a result, unless it panics.
     opened?.map_err(io::Error::other)??;
     Ok((LogFile { written }, fifo))
 }
 
-/// A FIFO without a reader is refused (ENXIO): to open it would wait for one.
+/// Opens the file, after making its directories. A FIFO without a reader is refused (ENXIO): to open the
+/// FIFO would wait for a reader.
 fn create(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         let mut builder = DirBuilder::new();

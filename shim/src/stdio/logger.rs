@@ -7,7 +7,8 @@
 //!  we  ◄─ pipe ◄─ fd 5: closed or written when it is ready ┘
 //! ```
 //!
-//! It ends by itself when both pipes are at their end of file; else it is told to, and then made to.
+//! A logger ends by itself when both pipes are at their end of file; otherwise SIGTERM ends it, and then
+//! SIGKILL.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,21 +30,21 @@ use super::{StdioError, StdioOwner};
 use crate::sys::inherit::pass_descriptors;
 use crate::vm::process::{Process, pin};
 
-/// From its start to its word that it reads.
+/// How long a logger may take from its start until it is ready to read.
 const READY_MAX: Duration = Duration::from_secs(10);
-/// From SIGTERM, for one that does not end at the end of its input, to SIGKILL.
+/// The time from SIGTERM, for a logger that does not end at the end of its input, to SIGKILL.
 const TERM_MAX: Duration = Duration::from_secs(2);
 /// A killed process that has not ended by then is stuck in the kernel.
 const KILL_MAX: Duration = Duration::from_secs(1);
 
-/// A logger that runs. Dropped it is killed, and reaped by the runtime.
+/// A logger that runs. Dropping a logger kills its process, which the runtime reaps.
 #[derive(Debug)]
 pub struct Logger {
     program: PathBuf,
     process: Option<Process>,
 }
 
-/// A logger and our ends of its pipes.
+/// A logger and the shim's ends of its pipes.
 pub struct Started {
     pub logger: Logger,
     pub stdout: OutputFifo,
@@ -54,7 +55,7 @@ impl Logger {
     /// Starts the program and waits until it is ready.
     ///
     /// # Errors
-    /// [`StdioError`], naming the program; then it does not run.
+    /// [`StdioError`], naming the program; then the logger does not run.
     pub async fn start(
         command: &LoggerCommand,
         owner: &StdioOwner<'_>,
@@ -70,7 +71,7 @@ impl Logger {
         Ok(started)
     }
 
-    /// Once its pipes are closed: waits for its end, at most `within` and a little.
+    /// Waits, once the logger's pipes are closed, for the logger's end, at most `within` and a little.
     pub async fn finish(&mut self, within: Duration) {
         let Some(process) = self.process.take() else {
             return;
@@ -104,7 +105,7 @@ impl Drop for Logger {
 /// Kills the process and reaps it.
 async fn end(process: Process) {
     process.kill();
-    // Milliseconds. A failure means that there is nothing to reap.
+    // The kill takes milliseconds. A failure means that there is nothing to reap.
     let _ = timeout(KILL_MAX, process.wait()).await;
 }
 
@@ -143,7 +144,7 @@ fn execute(
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0);
-    // With the command our copies of the ends go, so that an end of file can be seen.
+    // The shim's copies of the ends go with the command, so that an end of file can be seen.
     let _held = pass_descriptors(&mut command, ends)?;
     let mut child = command.spawn()?;
     let pidfd = pin(&mut child)?;

@@ -6,10 +6,10 @@
 //! stderr FIFO ◄── 64 KiB ◄── guest
 //! ```
 //!
-//! A slow reader stops the writer in the guest, never the shim: one buffer per stream, and the copy
-//! waits. Nothing here opens a FIFO in a way that waits for the other side. After the program's end its
-//! output waits for the reader until `Delete` comes, and then ten seconds more; the guest, which only
-//! has to hand over what it holds, is given ten seconds of its own time.
+//! A slow reader stops the writer in the guest, never the shim: one buffer per stream, and the copy waits.
+//! No FIFO is opened in a way that waits for the other side. After the program's exit its output waits for
+//! the reader until `Delete` comes, and then ten seconds more; the guest, which only has to hand over what
+//! it holds, is given ten seconds of its own time.
 
 mod fifo;
 mod log_file;
@@ -30,41 +30,35 @@ pub(crate) use uri::fuzz;
 pub use pump::{GuestStreams, Pumps};
 pub use switch::StdioSwitch;
 
-/// The streams of one instance as containerd names them: see [`uri`].
+/// The streams of one instance as containerd names them (see [`uri`]); an empty name is the null device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StdioNames {
-    /// Read until `CloseIO`.
     pub stdin: String,
-    /// Written.
     pub stdout: String,
-    /// Written.
     pub stderr: String,
 }
 
 /// The opened streams; `None` where the program gets the null device.
 #[derive(Debug, Default)]
 pub struct Stdio {
-    /// What the client writes.
     pub stdin: Option<InputFifo>,
-    /// What the client reads.
     pub stdout: Option<OutputFifo>,
-    /// What the client reads.
     pub stderr: Option<OutputFifo>,
-    /// What stands behind the outputs, and ends after them.
+    /// Log files and logger behind the outputs, which end after the outputs.
     pub sinks: Sinks,
 }
 
-/// Whose streams they are: what a logger is told.
+/// The owner of streams, as a logger is told by its environment.
 #[derive(Clone, Copy, Debug)]
 pub struct StdioOwner<'a> {
-    /// containerd's namespace.
+    /// containerd's namespace, a logger's `CONTAINER_NAMESPACE`.
     pub namespace: &'a str,
-    /// The task's id; an exec's own, as runc's shim has it.
+    /// The task's id, or an exec's own as runc's shim has it: a logger's `CONTAINER_ID`.
     pub id: &'a str,
 }
 
 impl Stdio {
-    /// Opens what the names say, and starts a logger.
+    /// Opens the streams that the names describe, and starts a logger.
     ///
     /// # Errors
     /// [`StdioError`], naming the stream and its path.

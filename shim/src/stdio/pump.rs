@@ -15,26 +15,25 @@ use super::switch::{OutputPhase, StdinPhase, StdioSwitch};
 use super::{Sinks, Stdio};
 use crate::patience::{Clock, Patience};
 
-/// Bytes held of one stream.
+/// The buffer of one stream, bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// How long `Delete` waits for a reader of the output, as runc's shim.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// How long the guest may take, all waits together, to deliver what an ended program has written.
 const REST_MAX: Duration = Duration::from_secs(10);
-/// How long a client that has not opened standard input when the program starts may still take. One
-/// that has been and gone before `Create` looks the same.
+/// How long a client that has not opened standard input when the program starts may still take. A client
+/// that came and went before `Create` looks the same.
 const CLIENT_LATE_MAX: Duration = Duration::from_millis(100);
-/// The most that can be: what agent, virtqueues, VMM and socket hold of one stream, generously.
+/// How much the guest may send after its program's exit, bytes: more than agent, virtqueues, VMM and socket
+/// hold of one stream.
 const REST_BYTES_MAX: usize = 4 << 20;
 
-/// The guest's ends of the streams that are not null.
+/// The streams to the guest that are not null: stdin from the host to the guest, the others from the guest
+/// to the host.
 #[derive(Debug, Default)]
 pub struct GuestStreams {
-    /// Host to guest.
     pub stdin: Option<UnixStream>,
-    /// Guest to host.
     pub stdout: Option<UnixStream>,
-    /// Guest to host.
     pub stderr: Option<UnixStream>,
 }
 
@@ -44,7 +43,7 @@ pub struct Pumps {
     stdin: Option<AbortHandle>,
     switch: StdioSwitch,
     outputs: JoinSet<Option<File>>,
-    /// Our reading ends of finished outputs: they keep in the FIFO what nobody has read yet.
+    /// The shim's reading ends of finished outputs: they keep in the FIFO what nobody has read yet.
     kept: Vec<File>,
     sinks: Sinks,
 }
@@ -83,8 +82,8 @@ impl Pumps {
         }
     }
 
-    /// After the program's end: waits until its output has been read, and closes the FIFOs. A reader
-    /// has all the time it wants until [`StdioSwitch::leave`], then [`DRAIN_MAX`]. Whether everything
+    /// Waits, after the program's exit, until its output has been read, and closes the FIFOs. A reader has
+    /// all the time it wants until [`StdioSwitch::leave`], then [`DRAIN_MAX`]. Returns whether everything
     /// was delivered, as far as the shim can tell.
     pub async fn drain(&mut self) -> bool {
         if let Some(stdin) = self.stdin.take() {
@@ -100,14 +99,14 @@ impl Pumps {
                 }
             } => true,
             () = async {
-                // Fails only when the sender is gone, and the sender is ours.
+                // `wait_for` fails only without a sender, and the switch holds the sender.
                 let _ = leaving.wait_for(|phase| *phase == OutputPhase::Leaving).await;
                 tokio::time::sleep(DRAIN_MAX).await;
             } => false,
         };
-        // Waits until the copies are gone, and the FIFOs with them.
+        // Waits until the copies have ended, and the FIFOs with them.
         self.outputs.shutdown().await;
-        // A stuck one has had its time.
+        // A sink has had its time already when the outputs were not read in time.
         let left = if ended { DRAIN_MAX } else { Duration::ZERO };
         self.sinks.finish(Instant::now() + left).await;
         ended
@@ -122,15 +121,15 @@ impl Drop for Pumps {
     }
 }
 
-/// One output stream on its way.
+/// The copy of an output stream, from the guest to the client.
 struct OutputCopy {
     guest: UnixStream,
     fifo: OutputFifo,
     switch: StdioSwitch,
     phase: watch::Receiver<OutputPhase>,
-    /// With the guest, once the program is over. Time that a reader takes does not count.
+    /// The patience with the guest, once the program has exited. Time that a reader takes does not count.
     patience: Patience,
-    /// What the guest may still send then, bytes.
+    /// How much the guest may still send after the program's exit, bytes.
     rest_bytes: usize,
 }
 
@@ -141,7 +140,7 @@ impl OutputCopy {
             let bytes = match self.read(&mut buffer).await {
                 Ok(0) => break,
                 Ok(bytes) => bytes,
-                // The VM is gone; what it had sent has been read.
+                // The VM has ended; the data that it had sent has been read.
                 Err(error) => {
                     tracing::debug!(stream = self.fifo.stream, %error, "stream broken");
                     break;
@@ -160,7 +159,7 @@ impl OutputCopy {
         let read = tokio::select! {
             biased;
             read = self.guest.read(buffer) => Some(read),
-            // An error means that the pumps are gone, and nobody waits for the rest.
+            // An error means that the pumps were dropped, and nobody waits for the rest.
             _ = self.phase.wait_for(ended) => None,
         };
         if let Some(read) = read {
@@ -175,7 +174,7 @@ impl OutputCopy {
         }
     }
 
-    /// A program that is over has a bounded rest on its way.
+    /// Counts the bytes of a read: a program that has exited has a bounded rest on its way.
     fn count(&mut self, read: io::Result<usize>) -> io::Result<usize> {
         let bytes = read?;
         if *self.phase.borrow() >= OutputPhase::Ended {
@@ -187,8 +186,8 @@ impl OutputCopy {
         Ok(bytes)
     }
 
-    /// Waits for the reader until `Delete` comes. Then a full FIFO that only we hold open has no reader
-    /// to wait for: without our reading end the kernel says so (`EPIPE`).
+    /// Waits for the reader until `Delete` comes. Then a full FIFO that only the shim holds open has no
+    /// reader to wait for: without the shim's reading end the kernel says so (`EPIPE`).
     async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.fifo.writer.try_write(bytes) {
@@ -201,7 +200,7 @@ impl OutputCopy {
                     let _unread = self.switch.waits_for_reader();
                     tokio::select! {
                         ready = self.fifo.writer.writable() => ready?,
-                        // An error means that nobody can tell any more: the pumps are gone.
+                        // An error means that the pumps were dropped: `Delete` cannot come any more.
                         _ = self.phase.wait_for(leaving), if self.fifo.reader.is_some() => {
                             self.fifo.reader = None;
                         }
@@ -214,10 +213,10 @@ impl OutputCopy {
     }
 }
 
-/// Input ends with `CloseIO`, not with a client that goes away: another may come. But `ctr` can only
-/// ask for `CloseIO` once `Create` has been answered, and its input may have ended before. So nothing is
-/// read until `Start`, and a FIFO that has no writer then (reading it says so) has had its last one,
-/// unless one comes within [`CLIENT_LATE_MAX`].
+/// Copies standard input to the guest. Input ends with `CloseIO`, not with a client that disconnects:
+/// another client may come. But `ctr` can only ask for `CloseIO` once `Create` has been answered, and its
+/// input may have ended before. So nothing is read until `Start`, and a FIFO that has no writer then (a
+/// read says so) has had its last writer, unless another writer comes within [`CLIENT_LATE_MAX`].
 async fn copy_input(
     mut fifo: InputFifo,
     mut guest: UnixStream,
@@ -233,7 +232,7 @@ async fn copy_input(
         match read(&fifo, &mut buffer) {
             Ok(0) if may_be_late => {
                 let closing = |phase: &StdinPhase| *phase == StdinPhase::Closing;
-                // Either is the end of this wait.
+                // A timeout and a change of phase both end this wait.
                 let _ = tokio::time::timeout(CLIENT_LATE_MAX, phase.wait_for(closing)).await;
             }
             Ok(0) => break,
@@ -255,11 +254,11 @@ async fn copy_input(
         }
         may_be_late = false;
     }
-    // Fails when the guest is gone; then there is nobody to tell.
+    // Fails when the guest has ended; then there is nothing to shut down.
     let _ = guest.shutdown().await;
 }
 
-/// The FIFO is empty: whether there can be more.
+/// Waits for input in an empty FIFO; whether there can be more.
 async fn wait_for_input(fifo: &mut InputFifo, phase: &mut watch::Receiver<StdinPhase>) -> bool {
     let closing = *phase.borrow() == StdinPhase::Closing;
     if fifo.writer.is_none() {
@@ -282,8 +281,8 @@ async fn wait_for_input(fifo: &mut InputFifo, phase: &mut watch::Receiver<StdinP
     true
 }
 
-/// Without our writing end the FIFO itself is asked, whether there is a writer and what lies in it: the
-/// runtime may not have noticed yet.
+/// Reads without waiting. Without the shim's writing end the FIFO itself is asked, whether there is a
+/// writer and what lies in the FIFO: the runtime may not have noticed yet.
 fn read(fifo: &InputFifo, buffer: &mut [u8]) -> io::Result<usize> {
     if fifo.writer.is_some() {
         fifo.reader.try_read(buffer)

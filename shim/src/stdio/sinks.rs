@@ -1,4 +1,4 @@
-//! What stands behind the outputs and must be waited for: log files and loggers.
+//! The log files and loggers behind the outputs, which must be waited for.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use super::logger::Logger;
 use super::uri::{self, Target};
 use super::{StdioError, StdioNames, StdioOwner};
 
-/// None for FIFOs.
+/// The log files and the logger of one instance; FIFOs need no sink.
 #[derive(Debug, Default)]
 pub struct Sinks {
     files: Vec<LogFile>,
     logger: Option<Logger>,
 }
 
-/// The outputs, opened.
+/// The opened outputs of one instance, and the sinks behind them.
 #[derive(Debug, Default)]
 pub struct Outputs {
     pub stdout: Option<OutputFifo>,
@@ -26,7 +26,7 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Opens what the names say.
+    /// Opens the outputs that the names describe.
     ///
     /// # Errors
     /// [`StdioError`]; then nothing is left running.
@@ -76,8 +76,8 @@ impl Sinks {
         }
     }
 
-    /// Once the outputs are closed: waits until everything in them was taken, at most until `deadline`
-    /// and, for a logger that does not want to end, a little more.
+    /// Waits, once the outputs are closed, until the sinks have taken everything, at most until `deadline`
+    /// and, for a logger that does not end, a little more.
     pub async fn finish(&mut self, deadline: Instant) {
         let left = || deadline.saturating_duration_since(Instant::now());
         for file in &mut self.files {

@@ -5,29 +5,29 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
-/// How far standard input is.
+/// The phase of standard input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StdinPhase {
-    /// Before `Start`: what the client writes stays in the FIFO.
+    /// Before `Start`: the client's input stays in the FIFO.
     Held,
-    /// It flows.
+    /// After `Start`: input flows to the guest.
     Open,
-    /// After `CloseIO`: what is in the FIFO is the last of it.
+    /// After `CloseIO`: the input in the FIFO is the last.
     Closing,
 }
 
-/// How far the output is.
+/// The phase of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum OutputPhase {
     /// The program runs and may write more.
     Flowing,
-    /// It is over: what it has written is on its way.
+    /// The program has exited: its last output is on its way.
     Ended,
-    /// `Delete` waits: a reader that is there is given [`super::pump::DRAIN_MAX`], one that is not, no time.
+    /// `Delete` waits: a connected reader gets [`super::pump::DRAIN_MAX`], an absent one nothing.
     Leaving,
 }
 
-/// Begins and ends the streams of one instance; it exists before they do.
+/// Begins and ends the streams of one instance; the switch exists before the streams do.
 #[derive(Clone, Debug)]
 pub struct StdioSwitch {
     pub(super) stdin: watch::Sender<StdinPhase>,
@@ -38,7 +38,7 @@ pub struct StdioSwitch {
     read: Arc<AtomicU64>,
 }
 
-/// An output waits for its reader as long as this lives.
+/// Counts an output as waiting for its reader, until dropped.
 #[derive(Debug)]
 pub(super) struct Unread(Arc<AtomicUsize>);
 
@@ -60,7 +60,7 @@ impl Default for StdioSwitch {
 }
 
 impl StdioSwitch {
-    /// At `Start`.
+    /// Lets standard input flow, at `Start`.
     pub fn open_stdin(&self) {
         self.stdin.send_if_modified(|phase| {
             let held = *phase == StdinPhase::Held;
@@ -71,17 +71,17 @@ impl StdioSwitch {
         });
     }
 
-    /// At `CloseIO`, any number of times.
+    /// Ends standard input with what is in the FIFO, at `CloseIO`; any number of times.
     pub fn close_stdin(&self) {
         self.stdin.send_replace(StdinPhase::Closing);
     }
 
-    /// At `Delete`, any number of times.
+    /// Begins the last wait for readers, at `Delete`; any number of times.
     pub fn leave(&self) {
         self.advance(OutputPhase::Leaving);
     }
 
-    /// How far the streams are, for the log.
+    /// The phases of the streams in words, for the log.
     #[must_use]
     pub fn words(&self) -> String {
         let stdin = match *self.stdin.borrow() {

@@ -6,9 +6,9 @@
 //! | `/path`, `fifo:///path` | the client's FIFO |
 //! | `file:///path` | appended to that file; its directories are made |
 //! | `binary:///program?a=b&c` | `program a b c ""` reads it; see [`super::logger`] |
-//! | `binary-v2:///program` | the same, with a stricter word of readiness (containerd 2.2) |
+//! | `binary-v2:///program` | the same, but a byte says that the program is ready (containerd 2.2) |
 //!
-//! Decoded as Go's `net/url` does, which is what runc's shim uses.
+//! Names are decoded as Go's `net/url` does, which is what runc's shim uses.
 
 use std::path::PathBuf;
 
@@ -20,31 +20,31 @@ const NAME_BYTES_MAX: usize = 64 * 1024;
 /// Where a stream of the program goes, or comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The null device.
+    /// The null device, for an empty name.
     Null,
     /// A FIFO of the client's.
     Fifo(PathBuf),
-    /// Appended to.
+    /// A file that the output is appended to.
     File(PathBuf),
-    /// A program that reads it.
+    /// A program that reads the output.
     Logger(LoggerCommand),
 }
 
 /// The program behind a `binary://` URI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggerCommand {
-    /// Absolute.
+    /// The absolute path of the program.
     pub program: PathBuf,
     /// Keys and values of the query, one after the other.
     pub args: Vec<String>,
-    /// Whether to be ready takes a byte, not just an end of file.
+    /// Whether the program reports readiness by a byte, not just by an end of file.
     pub says_ready: bool,
 }
 
 /// Reads a stream's name.
 ///
 /// # Errors
-/// [`StdioError::Scheme`] for what is none of the above.
+/// [`StdioError::Scheme`] for a name of any other form than those above.
 pub fn parse(stream: &'static str, name: &str) -> Result<Target, StdioError> {
     let refused = || StdioError::Scheme {
         stream,
@@ -60,7 +60,7 @@ pub fn parse(stream: &'static str, name: &str) -> Result<Target, StdioError> {
         return Ok(Target::Fifo(name.into()));
     }
     let (scheme, rest) = name.split_once("://").ok_or_else(refused)?;
-    // A FIFO's path is what it is; containerd does not encode it.
+    // A FIFO's path is taken literally; containerd does not encode it.
     if scheme == "fifo" && rest.starts_with('/') {
         return Ok(Target::Fifo(rest.into()));
     }
@@ -93,7 +93,7 @@ pub fn input_path(name: &str) -> Result<Option<PathBuf>, StdioError> {
     }
 }
 
-/// A key that comes twice counts once, with its first value.
+/// The keys and values of a query. A key that comes twice counts once, with its first value.
 fn arguments(query: &str) -> Option<Vec<String>> {
     let mut args: Vec<String> = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -107,7 +107,7 @@ fn arguments(query: &str) -> Option<Vec<String>> {
     Some(args)
 }
 
-/// Resolves `%41`, and in a query `+`; `None` when that is no text or has a zero byte.
+/// Resolves `%41`, and in a query `+`; `None` when the result is no text or has a zero byte.
 fn decode(text: &str, query: bool) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -129,7 +129,7 @@ fn decode(text: &str, query: bool) -> Option<String> {
         .filter(|text| !text.contains('\0'))
 }
 
-/// Whether two outputs go into the same logger.
+/// The logger of both outputs, of which one may be the null device instead.
 pub fn shared<'a>(stdout: &'a Target, stderr: &'a Target) -> Option<&'a LoggerCommand> {
     match (stdout, stderr) {
         (Target::Logger(logger), other) | (other, Target::Logger(logger))
