@@ -164,7 +164,7 @@ impl AgentError {
         matches!(self, Self::Refused { sentence, .. } if sentence.starts_with(UNFIT))
     }
 
-    /// Whether the guest is at fault beyond one request: silent, or gone.
+    /// Whether the guest is at fault beyond one request: without an answer, or without a connection.
     #[must_use]
     pub fn is_silence(&self) -> bool {
         !matches!(self, Self::Refused { .. })

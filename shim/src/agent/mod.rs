@@ -2,7 +2,7 @@
 //!
 //! [`bounded`] bounds the guest's messages in size and rate, this module bounds the time to answer; of a
 //! guest's status codes only [`error::Meaning`] is left, and its numbers and sentences are checked before
-//! they go on. A paused guest answers nothing, and that time does not count.
+//! the shim uses them. A paused guest answers nothing, and that time does not count.
 
 mod bounded;
 mod error;
@@ -170,7 +170,7 @@ impl Agent {
         };
         let call = self.client.start(Context::default(), &request);
         let started = self.answer(Method::Start, START_MAX, call).await?;
-        // A guest that names another pid deceives nobody but its own users.
+        // A guest that names another pid deceives only its own users.
         Ok(started.pid.min(EXEC_PID_BASE - 1))
     }
 

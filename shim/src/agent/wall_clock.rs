@@ -23,7 +23,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys::watch::watch_readable;
 
-/// The time between two looks at a clock that nobody sets. chrony, the fastest of the usual time services,
+/// The time between two looks at a clock that is not set. chrony, the fastest of the usual time services,
 /// slews by a twelfth at most, which is 5 s in that time.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How far a guest's clock may be off before the guest is sent the time. With the usual crystal, wrong by

@@ -59,7 +59,7 @@ pub async fn run_in_order(
         .name("hooks".into())
         .spawn(move || {
             let result = run_lists(&lists, &state, &cancelled);
-            // Nobody waits any more when the request was dropped.
+            // The send fails when the request was dropped.
             let _ = done.send(result);
         })
         .map_err(HookError::Wait)?;

@@ -23,7 +23,7 @@ use crate::vm::process::pin;
 
 /// The limit of a hook that sets none: the kubelet gives up a Create after two minutes.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(110);
-/// The longest limit, whatever `timeout` says: nobody waits for a Create or a Delete as long.
+/// The longest limit, whatever `timeout` says: no client waits for a Create or a Delete as long.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A killed hook that has not ended by then is stuck in the kernel.
 const KILL_MAX: Duration = Duration::from_secs(3);

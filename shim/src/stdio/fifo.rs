@@ -41,7 +41,7 @@ pub enum StdioError {
         path: PathBuf,
         source: io::Error,
     },
-    /// The logger cannot be run, or was not ready in time.
+    /// The logger cannot be run, or did not become ready.
     #[error("cannot run the logger {}", program.display())]
     Logger {
         /// The path in the request.
@@ -138,7 +138,7 @@ impl OutputFifo {
     /// # Errors
     /// [`StdioError`], naming the path.
     pub fn open(stream: &'static str, path: &Path) -> Result<Self, StdioError> {
-        // In this order: to open a FIFO for writing fails as long as nobody reads it.
+        // In this order: opening a FIFO for writing fails as long as the FIFO has no reader.
         let reader = open(stream, path, OpenOptions::new().read(true))?;
         let writer = open(stream, path, OpenOptions::new().write(true))?;
         let writer = pipe::Sender::from_file(writer).map_err(|source| StdioError::Open {

@@ -77,7 +77,7 @@ async fn start(stream: &'static str, path: PathBuf) -> io::Result<(LogFile, Outp
                 let name = path.display().to_string();
                 tracing::warn!(path = name, %error, "the rest of the output is lost");
             }
-            // The send fails when nobody waits any more.
+            // The send fails when the waiter has given up.
             let _ = done.send(());
         })?;
     let opened = tokio::time::timeout(OPEN_MAX, opened).await;

@@ -48,7 +48,7 @@ pub struct Stdio {
     pub sinks: Sinks,
 }
 
-/// The owner of streams, as a logger is told by its environment.
+/// The owner of streams, as a logger finds it in its environment.
 #[derive(Clone, Copy, Debug)]
 pub struct StdioOwner<'a> {
     /// containerd's namespace, a logger's `CONTAINER_NAMESPACE`.

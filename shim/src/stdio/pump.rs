@@ -43,7 +43,7 @@ pub struct Pumps {
     stdin: Option<AbortHandle>,
     switch: StdioSwitch,
     outputs: JoinSet<Option<File>>,
-    /// The shim's reading ends of finished outputs: they keep in the FIFO what nobody has read yet.
+    /// The shim's reading ends of finished outputs: they keep in the FIFO what has not been read yet.
     kept: Vec<File>,
     sinks: Sinks,
 }
@@ -159,7 +159,7 @@ impl OutputCopy {
         let read = tokio::select! {
             biased;
             read = self.guest.read(buffer) => Some(read),
-            // An error means that the pumps were dropped, and nobody waits for the rest.
+            // An error means that the pumps were dropped: the rest is not waited for.
             _ = self.phase.wait_for(ended) => None,
         };
         if let Some(read) = read {

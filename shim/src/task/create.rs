@@ -23,7 +23,7 @@ pub enum CreateError {
     /// The bundle, the rootfs, the program or the host stands against the sandbox.
     #[error(transparent)]
     Sandbox(Refusal),
-    /// The agent would not load the program.
+    /// The agent did not load the program.
     #[error(transparent)]
     Agent(#[from] AgentError),
     /// The VM ended before the program was loaded.

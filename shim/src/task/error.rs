@@ -80,7 +80,7 @@ pub enum TaskError {
     /// A stream of the request cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The agent refused or did not answer in time.
+    /// The request to the agent failed.
     #[error(transparent)]
     Agent(#[from] AgentError),
     /// The program of an exec cannot be found or mapped.

@@ -7,8 +7,8 @@
 //! 4.8 s   and neither does the VMM's pid (life::GONE_MAX)
 //! ```
 //!
-//! The guest's answer, or its silence, changes none of these times: containerd hears of the exit within 5
-//! s, with 128+n.
+//! The guest's answer, or its silence, changes none of these times: containerd hears of the exit within
+//! 5 s, with 128+n.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::cleanup::STATUS_KILLED;
 /// How long the guest may take to end a program. SIGKILL: by the host's clock, and no longer than the VM
 /// runs. Other signals: the guest's own time.
 pub const OBEYED_MAX: Duration = Duration::from_secs(3);
-/// From the request until nothing but the end of the VM delays TaskExit.
+/// From the request until only the end of the VM delays TaskExit.
 const EXIT_TOLD_MAX: Duration = Duration::from_millis(4400);
 
 /// The signal that is to end one process, once containerd has asked for it.

@@ -1,7 +1,7 @@
 //! A task: its VM, its program and its streams, from `Create` to `Delete`.
 //!
 //! [`machine`] says which moves are allowed when; this module makes them. Each state-changing request runs
-//! in a task of the runtime that nobody can drop, as ttrpc drops a handler at its deadline. Beside the
+//! in a task of the runtime that no caller can drop, as ttrpc drops a handler at its deadline. Beside the
 //! requests runs one watcher ([`life`]), which sees the program or the VM end. The requests that containerd
 //! polls (State, Wait, Pids, Connect) are answered without asking the guest.
 
@@ -319,8 +319,8 @@ impl Task {
         Ok(state.exit().unwrap_or_else(never_ran))
     }
 
-    /// Deletes with the task the execs that nobody has deleted; a waiter for an exec that was never started
-    /// is released.
+    /// Deletes the execs that are left with their task; a waiter for an exec that was never started is
+    /// released.
     fn forget_execs(&self) {
         for exec in std::mem::take(&mut *self.execs()).into_values() {
             if exec.process.make(Move::Delete(never_ran())).is_ok() {

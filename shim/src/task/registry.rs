@@ -51,7 +51,7 @@ impl Tasks {
         }
     }
 
-    /// How many there are, those being created included.
+    /// The number of tasks, those being created included.
     #[must_use]
     pub fn count(&self) -> watch::Receiver<usize> {
         self.count.subscribe()
@@ -121,7 +121,7 @@ impl Tasks {
         inserted
     }
 
-    /// Removes this task; a later one of the same id stays.
+    /// Removes this task; a later task of the same id stays.
     fn remove(&self, id: &str, task: &Arc<Task>) {
         let mut tasks = self.lock();
         if tasks.get(id).is_some_and(|there| Arc::ptr_eq(there, task)) {

@@ -78,7 +78,7 @@ impl Answers {
         }
     }
 
-    /// Hands an answer to its waiter; an answer that nobody waits for is dropped.
+    /// Hands an answer to its waiter; an answer without a waiter is dropped.
     pub fn deliver(&self, message: FromVmm) {
         let (FromVmm::Done { id }
         | FromVmm::Connected { id }

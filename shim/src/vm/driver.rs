@@ -77,8 +77,8 @@ impl Driver {
                         if let Some(end) = self.take_in(message) {
                             last_words = Some(end);
                         }
-                        // Nothing above ever waits while messages are there: a VMM that does not stop
-                        // sending must not keep the shim from all else.
+                        // The select never waits while messages are there: a VMM that does not stop sending
+                        // must not keep the shim from all else.
                         tokio::task::consume_budget().await;
                     }
                     Ok(None) => break self.reap(EXIT_MAX).await,

@@ -153,7 +153,7 @@ where
                 .map_err(E::from)
                 .and_then(|()| prepare());
             let launched = prepared.and_then(|value| Ok((spawn_and_lead(&request)?, value)));
-            // If nobody waits any more, the launched VMM is dropped, which ends it.
+            // When the request was dropped, the launched VMM is dropped here, which ends it.
             let _ = sender.send(launched);
         })
         .map_err(|source| step("start the launch thread", source))?;
