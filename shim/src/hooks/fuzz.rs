@@ -3,7 +3,7 @@
 use super::run::{Call, Running};
 use super::{Hook, HookState, Stage, Status};
 
-/// Short waits have nothing to show.
+/// Limits below this are not armed, seconds: they have nothing to show.
 const SHORT_S: u64 = 1000;
 
 /// Runs a harmless program in the hook's place, with the hook's own time.

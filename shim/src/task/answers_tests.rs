@@ -42,14 +42,14 @@ fn answers() -> Vec<Answer> {
         .collect()
 }
 
-/// One guest, what is said of it when a test fails, and the task.
+/// A guest, the words for it when a test fails, and the task.
 struct Case {
     what: String,
     scene: Scene,
 }
 
 impl Case {
-    /// Whose guest answers these methods so.
+    /// A task whose guest answers these methods so.
     fn new(methods: &[&str], answer: Answer) -> Self {
         let case = Self {
             what: format!("{methods:?} answered with {answer:?}"),
@@ -65,7 +65,7 @@ impl Case {
         }
     }
 
-    /// Waits for what must come to an end.
+    /// Waits for work that must come to an end.
     async fn done<T>(&self, step: &str, work: impl Future<Output = T>) -> T {
         let done = tokio::time::timeout(HANG, work).await;
         done.unwrap_or_else(|_| panic!("{}: {step} hangs", self.what))
@@ -92,7 +92,7 @@ impl Case {
         std::fs::read_to_string(path).unwrap()
     }
 
-    /// What is told of a task that goes on is never that it, or a part of the host, is not there.
+    /// No answer says of a running task that the task, or a part of the host, is not there.
     fn expect_honest(&self, step: &str, told: Result<(), ErrorCode>) {
         let honest = matches!(
             told,
@@ -143,7 +143,7 @@ fn run(work: impl Future<Output = ()>) {
         .block_on(work);
 }
 
-/// One method at a time, and all that a running task meets together.
+/// The sets of methods (each alone, all but Create and Start, all but these and Wait), with each answer.
 fn guests() -> Vec<(Vec<&'static str>, Answer)> {
     let all = METHODS
         .iter()

@@ -35,7 +35,7 @@ use crate::vm::VmEnd;
 
 pub const PID: u32 = 4711;
 
-/// To create the task `t` without streams.
+/// The order to create the task `t` without streams.
 pub fn order(terminal: bool) -> TaskOrder {
     TaskOrder {
         sandbox: SandboxOrder {
@@ -50,7 +50,7 @@ pub fn order(terminal: bool) -> TaskOrder {
     }
 }
 
-/// To run a program of this name as an exec without streams.
+/// The order to run a program of this name as an exec without streams.
 pub fn exec_order(id: &str, program: &str) -> ExecOrder {
     ExecOrder {
         id: id.into(),
@@ -66,7 +66,7 @@ pub fn exec_order(id: &str, program: &str) -> ExecOrder {
     }
 }
 
-/// A shim's tasks, what makes their VMs and what hears of their events.
+/// A shim's tasks, the maker of their VMs and the recorder of their events.
 pub struct Scene {
     pub maker: Arc<FakeMaker>,
     pub events: Arc<Recorder>,
@@ -93,7 +93,7 @@ impl Scene {
     }
 }
 
-/// Keeps what is published.
+/// Keeps every event that is published.
 #[derive(Debug, Default)]
 pub struct Recorder(pub Mutex<Vec<Event>>);
 
@@ -104,7 +104,7 @@ impl EventSink for Recorder {
 }
 
 impl Recorder {
-    /// One word per event; an exit with its status.
+    /// A word for each event; an exit with its status.
     pub fn words(&self) -> Vec<String> {
         let events = self.0.lock().unwrap();
         let word = |event: &Event| match event {
@@ -133,28 +133,28 @@ pub enum Obedience {
     /// The program ends, with 128+n.
     #[default]
     Obeys,
-    /// Says yes and does nothing.
+    /// The guest answers with success and does nothing.
     Lies,
-    /// Says nothing.
+    /// The guest does not answer.
     Silent,
 }
 
 /// How the guest answers a method, whatever it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// With this status, and does nothing.
+    /// The guest answers with this status and does nothing.
     Refuses(ttrpc::Code),
-    /// Never, and does nothing.
+    /// The guest never answers and does nothing.
     Nothing,
 }
 
-/// One program of the guest.
+/// A program of the guest.
 #[derive(Debug)]
 pub struct Instance {
     pub exit: watch::Sender<Option<u32>>,
     pub signals: Mutex<Vec<u32>>,
     pub size: Mutex<Option<(u32, u32)>>,
-    /// What it was loaded with.
+    /// The tokens of the streams that the program was loaded with.
     pub tokens: [String; 3],
     pub terminal: bool,
 }
@@ -162,16 +162,16 @@ pub struct Instance {
 /// The guest's side: what the tests set and see.
 #[derive(Debug)]
 pub struct Guest {
-    /// By exec id; init's is empty.
+    /// The programs by exec id; init's is empty.
     pub instances: Mutex<HashMap<String, Arc<Instance>>>,
     /// Start is answered only when this is true.
     pub answers_start: watch::Sender<bool>,
     pub obedience: Mutex<Obedience>,
-    /// By the name of the method; others are answered as an agent would.
+    /// Answers by the name of the method; other methods are answered as an agent would.
     pub answers: Mutex<HashMap<String, Answer>>,
-    /// Of Create and Exec.
+    /// The refusal of Create and Exec.
     pub refuses_create: Mutex<Option<(ttrpc::Code, &'static str)>>,
-    /// What is compiled again is refused as well.
+    /// Whether a program that is compiled again is refused as well.
     pub fits_never: AtomicBool,
     pub created: Mutex<Option<pb::CreateTaskRequest>>,
     pub changes: Mutex<Vec<Change>>,
@@ -251,7 +251,7 @@ impl Guest {
         found.ok_or_else(|| refusal(ttrpc::Code::NOT_FOUND, "no such program"))
     }
 
-    /// From now on a method is answered so.
+    /// Sets the answer to a method from now on.
     pub fn answer(&self, method: &str, answer: Answer) {
         self.answers
             .lock()

@@ -22,7 +22,7 @@ const HANG: Duration = Duration::from_secs(3600);
 /// Enough for everything that waits for no limit, as time only passes when all are idle.
 const SETTLE: Duration = Duration::from_millis(5);
 
-/// What containerd asks for, or what happens in the guest. Execs are named by a letter, init by none.
+/// A request of containerd's, or an event in the guest. Execs are named by a letter, init by none.
 #[derive(Clone, Debug)]
 enum Step {
     Create,
@@ -63,7 +63,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One process, as the model has it.
+/// The phase of a process, as the model has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Created,
@@ -79,7 +79,7 @@ struct Model {
     paused: bool,
     /// Execs that SIGTERM waits for.
     termed: Vec<&'static str>,
-    /// Of this step; exits of execs in any order.
+    /// The events of this step; exits of execs in any order.
     events: Vec<String>,
 }
 
@@ -288,7 +288,7 @@ impl Shim {
         Ok(())
     }
 
-    /// What was published since the last look, exits of execs in order.
+    /// The events since the last look, exits of execs in order.
     fn news(&mut self) -> Vec<String> {
         let words = self.scene.events.words();
         let mut news = words[self.seen..].to_vec();
@@ -313,7 +313,7 @@ impl Shim {
     }
 }
 
-/// Sorts what may come in any order, and nothing else.
+/// Sorts the events that may come in any order, and no others.
 fn in_order(events: &mut [String]) {
     for exits in events.chunk_by_mut(|a, b| a.contains(" of ") && b.contains(" of ")) {
         exits.sort();

@@ -17,24 +17,24 @@ pub(crate) use super::log::fuzz::console_line;
 use super::process::pin;
 use super::*;
 
-/// Most that one order is given, seconds of an input's own.
+/// The time limit of an order.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Orders of the shim that are under way at once.
 const ORDERS_MAX: usize = 6;
-/// Streams and files that the VMM holds.
+/// The most streams, and the most files, that the VMM holds.
 const HELD_MAX: usize = 4;
-/// What a file of the shim's may be made to hold, bytes.
+/// The size that a file of the shim's stays below, bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 /// Between two acts the shim gets so many turns: enough to take one message in and to answer it.
 const TURNS: usize = 6;
 
-/// Only answers that are waited for are kept, and nobody is left waiting in the table.
+/// Only answers with a waiter are kept, and no waiter is left in the table.
 pub fn vm_answers(input: &[u8]) {
     answers(input);
 }
 
-/// Every order of the shim ends, by an answer or because the VM has, and leaves no place in the table;
-/// the VM has one end, whoever asks.
+/// Every order of the shim ends, by an answer or because the VM has ended, and leaves no place in the
+/// table; the VM has one end, however often that is asked for.
 pub fn vm(input: &[u8]) {
     runtime().block_on(async {
         let mut u = Unstructured::new(input);
@@ -98,7 +98,7 @@ pub(crate) struct Vmm {
 }
 
 impl Vmm {
-    /// Called inside the runtime.
+    /// A process that sleeps, as the VMM, and its VM. Called inside the runtime.
     pub fn new() -> (Self, Vm) {
         let mut child = Command::new("sleep")
             .arg("60")

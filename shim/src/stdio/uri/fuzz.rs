@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// What is taken leads to an absolute path without zero bytes; a logger's arguments come in pairs, each
-/// key once.
+/// A name that is accepted leads to an absolute path without zero bytes; a logger's arguments come in
+/// pairs, each key once.
 pub(crate) fn uri(name: &str) {
     let is_a_path =
         |path: &PathBuf| assert!(path.is_absolute() && !path.to_string_lossy().contains('\0'));

@@ -8,7 +8,7 @@ pub(crate) fn answers(input: &[u8]) {
     let _used_up = deliver(&mut Unstructured::new(input));
 }
 
-/// Whoever may be waiting for an answer.
+/// The waiters for an answer.
 #[derive(Default)]
 struct Waiting {
     plain: Vec<Awaited<Answer<()>>>,
