@@ -22,7 +22,7 @@ use crate::vm::{SlotError, Vm, VmError, open_kvm};
 /// The descriptors a machine is made of.
 #[derive(Debug)]
 pub struct BootParts {
-    /// /dev/kvm.
+    /// Descriptor of /dev/kvm, open for reading and writing.
     pub kvm: OwnedFd,
     /// Guest kernel: uncompressed ELF, opened read-only.
     pub kernel: File,
@@ -33,19 +33,19 @@ pub struct BootParts {
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// Guest RAM.
+    /// Guest RAM cannot be mapped or reserved.
     #[error("guest RAM cannot be set up")]
     Memory(#[source] MemoryError),
-    /// Kernel, initramfs or the tables of the boot protocol.
+    /// Kernel, initramfs or the tables of the boot protocol cannot be loaded.
     #[error("the guest cannot be loaded")]
     Boot(#[source] BootError),
-    /// KVM.
+    /// KVM refused an ioctl that makes the VM or its vCPU.
     #[error("KVM refuses the machine")]
     Vm(#[source] VmError),
     /// More devices than interrupt lines.
     #[error("{0} devices; at most {DEVICES_MAX} are possible")]
     Devices(usize),
-    /// No event descriptor.
+    /// The kernel gave no event descriptor for a device's line or queue.
     #[error("cannot create an event descriptor")]
     Event(#[source] std::io::Error),
 }
@@ -58,8 +58,8 @@ pub struct Machine {
     console: Console,
 }
 
-/// Builds the machine; nothing runs yet. It will stand still while `gate` is closed, as do its
-/// devices, which were made with the same one.
+/// Builds the machine; nothing runs yet. The vCPU will stand still while `gate` is closed, as do the devices, which
+/// were made with the same gate.
 ///
 /// # Errors
 /// [`BuildError`].
@@ -117,7 +117,7 @@ pub fn build(
     })
 }
 
-/// Puts a device on the bus: its kicks are ioeventfds, its line is an irqfd.
+/// Puts a device on the bus: each queue's kick is an ioeventfd, the interrupt line is an irqfd.
 fn connect(
     vm: &Vm,
     index: usize,
@@ -143,7 +143,7 @@ fn connect(
 }
 
 impl Machine {
-    /// Starts the guest; `on_end` is called once, on the vCPU's thread, when it runs no more.
+    /// Starts the guest; `on_end` is called once, on the vCPU's thread, when the guest has ended.
     ///
     /// # Errors
     /// [`VcpuError`]; [`VcpuError::Started`] the second time.

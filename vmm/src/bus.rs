@@ -6,21 +6,21 @@ use crate::layout::{MMIO_DEVICE_BYTES, MMIO_START};
 use crate::virtio::ActivateError;
 use crate::virtio::mmio::MmioTransport;
 
-/// Where an access went that no device answers.
+/// Where an access went when no device answers at its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoDevice {
-    /// Into the window of the read-only slots.
+    /// The address is in the window of the read-only slots.
     Slot,
-    /// Nowhere that exists.
+    /// The address belongs to no slot and no device.
     Nowhere,
 }
 
-/// Why a write is the guest's end.
+/// Why a write ends the guest.
 #[derive(Debug)]
 pub enum WriteError {
-    /// Nothing takes it.
+    /// No device answers at the address.
     NoDevice(NoDevice),
-    /// A device did not start by it.
+    /// The write set a device's `DRIVER_OK`, and the device did not start.
     Activate(ActivateError),
 }
 
@@ -31,13 +31,13 @@ pub struct MmioBus {
 }
 
 impl MmioBus {
-    /// Device `i` answers at [`crate::layout::mmio_address`]`(i)`.
+    /// A bus on which device `i` answers at [`crate::layout::mmio_address`]`(i)`.
     #[must_use]
     pub fn new(devices: Vec<MmioTransport>) -> Self {
         Self { devices }
     }
 
-    /// The guest reads.
+    /// Carries out the guest's read.
     ///
     /// # Errors
     /// [`NoDevice`].
@@ -47,7 +47,7 @@ impl MmioBus {
         Ok(())
     }
 
-    /// The guest writes.
+    /// Carries out the guest's write.
     ///
     /// # Errors
     /// [`WriteError`].

@@ -1,7 +1,8 @@
 //! The guest's early-printk console: a transmitter at I/O port 0x3f8 and nothing else.
 //!
-//! It is the only carrier of a panic's reason, so it is always listened to and its last bytes are
-//! kept. Every byte is the guest's: only printable text is kept, and live forwarding is bounded in
+//! A panic's reason comes by the console and in no other way, so the console always takes the guest's bytes and
+//! keeps
+//! the last of them. Every byte is the guest's: only printable text is kept, and live forwarding is bounded in
 //! line length and in bytes per second.
 
 use std::collections::VecDeque;
@@ -13,13 +14,13 @@ use wasmvm_protocol::control::CONSOLE_TAIL_BYTES_MAX;
 
 /// First of the eight ports of the PC's first serial interface.
 pub const PORT_FIRST: u16 = 0x3f8;
-/// Last of them.
+/// Last of the eight ports of the PC's first serial interface.
 pub const PORT_LAST: u16 = 0x3ff;
 /// Longest forwarded line, bytes; what follows goes to the next line.
 pub const LINE_BYTES_MAX: usize = 512;
 /// Most bytes forwarded in one [`FORWARD_WINDOW`]; the rest is only kept.
 pub const FORWARD_BYTES_MAX: usize = 64 << 10;
-/// See [`FORWARD_BYTES_MAX`].
+/// Time in which [`FORWARD_BYTES_MAX`] is the most that is forwarded.
 pub const FORWARD_WINDOW: Duration = Duration::from_secs(1);
 
 /// Register offsets and bits of the 8250 that Linux's early printk uses (`early_printk.c`).
@@ -29,7 +30,7 @@ const LINE_STATUS: u16 = 5;
 const DIVISOR_LATCH: u8 = 0x80;
 const TRANSMITTER_EMPTY: u8 = 0x60;
 
-/// A handle on the console; clones share it.
+/// A handle on the console; clones share one console.
 #[derive(Clone, Debug)]
 pub struct Console {
     state: Arc<Mutex<State>>,
@@ -56,7 +57,7 @@ impl Console {
         }
     }
 
-    /// The last [`CONSOLE_TAIL_BYTES_MAX`] bytes.
+    /// The last [`CONSOLE_TAIL_BYTES_MAX`] bytes that the guest has printed, as text.
     #[must_use]
     pub fn tail(&self) -> String {
         self.lock()
@@ -66,7 +67,7 @@ impl Console {
             .collect()
     }
 
-    /// The guest writes one byte to a port of the interface.
+    /// Carries out the guest's write of one byte to a port of the interface.
     pub fn port_write(&self, port: u16, byte: u8) {
         let mut state = self.lock();
         match port.wrapping_sub(PORT_FIRST) {
@@ -81,7 +82,7 @@ impl Console {
         }
     }
 
-    /// The guest reads one byte from a port of the interface.
+    /// Carries out the guest's read of one byte from a port of the interface.
     #[must_use]
     pub fn port_read(&self, port: u16) -> u8 {
         match port.wrapping_sub(PORT_FIRST) {
@@ -97,7 +98,7 @@ impl Console {
 }
 
 impl State {
-    /// Keeps `byte`; returns a line when one is to be forwarded.
+    /// Keeps `byte`; returns a line when `byte` completes one that is to be forwarded.
     fn transmit(&mut self, byte: u8) -> Option<Vec<u8>> {
         let byte = match byte {
             b'\r' => return None,
@@ -112,7 +113,7 @@ impl State {
     }
 }
 
-/// Collects lines and says which may be forwarded.
+/// The line that is being collected, and the bound on the bytes forwarded.
 #[derive(Debug)]
 struct Forward {
     line: Vec<u8>,

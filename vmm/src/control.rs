@@ -1,6 +1,6 @@
 //! The shim's orders and what the VMM answers ([`wasmvm_protocol::control`] has the messages).
 //!
-//! The main thread ends in [`serve`]; every other thread speaks through its clone of the [`Reporter`].
+//! The main thread ends in [`serve`]; every other thread reports through its clone of the [`Reporter`].
 //! One packet is one message, so no lock is needed.
 
 use std::error::Error;
@@ -27,23 +27,23 @@ const ENDED_STATUS: i32 = 1;
 /// Why an order could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum OrderError {
-    /// The socket failed, or what came is no message.
+    /// The socket failed, or a packet is no message.
     #[error("cannot receive an order")]
     Receive(#[source] ControlError),
-    /// The shim went away before it gave an order.
+    /// The shim closed the socket before its first order.
     #[error("the control socket ended before the Boot order")]
     NoBoot,
-    /// Not what comes at this point.
+    /// An order that is not possible at this point: before Boot any other, afterwards a second Boot or MapsWritten.
     #[error("order {0} is not possible now")]
     OutOfTurn(String),
-    /// Too few or too many descriptors.
+    /// The order came with too few or too many descriptors.
     #[error("order {order} came with {found} descriptors, not {meant}")]
     Descriptors {
-        /// Which order.
+        /// Name of the order.
         order: &'static str,
-        /// How many came.
+        /// Number of descriptors that came.
         found: usize,
-        /// How many belong to it.
+        /// Number of descriptors that belong to the order.
         meant: usize,
     },
     /// The file cannot be mapped for the guest.
@@ -51,10 +51,10 @@ pub enum OrderError {
     MapSlot(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// Waits for the first order.
+/// Waits for the first order, which must be Boot.
 ///
 /// # Errors
-/// [`OrderError`]; also when something else came first.
+/// [`OrderError`]; [`OrderError::OutOfTurn`] when another order came first.
 pub fn await_boot(socket: BorrowedFd<'_>) -> Result<(BootConfig, BootParts), OrderError> {
     let received = control::recv::<ToVmm>(socket).map_err(OrderError::Receive)?;
     let (message, fds) = received.ok_or(OrderError::NoBoot)?;
@@ -76,7 +76,7 @@ pub fn await_boot(socket: BorrowedFd<'_>) -> Result<(BootConfig, BootParts), Ord
 /// machine stands at its `gate`.
 ///
 /// # Errors
-/// [`OrderError`]: what the shim asked for makes no sense or cannot be done; the VM must end.
+/// [`OrderError`]: the shim's order makes no sense or cannot be carried out; the VM must end.
 pub fn serve<E>(
     reporter: &Reporter,
     vsock: &VsockHandle,
@@ -146,7 +146,7 @@ fn exactly<const N: usize>(
     })
 }
 
-/// Speaks to the shim, from any thread.
+/// Sends reports to the shim, from any thread.
 #[derive(Clone, Debug)]
 pub struct Reporter {
     shared: Arc<Shared>,
@@ -178,24 +178,24 @@ impl Reporter {
         self.shared.socket.as_fd()
     }
 
-    /// Sends a message. A shim that is gone is noticed by [`serve`], so a failure is only logged.
+    /// Sends a message. [`serve`] notices a shim that has closed the socket, so a failure is only logged.
     pub fn send(&self, message: &FromVmm) {
         if let Err(err) = control::tell(self.socket(), message) {
             note(&sentence(&err));
         }
     }
 
-    /// The guest's console, whose end is part of the report of the guest's end.
+    /// Sets the console whose last bytes [`Reporter::guest_ended`] reports.
     pub fn listen_to(&self, console: Console) {
         let _already_set = self.shared.console.set(console);
     }
 
-    /// Marks the first entry into the guest, which boot times are measured from.
+    /// Marks the first entry into the guest, from which boot times are measured.
     pub fn guest_starts(&self) {
         let _already_set = self.shared.guest_started.set(Instant::now());
     }
 
-    /// Passes on what the socket device has to tell.
+    /// Sends an event of the socket device to the shim.
     pub fn vsock_event(&self, event: VsockEvent) {
         let message = match event {
             VsockEvent::AgentReady => FromVmm::AgentReady {
@@ -216,7 +216,7 @@ impl Reporter {
         self.send(&message);
     }
 
-    /// Set-up failed: reports why and ends the process.
+    /// Reports why set-up failed, and ends the process.
     pub fn boot_failed(&self, error: &(dyn Error + 'static)) -> ! {
         let reason = sentence(error);
         self.send(&FromVmm::BootFailed {
@@ -226,14 +226,14 @@ impl Reporter {
         std::process::exit(ENDED_STATUS)
     }
 
-    /// The guest runs no more: reports why, with the end of its console, and ends the process.
+    /// Reports why the guest ended, with the last bytes of its console, and ends the process.
     pub fn guest_ended(&self, error: &(dyn Error + 'static)) -> ! {
         let console = self.shared.console.get().map(Console::tail);
         self.ended(&sentence(error), &console.unwrap_or_default())
     }
 
-    /// A thread has panicked: reports that as the guest's end. Without its console, as the thread may
-    /// hold that one's lock.
+    /// Reports a thread's panic as the guest's end. Leaves the console out, as the thread may hold the console's
+    /// lock.
     pub fn panicked(&self, panic: &std::panic::PanicHookInfo<'_>) -> ! {
         let mut reason = format!("the VMM has a bug: {panic}").replace('\n', " ");
         reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
@@ -266,12 +266,12 @@ impl Reporter {
     }
 }
 
-/// A line on standard error. The shim may be gone, which is no reason to panic.
+/// Writes a line to standard error. The shim may have closed the other end, which is no reason to panic.
 pub fn note(text: &str) {
     let _closed = writeln!(io::stderr(), "{text}");
 }
 
-/// An error and what caused it, in one line.
+/// An error and its causes, in one line of at most [`REASON_BYTES_MAX`] bytes.
 #[must_use]
 pub fn sentence(error: &(dyn Error + 'static)) -> String {
     let mut text = wasmvm_protocol::error_chain(error);

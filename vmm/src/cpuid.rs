@@ -1,4 +1,4 @@
-//! What the guest's processor looks like: what of the host's is on a list (`allowed.rs`), made one CPU.
+//! The guest's CPUID: the host's, reduced to the list in `allowed.rs` and made that of one processor.
 
 mod allowed;
 
@@ -7,7 +7,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 use crate::vm::VmError;
 
-/// Leaf 1, ECX.
+/// Bits of leaf 1, ECX, that are set for the guest rather than copied from the host's.
 const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
@@ -32,11 +32,11 @@ pub fn guest_cpuid(kvm: &Kvm) -> Result<CpuId, VmError> {
     // KVM_GET_SUPPORTED_CPUID leaves the timer out, as it needs the in-kernel local APIC.
     let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
     let guest = guest_leaves(host.as_slice(), deadline_timer);
-    // It is no longer than the host's, which came in this structure.
+    // The guest's list is no longer than the host's, which came in the same structure.
     CpuId::from_entries(&guest).map_err(|_| VmError::of(call)(kvm_ioctls::Error::new(libc::E2BIG)))
 }
 
-/// The guest's leaves out of the host's.
+/// The guest's leaves, made of the host's.
 fn guest_leaves(host: &[kvm_cpuid_entry2], deadline_timer: bool) -> Vec<kvm_cpuid_entry2> {
     let mut guest: Vec<_> = host.iter().copied().filter_map(allow).collect();
     let highest = |class: u32| {
@@ -65,7 +65,7 @@ fn guest_leaves(host: &[kvm_cpuid_entry2], deadline_timer: bool) -> Vec<kvm_cpui
     guest
 }
 
-/// A leaf as far as it is on the list.
+/// A leaf reduced to its masks on the list; `None` when the list does not have the leaf.
 fn allow(mut leaf: kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
     let [eax, ebx, ecx, edx] = allowed::masks(leaf.function, leaf.index)?;
     leaf.eax &= eax;

@@ -14,29 +14,29 @@
 //! 32 GiB    the read-only slots, 2 GiB apart (wasmvm_protocol::slot)
 //! ```
 
-/// One MiB, in bytes.
+/// Bytes in a MiB.
 pub const MIB: u64 = 1 << 20;
-/// One GiB, in bytes.
+/// Bytes in a GiB.
 pub const GIB: u64 = 1 << 30;
 /// Size of a page, bytes.
 pub const PAGE_BYTES: u64 = 4096;
 
 /// Smallest guest RAM, MiB: the kernel is linked to 16 MiB.
 pub const RAM_MIB_MIN: u32 = 32;
-/// Largest guest RAM, MiB: it has to end below the slot.
+/// Largest guest RAM, MiB: RAM has to end below the read-only slots.
 pub const RAM_MIB_MAX: u32 = 16 << 10;
 
 /// The segment descriptors of the 64-bit entry.
 pub const GDT_ADDRESS: u64 = 0x500;
 /// `setup_data` entries, outside `boot_params`.
 pub const SETUP_DATA_ADDRESS: u64 = 0x6000;
-/// `boot_params`.
+/// Address of `boot_params`, the "zero page".
 pub const BOOT_PARAMS_ADDRESS: u64 = 0x7000;
 /// Initial stack pointer; the kernel leaves it at once.
 pub const STACK_ADDRESS: u64 = 0x8ff0;
 /// Page map level 4; its two lower levels follow, a page each.
 pub const PAGE_TABLES_ADDRESS: u64 = 0x9000;
-/// Kernel command line.
+/// Address of the kernel's command line.
 pub const CMDLINE_ADDRESS: u64 = 0x2_0000;
 /// Longest kernel command line with its final zero, bytes (`COMMAND_LINE_SIZE` of x86 Linux).
 pub const CMDLINE_BYTES_MAX: usize = 2048;

@@ -6,9 +6,9 @@ use wasmvm_protocol::control::{BootConfig, Role};
 
 use crate::layout::{CMDLINE_BYTES_MAX, GSI_FIRST, mmio_address};
 
-/// Always there:
+/// Parameters of every command line:
 /// * panics and all other messages by the early-printk port, the only console;
-/// * every end is a triple fault, which KVM reports (`reboot=k` would poll a keyboard controller);
+/// * every end of the guest is a triple fault, which KVM reports (`reboot=k` would poll a keyboard controller);
 /// * the initramfs stays where it is mapped: freeing it would fill it with poison, and every VM
 ///   would pay for its own copy of pages that all VMs share.
 /// * no bounce buffers, which Linux would clear 64 MiB for as soon as RAM goes beyond 4 GiB.

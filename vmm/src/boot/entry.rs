@@ -11,10 +11,10 @@ use crate::layout::{
 use crate::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
 use crate::vm::VmError;
 
-/// `__BOOT_CS` and `__BOOT_DS`.
+/// Selectors of the boot protocol's flat segments: `__BOOT_CS` and `__BOOT_DS`.
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
-/// Two null descriptors before them.
+/// Two null descriptors, then code and data, at the places that the selectors above name.
 const GDT: [u64; 4] = [0, 0, CODE, DATA];
 const LONG_MODE: LongMode = LongMode {
     code: CODE_SELECTOR,
@@ -36,7 +36,7 @@ const MISC_ENABLE_FAST_STRINGS: u64 = 1;
 /// Where the vCPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Guest-physical, in the identity-mapped GiB.
+    /// Guest-physical address of the first instruction, in the identity-mapped GiB.
     pub rip: u64,
 }
 

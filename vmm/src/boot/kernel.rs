@@ -26,12 +26,12 @@ const PT_LOAD: u32 = 1;
 /// Why the kernel was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// The file ends early, or cannot be read.
+    /// The file ends before a header that it should have, or cannot be read.
     #[error("cannot read {what} of the kernel")]
     Read {
-        /// Which part.
+        /// Header that was being read.
         what: &'static str,
-        /// The reason.
+        /// The operating system's error, or `UnexpectedEof` at the end of the file.
         #[source]
         source: io::Error,
     },
@@ -41,9 +41,9 @@ pub enum KernelError {
     /// A program header table that a kernel does not have.
     #[error("the kernel has {count} program headers of {bytes} bytes")]
     ProgramHeaders {
-        /// `e_phnum`.
+        /// `e_phnum` of the ELF header: number of program headers.
         count: u16,
-        /// `e_phentsize`.
+        /// `e_phentsize` of the ELF header: size of each program header.
         bytes: u16,
     },
     /// A segment that is unaligned, inconsistent, or not between 1 MiB and the initramfs.
@@ -52,15 +52,15 @@ pub enum KernelError {
          {memory_bytes:#x} in memory) cannot be placed below {limit:#x}"
     )]
     Segment {
-        /// `p_paddr`.
+        /// `p_paddr` of the program header: guest-physical address.
         address: u64,
-        /// `p_offset`.
+        /// `p_offset` of the program header: place in the file, bytes.
         offset: u64,
-        /// `p_filesz`.
+        /// `p_filesz` of the program header: length in the file, bytes.
         file_bytes: u64,
-        /// `p_memsz`.
+        /// `p_memsz` of the program header: length in memory, bytes.
         memory_bytes: u64,
-        /// Where the kernel has to end.
+        /// Guest-physical address that the kernel must end below: the initramfs starts there.
         limit: u64,
     },
     /// The entry point is in no segment.
@@ -182,7 +182,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(bytes, at))
 }
 
-/// Offsets here are constants inside headers of checked length.
+/// Every offset here is a constant inside a header of checked length.
 fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes
         .get(at..)

@@ -23,38 +23,38 @@ use kernel::{KernelError, load_kernel};
 use mp_table::mp_table;
 use params::{Initramfs, write_boot_params};
 
-/// Largest initramfs, bytes.
+/// Size of the largest initramfs, bytes.
 pub const INITRAMFS_BYTES_MAX: u64 = 256 << 20;
 
 /// Why the guest could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The kernel.
+    /// The kernel's ELF file cannot be read, placed or mapped.
     #[error("the kernel cannot be loaded")]
     Kernel(#[source] KernelError),
     /// The initramfs file cannot be looked at.
     #[error("cannot stat the initramfs")]
     InitramfsStat(#[source] io::Error),
-    /// Empty, too long, or as large as RAM.
+    /// The initramfs is empty, too long, or as large as RAM.
     #[error(
         "an initramfs of {bytes} bytes does not fit ({INITRAMFS_BYTES_MAX} at most, RAM below {ram_end:#x})"
     )]
     InitramfsSize {
-        /// Its length.
+        /// Length of the initramfs.
         bytes: u64,
-        /// End of low RAM.
+        /// Guest-physical address of low RAM's end.
         ram_end: u64,
     },
     /// The initramfs cannot be mapped.
     #[error("the initramfs cannot be mapped")]
     Initramfs(#[source] MemoryError),
-    /// The command line.
+    /// The command line is longer than the kernel takes.
     #[error("the kernel's command line does not fit")]
     Cmdline(#[source] CmdlineError),
-    /// No randomness for the guest's seed.
+    /// `getrandom(2)` gave no bytes for the guest's seed.
     #[error("cannot get random bytes")]
     Random(#[source] io::Error),
-    /// The boot protocol's tables.
+    /// The boot protocol's tables do not fit into RAM.
     #[error("the tables of the boot protocol cannot be written")]
     Tables(#[source] GuestMemoryError),
 }
@@ -87,7 +87,7 @@ pub fn load(
     Ok(Entry { rip })
 }
 
-/// At the top of low RAM: the kernel is linked to a low address and grows upwards.
+/// Maps the initramfs at the top of low RAM: the kernel is linked to a low address and grows upwards.
 fn place_initramfs(memory: &GuestMemoryMmap, file: &File) -> Result<Initramfs, BootError> {
     let bytes = file.metadata().map_err(BootError::InitramfsStat)?.len();
     let ram_end = low_ram_end(memory);

@@ -1,4 +1,4 @@
-//! The MP table: without ACPI it is how Linux learns of the IOAPIC (MultiProcessor Specification 1.4).
+//! The MP table: without ACPI, Linux learns of the IOAPIC from the MP table (MultiProcessor Specification 1.4).
 //!
 //! One processor, one ISA bus whose sixteen lines go straight to the IOAPIC's first sixteen pins.
 
@@ -15,14 +15,14 @@ const IOAPIC_ID: u8 = 1;
 const IOAPIC_VERSION: u8 = 0x11;
 const ALL_LOCAL_APICS: u8 = 0xff;
 
-/// Entry types (§4.3).
+/// Types of the table's entries (§4.3).
 const PROCESSOR: u8 = 0;
 const BUS: u8 = 1;
 const IOAPIC: u8 = 2;
 const INTERRUPT: u8 = 3;
 const LOCAL_INTERRUPT: u8 = 4;
 
-/// Interrupt types (table 4-10).
+/// Types of interrupts in an entry (table 4-10).
 const VECTORED: u8 = 0;
 const NMI: u8 = 1;
 const EXTINT: u8 = 3;
@@ -58,7 +58,7 @@ pub fn mp_table() -> Vec<u8> {
     bytes
 }
 
-/// §4.1.
+/// The MP floating pointer structure (§4.1).
 fn floating_pointer() -> Vec<u8> {
     let mut bytes = vec![0; usize::from(FLOATING_POINTER_BYTES)];
     let table = u32::try_from(MP_TABLE_ADDRESS).unwrap_or(0) + u32::from(FLOATING_POINTER_BYTES);
@@ -70,7 +70,7 @@ fn floating_pointer() -> Vec<u8> {
     bytes
 }
 
-/// §4.2, checksum still zero.
+/// The configuration table's header (§4.2), with its checksum still zero.
 fn header(entries_bytes: usize, count: u16) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
     let length = u16::try_from(HEADER_BYTES + entries_bytes).unwrap_or(0);
@@ -83,7 +83,7 @@ fn header(entries_bytes: usize, count: u16) -> Vec<u8> {
     bytes
 }
 
-/// What makes the sum of all bytes zero.
+/// The byte by which the sum of all bytes becomes zero.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes
         .iter()

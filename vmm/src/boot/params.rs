@@ -9,20 +9,20 @@ use crate::layout::{
 };
 use crate::memory::low_ram_end;
 
-/// `hdr.boot_flag` and `hdr.header`, without which the rest is not looked at.
+/// `hdr.boot_flag` and `hdr.header`: without the right values the kernel ignores the rest.
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448;
-/// "Undefined" boot loader.
+/// `hdr.type_of_loader` of a boot loader without a number of its own ("undefined").
 const LOADER_TYPE: u8 = 0xff;
-/// `E820_TYPE_RAM`.
+/// `E820_TYPE_RAM` of x86 Linux: the range is RAM.
 const E820_RAM: u32 = 1;
-/// ChaCha20's key size, what the kernel mixes in at most from one seed.
+/// Size of the seed: ChaCha20's key, and the most that the kernel mixes in from one seed.
 const SEED_BYTES: usize = 32;
 
 /// Where the initramfs lies in guest RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Initramfs {
-    /// Guest-physical, page aligned.
+    /// Guest-physical address, page aligned.
     pub address: u32,
     /// Length of the file, bytes.
     pub bytes: u32,

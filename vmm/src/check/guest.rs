@@ -1,4 +1,4 @@
-//! Runs the check's guest and says what is wrong with what it saw.
+//! Runs the check's guest and compares what the guest saw with what a processor does.
 
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -20,50 +20,50 @@ use crate::vm::{Vm, VmError};
 pub const RUN_TIME_MAX: Duration = Duration::from_secs(10);
 /// Slower ring-0 code is not run by a processor. (Emulated SVM in the testbed: above 100.)
 const MIPS_MIN: f64 = 20.0;
-/// Exits after which the guest is given up; it needs 12.
+/// Exits after which the guest is given up; the program makes 12.
 const EXITS_MAX: usize = 100;
 
 /// Why the guest could not even be started.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// Guest RAM.
+    /// Guest RAM cannot be mapped.
     #[error("the guest's memory cannot be set up")]
     Memory(#[source] MemoryError),
-    /// The program in it.
+    /// The guest's program or its notes lie outside of RAM.
     #[error("the guest's program cannot be written or read")]
     Program(#[source] GuestMemoryError),
-    /// KVM.
+    /// KVM refused an ioctl that makes the VM or sets the vCPU's state.
     #[error("KVM refuses the guest")]
     Kvm(#[source] VmError),
-    /// No thread.
+    /// The vCPU's thread did not start.
     #[error("the guest's thread cannot be started")]
     Thread(#[source] io::Error),
 }
 
-/// What became of the guest.
+/// Result of a run of the guest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
-    /// What it saw.
+    /// Notes that the guest left in its memory.
     pub notes: Notes,
-    /// The fastest round of its loop.
+    /// Time of the fastest round of the guest's loop; `None` when no round ended.
     pub fastest_loop: Option<Duration>,
-    /// How it ended.
+    /// Why the run ended.
     pub end: RunEnd,
 }
 
-/// The guest's end.
+/// Why a run of the guest ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunEnd {
-    /// It reached the exception's handler.
+    /// The guest reached its exception's handler.
     Finished,
-    /// KVM gave up or did what nobody asked for.
+    /// `KVM_RUN` failed, its exit was not a write to the stage port, or there were more than `EXITS_MAX` exits.
     Exit {
-        /// KVM's word for it.
+        /// Name of the exit, or the error.
         exit: String,
-        /// Where.
+        /// RIP at the exit; 0 when KVM did not answer.
         rip: u64,
     },
-    /// It ran for [`RUN_TIME_MAX`].
+    /// The guest was still running after [`RUN_TIME_MAX`].
     TimedOut,
 }
 
@@ -81,7 +81,7 @@ pub fn run(kvm: Kvm) -> Result<Run, GuestError> {
     })
 }
 
-/// Runs what `load` wrote, from the state in `registers`; answers with what the guest left in its memory.
+/// Runs the program that `load` wrote, from the state in `registers`, and returns the guest's memory as it is then.
 pub(super) fn execute(
     kvm: Kvm,
     registers: &kvm_regs,
@@ -209,7 +209,7 @@ fn rip(vcpu: &VcpuFd) -> u64 {
     vcpu.get_regs().map_or(0, |regs| regs.rip)
 }
 
-/// One finding per thing that the guest tried.
+/// Findings: one per step that the guest reached, and one for the guest's end.
 #[must_use]
 pub fn findings(run: &Run) -> Vec<Finding> {
     let notes = &run.notes;
@@ -253,7 +253,7 @@ pub fn findings(run: &Run) -> Vec<Finding> {
     findings
 }
 
-/// The last thing that happened, and what should have come then.
+/// The last step that the guest reached, and the step that should have followed.
 fn progress(notes: &Notes) -> (&'static str, &'static str) {
     let reached = [
         notes.user_cs,

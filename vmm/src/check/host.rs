@@ -1,4 +1,4 @@
-//! What the host says of its KVM before any guest runs.
+//! Findings about the host's KVM before any guest runs.
 
 use std::fs::File;
 use std::io;
@@ -11,14 +11,14 @@ use super::Finding;
 use crate::offer::{RESTRICTIONS, Restriction};
 use crate::vm::open_kvm;
 
-/// Where KVM is.
+/// Path of KVM's device.
 pub const KVM_PATH: &str = "/dev/kvm";
 /// The read-only slot lies at 32 GiB and may be 1 GiB long.
 const ADDRESS_BITS_MIN: u32 = 36;
 /// Leaf 0x40000001, EAX: kvm-clock (`KVM_FEATURE_CLOCKSOURCE2`).
 const KVM_CLOCK: u32 = 1 << 3;
 
-/// What the machine is built of (Linux Documentation/virt/kvm/api.rst), and what for.
+/// Capabilities that the machine needs (Linux Documentation/virt/kvm/api.rst), each with its purpose.
 const CAPABILITIES: [(Cap, &str, &str); 10] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "guest RAM"),
     (
@@ -48,10 +48,10 @@ const CAPABILITIES: [(Cap, &str, &str); 10] = [
     (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK", "kvm-clock"),
 ];
 
-/// Opens KVM at `path`, or says why not.
+/// Opens KVM at `path`; the finding is that KVM can be used.
 ///
 /// # Errors
-/// The finding that nothing more can be found out.
+/// The finding why KVM cannot be used; there is nothing further to check.
 pub fn open(path: &Path) -> Result<(Kvm, Finding), Finding> {
     let name = path.display();
     let file = File::options()
@@ -79,7 +79,7 @@ pub fn open(path: &Path) -> Result<(Kvm, Finding), Finding> {
     }
 }
 
-/// One finding per capability, and what CPUID has to offer.
+/// Findings: one per capability and restriction, and those about CPUID.
 #[must_use]
 pub fn findings(kvm: &Kvm) -> Vec<Finding> {
     let mut findings: Vec<_> = CAPABILITIES
@@ -116,7 +116,7 @@ fn has(there: bool, name: &str, purpose: &str) -> Finding {
     Finding::bad(format!("{name} is missing, which {purpose} would need"))
 }
 
-/// A host without it runs guests all the same.
+/// A missing restriction is weak and not bad: the host runs guests all the same.
 fn restricts(restriction: &Restriction, offered: bool) -> Finding {
     let (name, what) = (restriction.name, restriction.keeps_out);
     if offered {

@@ -1,9 +1,9 @@
 //! `wasmvm check`: can this host run wasmvm's VMs?
 //!
-//! Flags do not tell: some hosts offer a `/dev/kvm` that emulates the guest's kernel and cannot run an
+//! Flags are not enough: some hosts offer a `/dev/kvm` that emulates the guest's kernel and cannot run an
 //! ordinary one. So after asking for capabilities ([`host`]) a small guest ([`program`], [`guest`])
-//! does what Linux does: it enters ring 3, makes a system call, returns, takes an exception. Where that
-//! works, a second one ([`probe`]) tries from ring 0 what it should not get.
+//! does what Linux does: it enters ring 3, makes a system call, returns, takes an exception. Where the first
+//! guest works, a second one ([`probe`]) tries from ring 0 to get what no guest should get.
 
 pub mod guest;
 pub mod host;
@@ -15,23 +15,23 @@ use std::path::Path;
 
 use wasmvm_protocol::error_chain;
 
-/// What a finding means for the host.
+/// How good or bad a finding is for the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// It is as it has to be.
+    /// The host is as guests need it.
     Good,
-    /// Guests run; something that would keep them in better is not there.
+    /// Guests run; something that would confine guests better is missing.
     Weak,
     /// Guests do not run.
     Bad,
 }
 
-/// One thing found out, in one sentence.
+/// A finding of the check, in one sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What it means.
+    /// Whether the finding is good, weak or bad.
     pub mark: Mark,
-    /// What was found.
+    /// The finding in words, without the final full stop.
     pub sentence: String,
 }
 
@@ -53,7 +53,7 @@ impl Finding {
         Self::new(Mark::Bad, sentence)
     }
 
-    /// Whether this host cannot run guests because of it.
+    /// Whether this host cannot run guests because of this finding.
     #[must_use]
     pub fn is_bad(&self) -> bool {
         self.mark == Mark::Bad
@@ -71,8 +71,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Everything that can be found out about the KVM at `path`, in the order of asking. Runs a guest for
-/// at most some seconds.
+/// All findings about the KVM at `path`, in the order of the checks. Runs guests for at most some seconds each.
 #[must_use]
 pub fn check(path: &Path) -> Vec<Finding> {
     let (kvm, opened) = match host::open(path) {
@@ -98,7 +97,7 @@ pub fn check(path: &Path) -> Vec<Finding> {
     findings
 }
 
-/// The last line: whether the host will do.
+/// The check's last line: whether the host can run wasmvm.
 #[must_use]
 pub fn verdict(findings: &[Finding]) -> Finding {
     let weak = findings.iter().filter(|finding| finding.mark == Mark::Weak);

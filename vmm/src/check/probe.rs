@@ -1,8 +1,8 @@
-//! The second guest of the check: what ring 0 gets from KVM that nobody has named.
+//! The second guest of the check: which registers and counters ring 0 gets from KVM without a list naming them.
 //!
-//! It walks a table of probes that the host wrote for it, one instruction each (RDMSR, WRMSR of 0 or
-//! RDPMC), and notes beside each whether that raised an exception. Ring 0 is where a guest is that has
-//! taken over its own kernel.
+//! The guest walks a table of probes that the host wrote for it, one instruction each (RDMSR, WRMSR of 0 or
+//! RDPMC), and notes beside each probe whether the instruction raised an exception. Ring 0 is where a guest is
+//! that has taken over its own kernel.
 
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::Kvm;
@@ -13,16 +13,16 @@ use super::guest::{self, GuestError, RunEnd};
 use super::program::{self, Stage};
 use crate::offer::{MSRS, is_allowed};
 
-/// One instruction, as guest and host see it.
+/// A probe: one instruction and its result, as guest and host share it in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Probe {
     kind: u32,
     /// ECX: which register or counter.
     number: u32,
-    /// Number of the exception that it raised; 0 for none.
+    /// Number of the exception that the instruction raised; 0 for none.
     exception: u32,
-    /// EAX behind it.
+    /// EAX after the instruction.
     value: u32,
 }
 
@@ -33,14 +33,14 @@ const READ: u32 = 1;
 const WRITE: u32 = 2;
 const COUNTER: u32 = 3;
 
-/// Where the table lies, behind the program, and how much of it there may be.
+/// Address of the table of probes, behind the program, and the most probes in the table.
 const TABLE_ADDRESS: u64 = 0x2_0000;
 const PROBES_MAX: usize = 256;
 
 const GENERAL_PROTECTION: u32 = 13;
 
-/// Registers that are on no list, and of which KVM has every one unless it is told otherwise: kvm-clock
-/// of old, asynchronous page faults, steal time, polling, migration; counters and event selectors of Intel
+/// Registers that are on no list, and each of which KVM gives to guests unless a filter keeps it out: old
+/// kvm-clock, asynchronous page faults, steal time, polling, migration; counters and event selectors of Intel
 /// and AMD; last branches, MTRRs, machine checks.
 const FOREIGN_MSRS: [u32; 18] = [
     0x11,
@@ -62,9 +62,9 @@ const FOREIGN_MSRS: [u32; 18] = [
     0x179,
     0x17a,
 ];
-/// General and fixed counters.
+/// Performance counters for RDPMC: two general ones and a fixed one.
 const COUNTERS: [u32; 3] = [0, 1, 0x4000_0000];
-/// What Linux reads on every processor, in the guest: the TSC, EFER, kvm-clock.
+/// MSRs that Linux reads on every processor, in the guest: the TSC, EFER, kvm-clock.
 const OWN_MSRS: [u32; 3] = [0x10, 0xc000_0080, 0x4b56_4d01];
 
 core::arch::global_asm!(
@@ -152,7 +152,7 @@ fn address(index: u64) -> GuestAddress {
     GuestAddress(TABLE_ADDRESS + index * size_of::<Probe>() as u64)
 }
 
-/// Makes the probes in a guest of `kvm`; answers with them as the guest left them, and its end.
+/// Runs the probes in a guest of `kvm`; returns the probes as the guest left them, and the end of the run.
 ///
 /// # Errors
 /// [`GuestError`].
@@ -174,7 +174,7 @@ pub fn run(kvm: Kvm, probes: &[Probe]) -> Result<(Vec<Probe>, RunEnd), GuestErro
     ))
 }
 
-/// What the check tries.
+/// All probes of the check: each counter, then each MSR read, then each foreign MSR written.
 #[must_use]
 pub fn probes() -> Vec<Probe> {
     let probe = |kind| {
@@ -191,7 +191,7 @@ pub fn probes() -> Vec<Probe> {
     counters.chain(msrs).collect()
 }
 
-/// One finding for each kind of probe.
+/// Findings: one for each kind of probe, or a single one when the guest did not finish.
 #[must_use]
 pub fn findings(made: &[Probe], end: &RunEnd) -> Vec<Finding> {
     if *end != RunEnd::Finished {

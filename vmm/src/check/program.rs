@@ -6,23 +6,23 @@
 //! ring 3   note CS, INT3           ──► ring 0 through the IDT: note vector and CS
 //! ```
 //!
-//! It tells the host how far it is by writing a [`Stage`] to [`STAGE_PORT`], and leaves what it saw in
-//! [`Notes`] at [`NOTES_ADDRESS`]. One identity-mapped 2 MiB page, open to ring 3, holds all of it.
+//! The guest reports its progress to the host by writing a [`Stage`] to [`STAGE_PORT`], and leaves what it saw in
+//! [`Notes`] at [`NOTES_ADDRESS`]. One identity-mapped 2 MiB page, open to ring 3, holds code, tables and notes.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
 
-/// Where the guest writes its stage.
+/// I/O port that the guest writes its stage to.
 pub const STAGE_PORT: u16 = 0xe0;
-/// Where it leaves its [`Notes`].
+/// Guest-physical address of the guest's [`Notes`].
 pub const NOTES_ADDRESS: u64 = 0x4000;
 /// Instructions in one round of the loop.
 pub const LOOP_INSTRUCTIONS: u32 = 2 * LOOP_COUNT;
 /// CPUID leaf in which the host hides [`BRAND`]: the end of the brand string.
 pub const BRAND_LEAF: u32 = 0x8000_0004;
-/// What the guest has to find there in EAX.
+/// Value of EAX in [`BRAND_LEAF`] that the host sets and the guest has to read.
 pub const BRAND: u32 = u32::from_le_bytes(*b"wasm");
 /// `#BP`, which INT3 raises.
 pub const BREAKPOINT: u32 = 3;
@@ -36,7 +36,7 @@ const TSS_ADDRESS: u64 = 0x3000;
 const PAGE_TABLES: [u64; 3] = [0x5000, 0x6000, 0x7000];
 const KERNEL_STACK: u64 = 0x9000;
 const USER_STACK: u64 = 0xa000;
-/// Where the program lies and begins.
+/// Guest-physical address of the program and of its first instruction.
 pub(super) const CODE_ADDRESS: u64 = 0x1_0000;
 
 /// Ring-0 code, ring-0 data, (32-bit ring-3 code, which SYSRET only counts from,) ring-3 data, ring-3
@@ -60,7 +60,7 @@ const TASK: u16 = 0x30;
 const TSS_BYTES: u32 = 104;
 const TSS_RSP0_OFFSET: u64 = 4;
 
-/// Exceptions, each with a stub of so many bytes.
+/// Number of exceptions that have a stub, and the size of a stub.
 pub(super) const VECTORS: u64 = 32;
 pub(super) const STUB_BYTES: u64 = 16;
 /// Present, 64-bit interrupt gate; the second one open to ring 3.
@@ -82,22 +82,22 @@ const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;
 const MSR_SFMASK: u32 = 0xc000_0084;
 
-/// How far the guest is, as it writes it to [`STAGE_PORT`].
+/// Progress of the guest, as written to [`STAGE_PORT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stage {
     /// A round of the loop begins.
     LoopStart = 1,
-    /// It is over.
+    /// A round of the loop has ended.
     LoopEnd = 2,
-    /// In the system call's handler.
+    /// The guest is in the system call's handler.
     Syscall = 3,
-    /// In the handler of an exception: the end.
+    /// The guest is in the handler of an exception, where the program ends.
     Exception = 4,
 }
 
 impl Stage {
-    /// The stage of a byte on the port.
+    /// The stage that `byte` on the port stands for; `None` for any other byte.
     #[must_use]
     pub fn of(byte: u8) -> Option<Self> {
         [
@@ -111,7 +111,7 @@ impl Stage {
     }
 }
 
-/// What the guest noted; 0 where it did not get to.
+/// Notes of the guest; a field is 0 when the guest did not reach its step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Notes {
@@ -121,11 +121,11 @@ pub struct Notes {
     pub user_cs: u32,
     /// CS in the system call's handler.
     pub syscall_cs: u32,
-    /// CS after SYSRETQ.
+    /// CS after the return by SYSRETQ.
     pub sysret_cs: u32,
     /// Number of the exception.
     pub vector: u32,
-    /// CS in its handler.
+    /// CS in the exception's handler.
     pub exception_cs: u32,
     /// EAX of [`BRAND_LEAF`] in ring 3.
     pub user_brand: u32,
@@ -225,7 +225,7 @@ fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(start, bytes) }
 }
 
-/// Where a label of the program lies in the guest.
+/// Guest-physical address of a label of the program.
 fn address_of(label: *const u8) -> u64 {
     CODE_ADDRESS + (label.addr() - (&raw const wasmvm_check_start).addr()) as u64
 }
@@ -269,10 +269,10 @@ fn gate(handler: u64, kind: u64) -> [u64; 2] {
     [low | (handler >> 16 & 0xffff) << 48, handler >> 32]
 }
 
-/// What the guest noted.
+/// The guest's notes, read from its memory.
 ///
 /// # Errors
-/// vm-memory's.
+/// vm-memory's, when RAM ends before the notes.
 pub fn notes(memory: &GuestMemoryMmap) -> Result<Notes, GuestMemoryError> {
     memory.read_obj(GuestAddress(NOTES_ADDRESS))
 }

@@ -1,7 +1,7 @@
-//! What of the host's CPUID a guest gets: leaf by leaf, register by register, bit by bit.
+//! The part of the host's CPUID that a guest gets: leaf by leaf, register by register, bit by bit.
 //!
 //! A leaf that is not in the table does not exist for the guest, and a bit that is not in its leaf's masks
-//! is 0 there, whatever processor and kernel come next. What is in it is what the guest's kernel starts
+//! is 0 there, whatever processor and kernel come next. The table has what the guest's kernel starts
 //! with, what wasmtime compiles for, and what a kernel can protect itself by. Left out, as long as nobody
 //! needs them, are what reaches or measures what is outside of the guest (performance counters, resource
 //! control, processor trace, MONITOR, UMWAIT), what makes a machine in the machine (VMX, SVM, SGX, SEV),
@@ -13,11 +13,11 @@
 /// Bits of EAX, EBX, ECX and EDX.
 pub(super) type Masks = [u32; 4];
 
-/// Which subleaves (ECX at the instruction) a row is for.
+/// Subleaves (ECX at the instruction) that a row is for.
 #[derive(Clone, Copy, Debug)]
 enum Subleaf {
     One(u32),
-    /// All that the host has.
+    /// Every subleaf that the host has.
     Any,
 }
 use Subleaf::{Any, One};
@@ -25,7 +25,7 @@ use Subleaf::{Any, One};
 const ALL: u32 = u32::MAX;
 const WHOLE: Masks = [ALL; 4];
 
-/// One bit each.
+/// The mask with one bit set for each number.
 const fn bits<const N: usize>(numbers: [u32; N]) -> u32 {
     let (mut bits, mut at) = (0, 0);
     while at < N {
@@ -65,15 +65,16 @@ const LEAF_7_ECX: u32 = bits([1, 2, 6, 8, 9, 10, 11, 12, 14, 22, 25, 27, 28]);
 const LEAF_7_EDX: u32 = bits([4, 8, 10, 14, 23, 26, 27, 28, 29, 31]);
 /// AVX-VNNI, AVX-512 BF16, CMPCCXADD, fast string operations, AVX-IFMA.
 const LEAF_7_1_EAX: u32 = bits([4, 5, 7, 10, 11, 12, 23]);
-/// AVX-VNNI-INT8, AVX-NE-CONVERT, PREFETCHI.
+/// Features of AVX and prefetch: AVX-VNNI-INT8, AVX-NE-CONVERT, PREFETCHI.
 const LEAF_7_1_EDX: u32 = bits([4, 5, 14]);
-/// What SPEC_CTRL controls: PSFD, IPRED, RRSBA, DDPD_U, BHI, MCDT_NO.
+/// Controls in SPEC_CTRL, and one immunity: PSFD, IPRED, RRSBA, DDPD_U, BHI, MCDT_NO.
 const LEAF_7_2_EDX: u32 = bits([0, 1, 2, 3, 4, 5]);
 /// XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES.
 const LEAF_D_1_EAX: u32 = bits([0, 1, 2, 3]);
 /// LAHF, CR8 in 32-bit mode, LZCNT, SSE4A, misaligned SSE, PREFETCHW, XOP, FMA4, TBM.
 const LEAF_8000_0001_ECX: u32 = bits([0, 4, 5, 6, 7, 8, 11, 16, 21]);
-/// As leaf 1, EDX, and: SYSCALL, NX, MMXEXT, FXSR_OPT, 1 GiB pages, RDTSCP, long mode, 3DNow!.
+/// The bits of leaf 1, EDX, that AMD repeats, and: SYSCALL, NX, MMXEXT, FXSR_OPT, 1 GiB pages, RDTSCP, long mode,
+/// 3DNow!.
 const LEAF_8000_0001_EDX: u32 = bits([
     0, 1, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 20, 22, 23, 24, 25, 26, 27, 29, 30, 31,
 ]);
@@ -83,10 +84,10 @@ const LEAF_8000_0008_EBX: u32 = bits([0, 2, 9, 12, 14, 15, 16, 17, 18, 19, 24, 2
 /// NO_NESTED_DATA_BP, LFENCE_RDTSC, VERW_CLEAR, NULL_SEL_CLR_BASE, AUTOIBRS, fast string operations,
 /// PREFETCHI, SBPB, IBPB_BRTYPE, SRSO_NO, SRSO_USER_KERNEL_NO.
 const LEAF_8000_0021_EAX: u32 = bits([0, 2, 5, 6, 8, 10, 11, 20, 27, 28, 29, 30]);
-/// TSA_SQ_NO, TSA_L1_NO.
+/// Immunity to transient scheduler attacks: TSA_SQ_NO, TSA_L1_NO.
 const LEAF_8000_0021_ECX: u32 = bits([1, 2]);
 
-/// Leaf, subleaves, masks.
+/// Rows of leaf, subleaves and masks.
 const TABLE: &[(u32, Subleaf, Masks)] = &[
     // Highest leaf and vendor.
     (0x0, Any, WHOLE),
@@ -140,7 +141,7 @@ const TABLE: &[(u32, Subleaf, Masks)] = &[
     ),
 ];
 
-/// What a guest gets of this leaf; `None` when it has no such leaf.
+/// The masks of this leaf and subleaf; `None` when a guest has no such leaf.
 pub(super) fn masks(function: u32, index: u32) -> Option<Masks> {
     let is_asked = |(leaf, subleaf, _): &&(u32, Subleaf, Masks)| {
         *leaf == function
