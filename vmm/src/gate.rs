@@ -9,50 +9,52 @@
 //!                                                  └ the last one to park sends Done
 //! ```
 //!
-//! Nobody waits for a thread to park: the last one that does tells the shim. So the control thread
+//! No thread waits for another one to park: the last thread that parks notifies the shim. So the control thread
 //! carries out orders all the time. A slot is mapped at once; a connection waits in the queue of the
 //! socket device, and the shim's own deadline decides how long; end of file ends the process. A thread
-//! in the middle of something finishes it first: the file server its requests at hand, which may mean a
+//! in the middle of its work finishes that first: the file device the requests at hand, which may mean a
 //! slow disk, the socket device the packets of one turn. Every thread enters before it works for the
-//! first time, so one that starts while the gate is closed parks at once.
+//! first time, so a thread that starts while the gate is closed parks at once.
 //!
 //! # What the guest notices
 //!
-//! Its monotonic clock stands still. The clock is kvm-clock (invariant TSC is masked, see
-//! [`crate::cpuid`]): the vCPU's thread reads it when it has left the guest (`KVM_GET_CLOCK`) and sets
-//! it to the same value before it enters again (`KVM_SET_CLOCK`, without `KVM_CLOCK_REALTIME`, which
-//! would add the time that passed). `KVM_KVMCLOCK_CTRL` tells the guest that it was stopped, which
+//! The guest's monotonic clock stands still. The clock is kvm-clock (invariant TSC is masked, see
+//! [`crate::cpuid`]): the vCPU's thread reads the clock when the thread has left the guest (`KVM_GET_CLOCK`) and
+//! sets
+//! it to the same value before entering again (`KVM_SET_CLOCK`, without `KVM_CLOCK_REALTIME`, which
+//! would add the time that passed). `KVM_KVMCLOCK_CTRL` notifies the guest that it was stopped, which
 //! keeps its watchdogs quiet (Linux Documentation/virt/kvm/api.rst).
 //!
-//! The TSC goes on, and with it the deadline of the local APIC's timer, which counts by it. So after a
+//! The TSC keeps counting, and so does the deadline of the local APIC's timer, which is a value of the TSC. So after
+//! a
 //! pause that timer fires early, at the end of the pause at the latest, and never late. Linux looks at
 //! its clock in the interrupt, finds nothing due, and sets the timer anew for what is left
-//! (`hrtimer_interrupt`): a sleep of 5 s, paused for 10, takes 5 s of the guest's time. What such a
-//! guest may print is that its watchdog of clock sources skipped a check after a long interval.
+//! (`hrtimer_interrupt`): a sleep of 5 s, paused for 10, takes 5 s of the guest's time. The guest's kernel
+//! may print that its watchdog of clock sources skipped a check after a long interval.
 //! `vmm/examples/pause.rs` shows all of this on a real kernel.
 //!
-//! Wall time is the shim's and the agent's to set after a pause.
+//! The shim and the agent set the guest's wall time after a pause.
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What became of a call of [`Gate::close`].
+/// Outcome of a call of [`Gate::close`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
     /// Every thread is parked.
     Done,
-    /// The gate was opened before that came about.
+    /// The gate was opened before every thread was parked.
     Cancelled,
 }
 
-/// Told once what became of a call of [`Gate::close`], by whichever thread it was decided on. Must not
+/// Called once with the outcome of [`Gate::close`], on the thread that decided the outcome. Must not
 /// use the gate.
 type OnClosed = Box<dyn FnOnce(Closing) + Send>;
 /// Makes a thread look at the gate soon.
 type Kick = Box<dyn Fn() + Send>;
 
-/// See the module's documentation. Clones are the same gate.
+/// The gate of one machine: see the module's documentation. Clones are the same gate.
 #[derive(Clone, Debug, Default)]
 pub struct Gate {
     shared: Arc<Shared>,
@@ -78,7 +80,7 @@ struct Thread {
     parked: bool,
 }
 
-/// One thread's way through the gate, for as long as it works.
+/// A thread's right of way through the gate; dropped when the thread ends.
 #[derive(Debug)]
 pub struct Pass {
     gate: Gate,
@@ -86,7 +88,7 @@ pub struct Pass {
 }
 
 impl Gate {
-    /// Closes the gate; `on_closed` is told when every thread is parked, at once if they are.
+    /// Closes the gate; calls `on_closed` when every thread is parked, at once if all are.
     pub fn close(&self, on_closed: impl FnOnce(Closing) + Send + 'static) {
         let mut state = self.lock();
         state.closed = true;
@@ -97,7 +99,7 @@ impl Gate {
         }
     }
 
-    /// Opens the gate. Nothing happens when it is open.
+    /// Opens the gate. Does nothing when the gate is open.
     pub fn open(&self) {
         let mut state = self.lock();
         state.closed = false;
@@ -140,7 +142,7 @@ impl Pass {
         self.gate.lock().closed
     }
 
-    /// Stands still until the gate is open; returns for how long.
+    /// Blocks the thread until the gate is open; returns for how long.
     pub fn park(&self) -> Duration {
         let since = Instant::now();
         let mut state = self.gate.lock();
@@ -166,7 +168,7 @@ impl Drop for Pass {
 }
 
 impl State {
-    /// Under the lock, so that nobody is told of a pause after its end.
+    /// Reports that every thread is parked. Under the lock, so that no pause is reported after its end.
     fn settle(&mut self) {
         if self.closed && self.threads.iter().all(|thread| thread.parked) {
             for on_closed in self.closings.drain(..) {

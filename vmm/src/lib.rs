@@ -1,9 +1,9 @@
-//! One KVM microVM in a jailed process, with a second one that opens its files.
+//! A KVM microVM in a jailed process, with a second process that opens its files.
 //!
-//! Knows nothing of containers or Wasm: it is handed a kernel, an initramfs, a directory to serve and
+//! The crate knows nothing of containers or Wasm: the VMM is handed a kernel, an initramfs, a directory to serve and
 //! descriptors to carry streams, all over its control socket ([`wasmvm_protocol::control`]).
 //!
-//! Read in this order: [`jail`] closes the process, [`file_server`] is the other one, which has the directory,
+//! Read in this order: [`jail`] closes the process, [`file_server`] is the other process, which has the directory,
 //! [`builder`] puts the machine together, [`vcpu`] runs it, [`virtio`] holds its two devices, [`control`] takes the
 //! shim's orders.
 

@@ -1,4 +1,4 @@
-//! Where the log lines of libraries go: to standard error, bounded, because a guest can provoke them.
+//! Log lines of libraries: written to standard error, and bounded, because a guest can provoke them.
 
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
@@ -8,14 +8,14 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::control::note;
 
-/// Most lines in one [`WINDOW`]; more are counted and left out.
+/// Most lines in one [`WINDOW`]; further lines are counted and left out.
 pub const LINES_MAX: u32 = 20;
-/// See [`LINES_MAX`].
+/// Time in which [`LINES_MAX`] is the most that is written.
 pub const WINDOW: Duration = Duration::from_secs(10);
 /// Longest line, bytes; the rest is cut.
 pub const LINE_BYTES_MAX: usize = 256;
 
-/// Warnings and errors of libraries to standard error from now on.
+/// Sends warnings and errors of libraries to standard error from now on.
 pub fn install() {
     static LOG: LibraryLog = LibraryLog {
         budget: Mutex::new(Budget::NEW),
@@ -52,7 +52,7 @@ impl Log for LibraryLog {
     fn flush(&self) {}
 }
 
-/// One line, whatever the message holds: names of files are the guest's choice.
+/// The record as one line, whatever the message holds: names of files are the guest's choice.
 fn line(record: &Record<'_>) -> String {
     let mut text = format!("{} {}: ", record.level(), record.target());
     // Writing to a String cannot fail.
@@ -61,7 +61,7 @@ fn line(record: &Record<'_>) -> String {
     text.filter(char::is_ascii).collect()
 }
 
-/// How many lines may still be written.
+/// Count of the lines written and left out in the window that is running.
 #[derive(Debug)]
 struct Budget {
     window_start: Option<Instant>,

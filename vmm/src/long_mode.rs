@@ -1,4 +1,4 @@
-//! Long mode in ring 0, in which both guests start: Linux and the one of [`crate::check`].
+//! Long mode in ring 0, in which both guests start: Linux and the check's ([`crate::check`]).
 
 use kvm_bindings::{kvm_segment, kvm_sregs};
 
@@ -19,15 +19,15 @@ const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
 /// Where a guest's tables lie, guest-physical.
 #[derive(Clone, Copy, Debug)]
 pub struct LongMode {
-    /// Selector of [`CODE`].
+    /// Selector of the [`CODE`] descriptor.
     pub code: u16,
-    /// Selector of [`DATA`].
+    /// Selector of the [`DATA`] descriptor.
     pub data: u16,
-    /// The table of descriptors.
+    /// Address of the table of descriptors.
     pub gdt_address: u64,
-    /// Its descriptors.
+    /// Number of descriptors in the table.
     pub gdt_entries: u16,
-    /// The topmost table of pages.
+    /// Address of the topmost page table.
     pub page_tables: u64,
 }
 

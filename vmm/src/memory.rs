@@ -1,7 +1,7 @@
-//! Guest RAM: anonymous memory that costs what is touched, and files mapped into it.
+//! Guest RAM: anonymous memory of which only touched pages cost, and files mapped into it.
 //!
 //! A file (kernel, initramfs) is mapped privately over a piece of RAM instead of being read: pages
-//! the guest only reads stay the page cache's, shared by all VMs; pages it writes become its own.
+//! that the guest only reads stay the page cache's, shared by all VMs; pages that it writes become its own.
 
 use std::fs::File;
 use std::io;
@@ -16,54 +16,54 @@ use crate::layout::{
 /// Why guest RAM could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// Not a size this machine has.
+    /// The size is not one that the machine can have.
     #[error(
         "guest RAM of {0} MiB; allowed are powers of two from {RAM_MIB_MIN} to {RAM_MIB_MAX} MiB"
     )]
     Size(u32),
-    /// No address space for it.
+    /// The process has no address space for guest RAM.
     #[error("cannot map {ram_mib} MiB of guest RAM")]
     Map {
-        /// What was asked for.
+        /// Size of the RAM asked for, MiB.
         ram_mib: u32,
-        /// vm-memory's reason.
+        /// Error of vm-memory.
         #[source]
         source: vm_memory::mmap::FromRangesError,
     },
-    /// `madvise(2)` failed.
+    /// `madvise(2)` did not take the page size.
     #[error("cannot set the page size of guest RAM")]
     Advise(#[source] io::Error),
-    /// `madvise(2)` failed.
+    /// `madvise(2)` did not take `MADV_DONTDUMP`.
     #[error("cannot keep guest RAM out of memory dumps")]
     Dump(#[source] io::Error),
-    /// A file does not fit where it should go.
+    /// A file does not fit at its place in RAM.
     #[error("{length:#x} bytes at {address:#x} are not page aligned or not in guest RAM")]
     Place {
-        /// Guest-physical address.
+        /// Guest-physical address of the place.
         address: u64,
-        /// Bytes.
+        /// Length of the mapping, bytes.
         length: u64,
     },
-    /// Pages behind a file's end would kill whoever touches them.
+    /// The file is too short. An access to a page behind a file's end would kill the process.
     #[error("a file of {file_bytes} bytes ends before {wanted}")]
     FileEnd {
-        /// Length of the file.
+        /// Length of the file, bytes.
         file_bytes: u64,
-        /// What was to be mapped ends here.
+        /// End of the mapping in the file, bytes from its start.
         wanted: u64,
     },
     /// `mmap(2)` of a file failed.
     #[error("cannot map a file into guest RAM at {address:#x}")]
     MapFile {
-        /// Guest-physical address.
+        /// Guest-physical address of the mapping.
         address: u64,
-        /// `mmap(2)`'s reason.
+        /// Error of `mmap(2)` or `fstat(2)`.
         #[source]
         source: io::Error,
     },
 }
 
-/// Reserves guest RAM of `ram_mib`; nothing is touched. RAM beyond 3 GiB goes above 4 GiB.
+/// Reserves guest RAM of `ram_mib`; no page is touched. RAM beyond 3 GiB is mapped above 4 GiB.
 ///
 /// # Errors
 /// [`MemoryError`].
@@ -88,12 +88,12 @@ fn ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
     ranges
 }
 
-/// Sizes here are bounded by [`RAM_MIB_MAX`] and this crate is for 64-bit hosts only.
+/// Narrows a size. Sizes here are bounded by [`RAM_MIB_MAX`] and this crate is for 64-bit hosts only.
 fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
-/// With transparent huge pages `always`, one touch of RAM would charge 2 MiB to a small task.
+/// Sets the page size. With transparent huge pages `always`, one touch of RAM would charge 2 MiB to a small task.
 fn advise(region: &vm_memory::GuestRegionMmap, huge_pages: bool) -> Result<(), MemoryError> {
     let advice = if huge_pages {
         Advice::LinuxHugepage
@@ -111,7 +111,7 @@ fn advise(region: &vm_memory::GuestRegionMmap, huge_pages: bool) -> Result<(), M
     keep_out_of_dumps(region.as_ptr(), to_usize(region.len()))
 }
 
-/// A dump of the VMM, by whoever may take one, is about the VMM: a tenant's memory has no place in it.
+/// Keeps a range out of core dumps: a dump of the VMM is about the VMM, and a tenant's memory has no place in it.
 fn keep_out_of_dumps(start: *mut u8, bytes: usize) -> Result<(), MemoryError> {
     // SAFETY: the caller's range is a mapping of ours, and the advice changes no content.
     let advised = unsafe { rustix::mm::madvise(start.cast(), bytes, Advice::LinuxDontDump) };
@@ -126,11 +126,12 @@ pub fn low_ram_end(memory: &GuestMemoryMmap) -> u64 {
         .map_or(0, GuestMemoryRegion::len)
 }
 
-/// Maps `length` bytes of `file` from `offset` over guest RAM at `address`, privately. Both must be
-/// page aligned. What the last page holds beyond `length` is the file's next bytes, or zeros.
+/// Maps `length` bytes of `file` from `offset` over guest RAM at `address`, privately. `offset` and `address` must
+/// be
+/// page aligned. Beyond `length` the last page holds the file's next bytes, or zeros.
 ///
 /// # Errors
-/// [`MemoryError::Place`], [`MemoryError::MapFile`].
+/// [`MemoryError::Place`], [`MemoryError::FileEnd`], [`MemoryError::MapFile`], [`MemoryError::Dump`].
 pub fn map_file(
     memory: &GuestMemoryMmap,
     address: u64,

@@ -1,9 +1,9 @@
-//! What KVM offers a guest beside CPUID, taken away as far as nobody needs it.
+//! Features that KVM offers a guest beside CPUID, taken away as far as the guest does not need them.
 //!
 //! KVM gives every guest its paravirtual MSRs, performance counters and a great many model-specific
-//! registers, whatever CPUID says, unless it is told otherwise (Linux Documentation/virt/kvm/api.rst,
-//! arch/x86/kvm/x86.c). Each [`Restriction`] is one word to tell it by. A host whose KVM does not know the
-//! word starts guests all the same, and `wasmvm check` says what it lacks.
+//! registers, whatever CPUID says, unless restricted (Linux Documentation/virt/kvm/api.rst,
+//! arch/x86/kvm/x86.c). Each [`Restriction`] takes one such feature away. A host whose KVM does not know a
+//! restriction starts guests all the same, and `wasmvm check` says which restrictions are missing.
 
 mod msr;
 
@@ -18,29 +18,29 @@ use crate::vm::VmError;
 
 pub use msr::{Access, READABLE_AND_WRITABLE as MSRS, is_allowed};
 
-/// How KVM is told.
+/// Call by which KVM takes a restriction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Means {
     /// `KVM_ENABLE_CAP` of the VM, before its vCPU, with this argument, when KVM offers these bits.
     Vm { needs: u32, argument: u64 },
-    /// The same of the vCPU, when KVM offers anything.
+    /// `KVM_ENABLE_CAP` of the vCPU, with this argument, when KVM offers the capability.
     Vcpu { argument: u64 },
-    /// `KVM_X86_SET_MSR_FILTER`.
+    /// `KVM_X86_SET_MSR_FILTER` of the VM, before its vCPU.
     MsrFilter,
 }
 
-/// One thing that a guest does not get.
+/// A feature of KVM that a guest does not get.
 #[derive(Clone, Copy, Debug)]
 pub struct Restriction {
     number: u32,
-    /// The capability by which KVM can be told (Linux `include/uapi/linux/kvm.h`).
+    /// The capability by which KVM takes the restriction (Linux `include/uapi/linux/kvm.h`).
     pub name: &'static str,
-    /// What a guest does not get then.
+    /// The feature in words, as `wasmvm check` names it.
     pub keeps_out: &'static str,
     means: Means,
 }
 
-/// All of them.
+/// Every restriction, in the order of `wasmvm check`.
 pub const RESTRICTIONS: [Restriction; 5] = [
     Restriction {
         number: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
@@ -63,7 +63,7 @@ pub const RESTRICTIONS: [Restriction; 5] = [
             argument: KVM_PMU_CAP_DISABLE as u64,
         },
     },
-    // Of every split lock the VMM hears, and lets the guest wait (`crate::vcpu`).
+    // KVM reports every split lock to the VMM, which lets the guest wait (`crate::vcpu`).
     Restriction {
         number: KVM_CAP_X86_BUS_LOCK_EXIT,
         name: "KVM_CAP_X86_BUS_LOCK_EXIT",
@@ -86,13 +86,14 @@ pub const RESTRICTIONS: [Restriction; 5] = [
 ];
 
 impl Restriction {
-    /// Whether this host's KVM can be told.
+    /// Whether this host's KVM knows the restriction.
     #[must_use]
     pub fn is_offered(&self, kvm: &Kvm) -> bool {
         self.is_among(kvm.check_extension_raw(self.number.into()))
     }
 
-    /// What `KVM_CHECK_EXTENSION` answered: 0 for "unknown", else 1 or the bits that can be asked for.
+    /// Whether `KVM_CHECK_EXTENSION` answered with what is needed: 0 for "unknown", else 1 or the bits that can be
+    /// asked for.
     fn is_among(&self, answer: i32) -> bool {
         match self.means {
             Means::Vm { needs, .. } => answer > 0 && answer.unsigned_abs() & needs == needs,
@@ -113,7 +114,7 @@ fn offered(kvm: &Kvm) -> impl Iterator<Item = Restriction> {
     RESTRICTIONS.into_iter().filter(|one| one.is_offered(kvm))
 }
 
-/// Restricts a VM that has no vCPU yet.
+/// Restricts a VM that has no vCPU yet, as far as KVM offers it.
 ///
 /// # Errors
 /// [`VmError::Kvm`] when KVM does not do what it offers.
@@ -134,10 +135,10 @@ pub fn restrict_vm(kvm: &Kvm, vm: &VmFd) -> Result<(), VmError> {
     Ok(())
 }
 
-/// Restricts a vCPU.
+/// Restricts a vCPU, as far as KVM offers it.
 ///
 /// # Errors
-/// As [`restrict_vm`].
+/// [`VmError::Kvm`] when KVM does not do what it offers.
 pub fn restrict_vcpu(kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), VmError> {
     for restriction in offered(kvm) {
         if let Means::Vcpu { argument } = restriction.means {

@@ -8,9 +8,9 @@
 //!         KVM_RUN …
 //! ```
 //!
-//! Out of the guest from outside, to pause it ([`crate::gate`]): the gate is closed, then a signal goes to
-//! the thread. The signal's handler sets `kvm_run.immediate_exit`, so that it is not lost when it
-//! arrives just before `KVM_RUN`. A guest that does not end by itself runs until its process ends.
+//! To pause the guest ([`crate::gate`]) from another thread: the gate is closed, then a signal is sent to
+//! the thread. The signal's handler sets `kvm_run.immediate_exit`, so that a signal that arrives just before
+//! `KVM_RUN` is not lost. A guest that does not end by itself runs until its process ends.
 
 use std::cell::Cell;
 use std::io;
@@ -30,10 +30,10 @@ use crate::gate::{Gate, Pass};
 use crate::seccomp::{Thread, confine};
 use crate::vm::{Vm, VmError};
 
-/// Bus locks of one guest in a second, where the host lets its VMM hear of them.
+/// Bus locks of one guest in a second, where the host's KVM reports bus locks to the VMM.
 pub const BUS_LOCKS_PER_SECOND_MAX: u32 = 1000;
 
-/// Why the guest runs no more.
+/// Why the guest has ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GuestEnd {
     /// Panic, reboot or power off: all end in a triple fault (`reboot=t panic=-1`).
@@ -42,15 +42,15 @@ pub enum GuestEnd {
     /// A write into the read-only slot.
     #[error("the guest wrote to the read-only slot at {address:#x}")]
     SlotWrite {
-        /// Guest-physical.
+        /// Guest-physical address of the write.
         address: u64,
     },
-    /// An access where neither memory nor a device is.
+    /// An access where neither memory nor a device is mapped.
     #[error("the guest {access} guest-physical address {address:#x}, where nothing is")]
     Nowhere {
-        /// `read` or `wrote`.
+        /// The kind of access: `read` or `wrote`.
         access: &'static str,
-        /// Guest-physical.
+        /// Guest-physical address of the access.
         address: u64,
     },
     /// KVM could not emulate an instruction (Linux `kvm.h`, `KVM_INTERNAL_ERROR_*`).
@@ -58,43 +58,43 @@ pub enum GuestEnd {
     InternalError {
         /// 1 emulation, 2 simultaneous exception, 3 event delivery, 4 unexpected exit.
         suberror: u32,
-        /// Guest-virtual, as far as KVM tells.
+        /// Guest-virtual address of the instruction; 0 when KVM did not answer.
         rip: u64,
     },
     /// The processor refused the guest's state.
     #[error("the processor did not enter the guest: hardware reason {reason:#x}")]
     FailEntry {
-        /// Vendor specific.
+        /// The hardware's reason: vendor specific.
         reason: u64,
     },
-    /// `KVM_RUN` failed; `EFAULT` means memory behind a slot is gone.
+    /// `KVM_RUN` failed; `EFAULT` means that no memory is behind a slot.
     #[error("KVM_RUN failed with errno {errno}")]
     Run {
-        /// From `errno.h`.
+        /// Number of the error (`errno.h`).
         errno: i32,
     },
-    /// A device did not start when its driver was ready.
+    /// A device did not start when its driver set `DRIVER_OK`.
     #[error("a device of the guest does not work: {reason}")]
     Device {
-        /// Why.
+        /// The device's error and its causes, in one line.
         reason: String,
     },
     /// The guest's clock could not be stopped and set again.
     #[error("the guest cannot be paused: {reason}")]
     Clock {
-        /// What KVM refused.
+        /// KVM's call that failed, and its error, in one line.
         reason: String,
     },
-    /// The vCPU's thread may not run the guest without its filter.
+    /// The vCPU's thread got no filter of system calls, without which it may not run the guest.
     #[error("the guest's vCPU cannot be confined: {reason}")]
     Confine {
-        /// Why.
+        /// The filter's error and its causes, in one line.
         reason: String,
     },
-    /// An exit this machine has no use for.
+    /// KVM left the guest by an exit that this machine has no use for.
     #[error("unexpected exit of the vCPU: {exit}")]
     Unexpected {
-        /// KVM's name for it.
+        /// The exit in KVM's words.
         exit: String,
     },
 }
@@ -102,18 +102,18 @@ pub enum GuestEnd {
 /// Why the vCPU's thread did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
-    /// There is one guest in a machine's life.
+    /// The machine was started before: a machine runs one guest in its life.
     #[error("the machine was started before")]
     Started,
-    /// The kick's signal could not be taken.
+    /// The handler of the kick's signal could not be installed.
     #[error("cannot install the vCPU's kick signal")]
     Signal(#[source] vmm_sys_util::errno::Error),
-    /// No thread.
+    /// The operating system started no thread.
     #[error("cannot start the vCPU's thread")]
     Thread(#[source] io::Error),
 }
 
-/// A vCPU ready to run, with all that its exits lead to.
+/// A vCPU ready to run, with everything that its exits lead to.
 #[derive(Debug)]
 pub struct Vcpu {
     fd: VcpuFd,
@@ -128,7 +128,7 @@ pub struct Vcpu {
 pub type VcpuThread = JoinHandle<()>;
 
 impl Vcpu {
-    /// `fd` has its registers and CPUID set.
+    /// A vCPU whose registers and CPUID are set by `fd`.
     #[must_use]
     pub fn new(fd: VcpuFd, vm: Arc<Vm>, bus: MmioBus, console: Console, gate: Gate) -> Self {
         Self {
@@ -140,7 +140,7 @@ impl Vcpu {
         }
     }
 
-    /// Runs the guest in a thread of its own; `on_end` is called there, once, when it is over.
+    /// Runs the guest in a thread of its own; `on_end` is called there, once, when the guest has ended.
     ///
     /// # Errors
     /// [`VcpuError`].
@@ -193,7 +193,7 @@ impl Vcpu {
         }
     }
 
-    /// Stands still, and the guest's clock with it.
+    /// Parks the thread, and stops the guest's clock meanwhile.
     fn pause(&self, pass: &Pass) -> Result<(), VmError> {
         let clock_ns = self.vm.clock_ns()?;
         pass.park();
@@ -205,7 +205,7 @@ impl Vcpu {
         }
     }
 
-    /// Adds what only `kvm_run` and the registers tell.
+    /// Adds what only `kvm_run` and the registers have.
     fn describe(&mut self, end: GuestEnd) -> GuestEnd {
         let GuestEnd::InternalError { .. } = end else {
             return end;
@@ -296,7 +296,7 @@ fn kick_signal() -> libc::c_int {
     SIGRTMIN()
 }
 
-/// Takes the calling thread out of the guest, from another one.
+/// A kick: takes the calling thread out of the guest, when another thread calls it.
 fn kick_this_thread() -> impl Fn() + Send {
     // SAFETY: no argument, cannot fail.
     let thread = unsafe { libc::pthread_self() };

@@ -21,25 +21,25 @@ use crate::offer;
 /// KVM's number for the first read-only slot; RAM has the numbers below.
 const SLOT_NUMBER: u32 = 8;
 
-/// Why KVM refused.
+/// Why KVM refused a call.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// A KVM from another planet.
+    /// KVM has another API version, or the descriptor is not /dev/kvm's (-1).
     #[error("KVM API version {0}; {KVM_API_VERSION} is needed")]
     ApiVersion(i32),
     /// An ioctl failed.
     #[error("{call} failed")]
     Kvm {
-        /// The ioctl.
+        /// Name of the ioctl.
         call: &'static str,
-        /// Its errno.
+        /// Errno of the ioctl.
         #[source]
         source: kvm_ioctls::Error,
     },
 }
 
 impl VmError {
-    /// For `map_err` behind an ioctl.
+    /// The error of the ioctl `call`, for `map_err`.
     pub fn of(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |source| Self::Kvm { call, source }
     }
@@ -48,32 +48,32 @@ impl VmError {
 /// Why a file could not become a read-only slot.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// No such slot.
+    /// The index is not one of a slot.
     #[error("slot {0} does not exist; there are {SLOTS_MAX}")]
     Index(u32),
-    /// The descriptor could also be written through.
+    /// The file's descriptor could also be written through.
     #[error("the slot's file is not opened read-only (status flags {0:#o})")]
     Writable(i32),
-    /// Not a regular file (mode), or empty, or too long.
+    /// The file is not a regular one (mode), or empty, or too long.
     #[error(
         "the slot's file has mode {mode:o} and {bytes} bytes; wanted is a regular file of 1 to {SLOT_BYTES_MAX} bytes"
     )]
     File {
-        /// `st_mode`.
+        /// `st_mode` of the file.
         mode: u32,
-        /// `st_size`.
+        /// `st_size` of the file, bytes.
         bytes: i64,
     },
     /// A system call failed.
     #[error("{call} of the slot's file failed")]
     Os {
-        /// The system call.
+        /// Name of the system call.
         call: &'static str,
-        /// Its errno.
+        /// Errno of the system call.
         #[source]
         source: io::Error,
     },
-    /// KVM refused it.
+    /// KVM refused the memory slot.
     #[error("KVM does not map the slot")]
     Kvm(#[source] VmError),
 }
@@ -81,7 +81,7 @@ pub enum SlotError {
 /// Longest file of a slot: header page and content.
 pub const SLOT_BYTES_MAX: u64 = SLOT_HEADER_BYTES as u64 + SLOT_CONTENT_BYTES_MAX;
 
-/// One KVM VM with its memory.
+/// A KVM VM with its memory.
 #[derive(Debug)]
 pub struct Vm {
     // Dropped before the memory that it maps.
@@ -112,7 +112,7 @@ impl Drop for SlotMapping {
 /// Takes over a descriptor of /dev/kvm and checks the API version.
 ///
 /// # Errors
-/// [`VmError::ApiVersion`], also for what is not /dev/kvm at all (-1).
+/// [`VmError::ApiVersion`], also when `fd` is not /dev/kvm's (-1).
 pub fn open_kvm(fd: OwnedFd) -> Result<Kvm, VmError> {
     // SAFETY: an open descriptor that we own passes to the new owner.
     let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
@@ -164,13 +164,13 @@ impl Vm {
             .map_err(VmError::of("KVM_SET_USER_MEMORY_REGION"))
     }
 
-    /// The host's KVM.
+    /// The KVM that the VM was made with.
     #[must_use]
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
     }
 
-    /// Guest RAM.
+    /// RAM of the guest.
     #[must_use]
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
@@ -205,7 +205,7 @@ impl Vm {
         Ok(clock.clock)
     }
 
-    /// Lets the guest's monotonic clock go on from `clock_ns`.
+    /// Lets the guest's monotonic clock continue from `clock_ns`.
     ///
     /// # Errors
     /// [`VmError::Kvm`].
@@ -240,7 +240,7 @@ impl Vm {
             .map_err(VmError::of("KVM_IRQFD"))
     }
 
-    /// Maps `file` as a read-only slot, instead of what lies there. Two locks keep it unwritten: the
+    /// Maps `file` as a read-only slot, instead of the slot's present file. Two locks keep it unwritten: the
     /// host's mapping is of a descriptor that cannot write, and the slot is `KVM_MEM_READONLY`.
     ///
     /// # Errors

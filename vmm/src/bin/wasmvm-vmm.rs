@@ -1,5 +1,5 @@
-//! The VMM process. Started by the shim, which hands it all it may touch: see
-//! [`wasmvm_protocol::control`] for the conversation and [`wasmvm_vmm::jail`] for what it gives up.
+//! The VMM process. Started by the shim, which hands over everything the VMM may touch: see
+//! [`wasmvm_protocol::control`] for the messages and [`wasmvm_vmm::jail`] for what the VMM gives up.
 
 use std::error::Error;
 use std::fs::File;
@@ -86,7 +86,7 @@ fn main() {
     }
 }
 
-/// A panic of any thread is the end, and the shim is told: a VM with a thread missing would only hang.
+/// Makes a panic of any thread the guest's end, reported to the shim: a VM with a thread missing would only hang.
 fn report_panics(reporter: &Reporter) {
     let reporter = reporter.clone();
     std::panic::set_hook(Box::new(move |panic| reporter.panicked(panic)));

@@ -1,4 +1,4 @@
-//! One message and the room for its answer, as the library takes them: as descriptors in a memory.
+//! A message and the room for its answer, as the library takes both: as descriptors in a memory.
 //!
 //! `virtiofsd` reads requests from, and writes answers to, a guest's memory by a chain of a virtqueue (virtio 1.2
 //! §2.7). Here that memory is the process's own, with one queue of two descriptors that this module fills in, so
@@ -31,11 +31,11 @@ const ANSWER_BYTES: u32 = 32 * 1024;
 const _: () = assert!(ANSWER_BYTES as usize == BYTES_MAX);
 /// Descriptors of the queue: the message, the answer.
 const QUEUE_SIZE: u16 = 2;
-/// `VIRTQ_DESC_F_NEXT`, `VIRTQ_DESC_F_WRITE`.
+/// `VIRTQ_DESC_F_NEXT` and `VIRTQ_DESC_F_WRITE` of a descriptor (virtio 1.2 §2.7.5).
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-/// See the module's documentation.
+/// The memory, its queue, and a buffer for one message: see the module's documentation.
 pub(super) struct Letterbox {
     memory: Memory,
     queue: Queue,
@@ -67,7 +67,7 @@ impl Letterbox {
         })
     }
 
-    /// Takes the next message in; `None` at the end of the other side.
+    /// Takes the next message into the memory; `None` when the other end of the socket is closed.
     ///
     /// # Errors
     /// Those of [`message::receive`].

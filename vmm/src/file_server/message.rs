@@ -1,4 +1,4 @@
-//! One message of either end: a packet, and a file beside some answers.
+//! Messages between VMM and file server: each is a packet, and some answers have a file beside the packet.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,7 +18,7 @@ pub(crate) const BYTES_MAX: usize = 32 * 1024;
 pub(crate) const HEADER_BYTES: u32 = 16;
 const _: () = assert!(size_of::<OutHeader>() == HEADER_BYTES as usize);
 
-/// What the file server carries out. READ and WRITE are the VMM's own; nobody carries out what is left:
+/// Operations that the file server carries out. READ and WRITE are the VMM's own; neither carries out the others:
 /// extended attributes and ACLs, locks (the guest's kernel keeps its own), ioctl, poll, bmap, copies within the
 /// host, `syncfs`, which would reach beyond the tree, and `flush`, a round trip for every `close` without a use
 /// where nothing is cached.
@@ -74,7 +74,7 @@ pub(crate) fn bare_answer(unique: u64, error: i32) -> OutHeader {
 /// Sends one packet, with a file beside it or without.
 ///
 /// # Errors
-/// `sendmsg(2)`'s; `EPIPE` when the other end is gone.
+/// `sendmsg(2)`'s; `EPIPE` when the other end is closed.
 pub(crate) fn send(
     socket: impl AsFd,
     bytes: &[u8],
@@ -93,7 +93,7 @@ pub(crate) fn send(
     Ok(())
 }
 
-/// Receives one packet; answers with its length, 0 at the end of the other side, and the file beside it.
+/// Receives one packet; returns its length, 0 when the other end is closed, and the file beside the packet.
 ///
 /// # Errors
 /// `recvmsg(2)`'s; `InvalidData` for a packet that is longer than `bytes` or has more than one file beside it.

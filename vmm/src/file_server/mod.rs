@@ -1,7 +1,9 @@
-//! The process that has the task's files.
+//! The process that opens the task's files.
 //!
-//! What parses queues must not own the tree: a bug in the vsock device or in a ring would own the tree with
-//! it. So the VMM has no file of the task, no path and no capability, and its user owns nothing on the host.
+//! The process that parses queues must not own the tree: a bug in the vsock device or in a ring would own the tree
+//! with
+//! that process. So the VMM has no file of the task, no path and no capability, and its user owns nothing on the
+//! host.
 //! The file server is a child of the VMM, in the same namespaces and the same cgroup, and serves what the VMM
 //! passes on (decision page 008 has the measurements).
 //!
@@ -16,13 +18,13 @@
 //!                     tree ──► PassthroughFs of virtiofsd   root = the tree, Landlock, a list of system calls
 //! ```
 //!
-//! READ and WRITE are [`crate::virtio::fs`]'s. One request is under way at a time. Every message has one answer, but for FORGET and BATCH_FORGET
-//! (`message::is_answered`). Files go one way: the VMM cannot send a descriptor.
+//! READ and WRITE are [`crate::virtio::fs`]'s. One request is under way at a time. Every message has one answer,
+//! but for FORGET and BATCH_FORGET (`message::is_answered`). Files go one way: the VMM cannot send a descriptor.
 //!
 //! # The ends
 //!
-//! The VMM is PID 1 of the namespace, so the kernel ends the file server with the VMM and before anybody is
-//! told of the VMM's end: the mounts are gone when the shim hears of the exit. When the file server ends, the
+//! The VMM is PID 1 of the namespace, so the kernel ends the file server with the VMM and before any process is
+//! notified of the VMM's exit: no mount is left when the shim sees the exit. When the file server exits, the
 //! VMM reads the end of the socket and ends the VM.
 //!
 //! Numbers here are the guest's, as in [`crate::virtio`]: none is added or multiplied unchecked.
@@ -47,7 +49,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 pub use process::{StartError, Starting, start};
 pub use tree::Tree;
 
-/// The VMM's hold on its file server: the socket.
+/// The VMM's end of the socket to its file server.
 #[derive(Debug)]
 pub struct FileServer {
     socket: OwnedFd,
@@ -61,14 +63,14 @@ impl FileServer {
         Self::on_a_thread_that(tree, || ())
     }
 
-    /// The same, after `first`.
+    /// Serves `tree` on a thread of this process, after `first`.
     pub(crate) fn on_a_thread_that(tree: Tree, first: impl FnOnce() + Send + 'static) -> Self {
         let (socket, server) = pair().unwrap();
         std::thread::spawn(move || serve::serve_apart(&server, &tree, first));
         Self { socket }
     }
 
-    /// A file server that is played by whoever has the second descriptor.
+    /// A file server that the holder of the second descriptor plays.
     pub(crate) fn played() -> (Self, OwnedFd) {
         let (socket, other) = pair().unwrap();
         (Self { socket }, other)
@@ -81,7 +83,7 @@ impl AsFd for FileServer {
     }
 }
 
-/// The VMM's end of a new socket, and the file server's. One packet of any length that is allowed fits.
+/// The VMM's end of a new socket, and the file server's. The buffers hold one packet of any allowed length.
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let kind = SocketType::SEQPACKET;
     let pair = rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;

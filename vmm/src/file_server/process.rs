@@ -1,5 +1,5 @@
-//! The file server's process: a child of the VMM, made when the jail is closed and before it is decided who lives
-//! in it.
+//! The file server's process: a child of the VMM, made when the jail is closed and before either process becomes
+//! the jail's inmate.
 
 use std::ffi::CStr;
 use std::io;
@@ -15,9 +15,9 @@ use crate::control::{note, sentence};
 use crate::jail::{Inmate, Jail, JailError};
 use crate::seccomp::{self, SeccompError, Thread};
 
-/// `/proc/PID/comm`.
+/// The process's name in `/proc/PID/comm`.
 const NAME: &CStr = c"wasmvm-files";
-/// First message of a file server that is ready; any other is why there is none.
+/// First message of a file server that is ready; any other first message is the reason why it cannot serve.
 const READY: &[u8] = b"ready";
 /// Exit status of a file server that could not serve.
 const FAILED_STATUS: libc::c_int = 1;
@@ -25,44 +25,44 @@ const FAILED_STATUS: libc::c_int = 1;
 /// Why there is no file server.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No socket, no process, or nothing was heard of it.
+    /// No socket, no process, or the socket failed before the first message.
     #[error("file server: cannot {step}")]
     Os {
-        /// What was tried.
+        /// Step that failed.
         step: &'static str,
-        /// What the operating system says.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The process says why it cannot serve.
+    /// The process reported why it cannot serve, or exited without a report.
     #[error("file server: {0}")]
     Failed(String),
 }
 
-/// Why the process cannot serve.
+/// Why the process cannot serve: what the first message says.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
-    /// The jail.
+    /// The jail could not be entered.
     #[error(transparent)]
     Jail(#[from] JailError),
-    /// The list of system calls.
+    /// The list of system calls could not be installed.
     #[error(transparent)]
     Confine(#[from] SeccompError),
-    /// The root of the tree.
+    /// The root of the tree could not be opened.
     #[error("cannot open the tree")]
     Tree(#[source] io::Error),
-    /// The socket to the VMM.
+    /// The socket to the VMM failed.
     #[error("the socket to the VMM")]
     Socket(#[source] io::Error),
 }
 
-/// A file server that closes its jail, or has: it works at the same time as the VMM.
+/// A file server that is entering its jail, or has entered it: both processes start at the same time.
 #[derive(Debug)]
 pub struct Starting {
     socket: OwnedFd,
 }
 
-/// Starts the process, with `credentials`. The calling process has this one thread.
+/// Starts the process, with `credentials`. The calling process must have one thread, the caller's.
 ///
 /// # Errors
 /// [`StartError::Os`].
@@ -99,7 +99,7 @@ impl Starting {
     }
 }
 
-/// The child's whole life. What belongs to the VMM, its control socket among it, is closed and never used.
+/// The child's whole life. The VMM's descriptors, the control socket among them, are closed and never used.
 fn live(jail: &Jail, credentials: &Credentials, socket: &OwnedFd) -> ! {
     std::panic::set_hook(Box::new(|panic| {
         note(&format!("the file server has a bug: {panic}").replace('\n', " "));
@@ -112,7 +112,7 @@ fn live(jail: &Jail, credentials: &Credentials, socket: &OwnedFd) -> ! {
         Err(error) => {
             let reason = sentence(&error);
             note(&format!("file server: {reason}"));
-            // A VMM that is gone needs no reason.
+            // A VMM that has exited needs no reason.
             let _gone = message::send(socket, reason.as_bytes(), None);
             FAILED_STATUS
         }

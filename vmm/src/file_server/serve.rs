@@ -1,4 +1,4 @@
-//! The loop: a message, the library, the answer.
+//! The file server's loop: a message, the library's work, the answer.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,7 +14,7 @@ use super::message::{self, bare_answer, is_answered};
 /// Serves `tree` until the VMM's end of the socket is closed.
 ///
 /// # Errors
-/// The socket's.
+/// The socket's, and the letterbox's.
 pub(super) fn serve(socket: impl AsFd, tree: &Tree) -> io::Result<()> {
     let server = Server::new(tree.clone());
     let mut letterbox = Letterbox::new()?;
@@ -33,7 +33,7 @@ pub(super) fn serve(socket: impl AsFd, tree: &Tree) -> io::Result<()> {
                 message::send(&socket, answer, opened.as_ref().map(AsFd::as_fd))?;
                 continue;
             }
-            // The library has nothing to say to DESTROY.
+            // The library writes no answer to DESTROY.
             Ok(_) => 0,
             Err(error) => {
                 log::warn!("file server: {error}");
@@ -45,7 +45,7 @@ pub(super) fn serve(socket: impl AsFd, tree: &Tree) -> io::Result<()> {
     Ok(())
 }
 
-/// The header of a message; of one that is too short, what is there and zeros.
+/// The header of a message; a message that is too short gives the bytes it has, and zeros.
 fn header(message: &[u8]) -> InHeader {
     let mut header = InHeader::default();
     let bytes = header.as_mut_slice();
@@ -54,7 +54,7 @@ fn header(message: &[u8]) -> InHeader {
     header
 }
 
-/// The same on a thread among others: the library changes the working directory and the umask of its thread.
+/// Serves on a thread among others: the library changes the working directory and the umask of its thread.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn serve_apart(socket: &std::os::fd::OwnedFd, tree: &Tree, first: impl FnOnce()) {
     use rustix::thread::{UnshareFlags, unshare_unsafe};

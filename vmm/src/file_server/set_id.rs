@@ -1,6 +1,7 @@
-//! Set-id bits go when someone without `CAP_FSETID` in the guest changes a file.
+//! Set-id bits are cleared when a user without `CAP_FSETID` in the guest changes a file.
 //!
-//! The kernel does that for a thread that lacks the capability itself, so it is dropped for the length
+//! The kernel clears the bits for a thread that lacks the capability itself, so the capability is dropped for the
+//! length
 //! of the call (`FUSE_HANDLE_KILLPRIV_V2`, Linux `include/uapi/linux/fuse.h`). The library's own way
 //! uses libcap-ng, which opens `/proc/TID/status`: a path in the tenant's tree, here.
 
@@ -8,14 +9,14 @@ use std::io;
 
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-/// This thread without `CAP_FSETID`, until dropped.
+/// Guard: this thread has no effective `CAP_FSETID` until the guard is dropped.
 #[derive(Debug)]
 pub(super) struct WithoutFsetid {
     before: CapabilitySets,
 }
 
 impl WithoutFsetid {
-    /// `None` when `wanted` is false.
+    /// Drops the capability; `None`, with nothing changed, when `wanted` is false.
     pub(super) fn when(wanted: bool) -> io::Result<Option<Self>> {
         if !wanted {
             return Ok(None);
@@ -32,7 +33,7 @@ impl WithoutFsetid {
 
 impl Drop for WithoutFsetid {
     fn drop(&mut self) {
-        // Permitted all along, so this cannot fail; if it does, less is allowed, not more.
+        // The capability stayed permitted, so this cannot fail; if it does, less is allowed, not more.
         if let Err(errno) = set_capabilities(None, self.before) {
             log::error!("virtio-fs: cannot take CAP_FSETID back: {errno}");
         }

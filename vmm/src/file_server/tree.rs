@@ -1,6 +1,7 @@
-//! What may be done to the tree: an allow-list in front of virtiofsd's `PassthroughFs`.
+//! The operations allowed on the tree: an allow-list in front of virtiofsd's `PassthroughFs`.
 //!
-//! Every operation that is not named here answers ENOSYS, by the trait's own default; the VMM passes on no other
+//! Every operation that is not named here answers ENOSYS, by the trait's own default; the VMM passes no other
+//! operation on
 //! ([`super::message::is_served`]). A file that OPEN or CREATE has opened is handed to the VMM, which does READ and
 //! WRITE itself.
 
@@ -37,8 +38,8 @@ const OPEN_ALWAYS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
 
 const O_EXCL: u32 = libc::O_EXCL.cast_unsigned();
 
-/// What the driver must know (Linux ≥ 6.3 does): to keep inodes of two file systems apart, to say when
-/// set-id bits go, and to name the group by which a file may be created.
+/// Options that the driver must have (Linux ≥ 6.3 has them): to keep inodes of two file systems apart, to say when
+/// set-id bits are cleared, and to name the group by which a file may be created.
 const NEEDED: FsOptions = FsOptions::SUBMOUNTS
     .union(FsOptions::HANDLE_KILLPRIV_V2)
     .union(FsOptions::CREATE_SUPP_GROUP);
@@ -47,7 +48,7 @@ type Inode = <PassthroughFs as FileSystem>::Inode;
 type Handle = <PassthroughFs as FileSystem>::Handle;
 type Opened = (Option<Handle>, OpenOptions);
 
-/// A directory tree of the host; clones serve the same one.
+/// A directory tree of the host; clones serve the same tree.
 #[derive(Clone)]
 pub struct Tree(Arc<Served>);
 
@@ -62,7 +63,7 @@ impl Tree {
     /// the descriptors that the guest can make the server hold.
     ///
     /// # Errors
-    /// When the working directory cannot be opened.
+    /// When the working directory cannot be opened, which the library does as well.
     pub fn new(root: &Path, proc_self_fd: OwnedFd, guest_fds: u64) -> io::Result<Self> {
         let config = Config {
             root_dir: root.to_string_lossy().into_owned(),
@@ -88,7 +89,7 @@ impl Tree {
         })))
     }
 
-    /// What the last request has opened, once: a descriptor of its own for the same open file.
+    /// The file that the last request has opened, once: a separate descriptor of the same open file.
     pub(super) fn take_opened(&self) -> Option<OwnedFd> {
         self.opened().take()
     }
@@ -103,8 +104,9 @@ impl Tree {
         &self.0.files
     }
 
-    /// Keeps the file behind a new handle for [`Tree::take_opened`]. The library shows a file only to who reads
-    /// from it; so the "reader" here takes a descriptor of it and no byte.
+    /// Keeps the file behind a new handle for [`Tree::take_opened`]. The library shows a file only to a reader of
+    /// its
+    /// bytes; so the "reader" here takes a descriptor of the file and no byte.
     fn hand_over(&self, ctx: Context, inode: Inode, handle: Option<Handle>) -> io::Result<()> {
         let Some(handle) = handle else { return Ok(()) };
         let mut taker = Taker(None);
@@ -149,12 +151,12 @@ fn errno<T>(errno: i32) -> io::Result<T> {
     Err(io::Error::from_raw_os_error(errno))
 }
 
-/// The guest's flags as far as they are allowed, with those that always hold.
+/// The guest's flags that are allowed, with [`OPEN_ALWAYS`].
 fn open_flags(flags: u32) -> u32 {
     (flags & OPEN_FLAGS.cast_unsigned()) | OPEN_ALWAYS.cast_unsigned()
 }
 
-/// A name of one component: the guest's kernel resolves paths, the server looks up names.
+/// Checks that a name is one component: the guest's kernel resolves paths, the server looks up names.
 fn component(name: &CStr) -> io::Result<&CStr> {
     match name.to_bytes() {
         b"" | b"." | b".." => errno(libc::EINVAL),
@@ -163,8 +165,8 @@ fn component(name: &CStr) -> io::Result<&CStr> {
     }
 }
 
-/// The group by which a file may be created is taken for the length of the call. A VMM without `CAP_SETGID` has
-/// the groups of its program, and those are enough; the guest's word for another counts for nothing.
+/// The group by which a file may be created is taken for the length of the call. A file server without `CAP_SETGID`
+/// has the groups of its program, and those are enough; another group that the guest names is ignored.
 fn groups(mut extensions: Extensions) -> io::Result<Extensions> {
     let may_take = || capabilities(None).map(|sets| sets.effective.contains(CapabilitySet::SETGID));
     if !extensions.sup_gids.is_empty() && !may_take()? {
@@ -173,7 +175,7 @@ fn groups(mut extensions: Extensions) -> io::Result<Extensions> {
     Ok(extensions)
 }
 
-/// Operations that go through as they are.
+/// Operations that are passed to the library unchanged.
 macro_rules! pass {
     ($(fn $name:ident(&self $(, $arg:ident: $type:ty)* $(,)?) $(-> $ret:ty)?;)*) => {
         $(fn $name(&self $(, $arg: $type)*) $(-> $ret)? {
@@ -242,7 +244,7 @@ impl FileSystem for Tree {
         self.files().opendir(ctx, inode, open_flags(flags))
     }
 
-    /// A file that exists already is opened, as the guest's kernel would have done had it known.
+    /// Creates a file; opens one that exists already, as the guest's kernel would have done had it known.
     fn create(
         &self,
         ctx: Context,

@@ -1,5 +1,4 @@
-//! What a guest's numbers may be before they reach the file server's library, which casts and unwraps
-//! them.
+//! Bounds on a guest's numbers before they reach the file server's library, which casts and unwraps them.
 //!
 //! Every 64-bit value of a FUSE request that becomes an argument of a system call is here, and every set
 //! of flags: an offset is a `loff_t` (Linux `include/linux/types.h`), flags are on a list. What Linux's
@@ -15,21 +14,21 @@ use virtiofsd::soft_idmap::Id;
 
 /// The largest offset that a file has (`MAX_LFS_FILESIZE` on 64 bits).
 const OFFSET_MAX: u64 = i64::MAX.unsigned_abs();
-/// "Leave it as it is" to `setresuid(2)` and `chown(2)`; no user or group.
+/// `-1`: "leave it as it is" to `setresuid(2)` and `chown(2)`; no user or group.
 const NO_ID: u32 = u32::MAX;
 const NANOSECONDS_MAX: u32 = 999_999_999;
 
-/// What `fuse_file_fallocate` of Linux lets through (`fs/fuse/file.c`). Not: collapsing and inserting
+/// Modes that `fuse_file_fallocate` of Linux lets through (`fs/fuse/file.c`). Not: collapsing and inserting
 /// ranges, unsharing extents.
 const FALLOCATE_MODES: u32 =
     (libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE)
         .cast_unsigned();
-/// What `fuse_lseek` is called for (`fs/fuse/file.c`); the guest's kernel knows the other positions.
+/// Positions that `fuse_lseek` asks the server for (`fs/fuse/file.c`); the guest's kernel knows the other positions.
 const WHENCES: [u32; 2] = [
     libc::SEEK_DATA.cast_unsigned(),
     libc::SEEK_HOLE.cast_unsigned(),
 ];
-/// Not `RENAME_WHITEOUT`, which makes a character device.
+/// Flags of a rename. Not `RENAME_WHITEOUT`, which makes a character device.
 const RENAMES: [u32; 3] = [0, libc::RENAME_NOREPLACE, libc::RENAME_EXCHANGE];
 
 fn allowed(is: bool, errno: i32) -> io::Result<()> {
@@ -40,13 +39,13 @@ fn allowed(is: bool, errno: i32) -> io::Result<()> {
     }
 }
 
-/// The bytes that a READ or WRITE moves end at or before [`OFFSET_MAX`].
+/// Checks that the bytes that a READ or WRITE moves end at or before [`OFFSET_MAX`].
 pub(crate) fn range(offset: u64, bytes: u32) -> io::Result<()> {
     let end = offset.checked_add(u64::from(bytes));
     allowed(end.is_some_and(|end| end <= OFFSET_MAX), libc::EINVAL)
 }
 
-/// What is to be allocated, zeroed or punched, and how.
+/// Checks a range that is to be allocated, zeroed or punched, and the mode.
 pub(super) fn fallocate(mode: u32, offset: u64, length: u64) -> io::Result<()> {
     allowed(mode & !FALLOCATE_MODES == 0, libc::EOPNOTSUPP)?;
     let each = offset <= OFFSET_MAX && (1..=OFFSET_MAX).contains(&length);
@@ -55,18 +54,18 @@ pub(super) fn fallocate(mode: u32, offset: u64, length: u64) -> io::Result<()> {
     allowed(end.is_some_and(|end| end <= OFFSET_MAX), libc::EFBIG)
 }
 
-/// Where data or a hole is looked for.
+/// Checks where data or a hole is looked for.
 pub(super) fn lseek(offset: u64, whence: u32) -> io::Result<()> {
     allowed(WHENCES.contains(&whence), libc::EINVAL)?;
     allowed(offset <= OFFSET_MAX, libc::ENXIO)
 }
 
-/// How a name is changed.
+/// Checks how a name is changed.
 pub(super) fn rename(flags: u32) -> io::Result<()> {
     allowed(RENAMES.contains(&flags), libc::EINVAL)
 }
 
-/// New attributes, as far as `valid` says that they are meant. A time in seconds may be negative, which
+/// Checks new attributes, those that `valid` names. A time in seconds may be negative, which
 /// FUSE carries as a large number.
 pub(super) fn setattr(attr: &SetattrIn, valid: SetattrValid) -> io::Result<()> {
     let holds = |flag, is: bool| !valid.contains(flag) || is;
@@ -78,7 +77,7 @@ pub(super) fn setattr(attr: &SetattrIn, valid: SetattrValid) -> io::Result<()> {
     allowed(good, libc::EINVAL)
 }
 
-/// Who makes a file: `-1` would be the file server itself.
+/// Checks the user and group that make a file: for `-1` the file server itself would make it.
 pub(super) fn maker(context: &Context) -> io::Result<()> {
     let is_somebody = context.uid.into_inner() != NO_ID && context.gid.into_inner() != NO_ID;
     allowed(is_somebody, libc::EINVAL)

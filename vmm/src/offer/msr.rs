@@ -1,25 +1,26 @@
-//! Model-specific registers: the ones that a guest may read or write. Any other is a #GP to it.
+//! Model-specific registers that a guest may read or write. An access to any other register raises #GP in the guest.
 //!
-//! On the list is what the guest's kernel uses (Linux arch/x86) and what a kernel can protect itself by.
+//! On the list are the registers that the guest's kernel uses (Linux arch/x86) and that a kernel can protect itself
+//! by.
 //! Not on it: KVM's MSRs for steal time, asynchronous page faults, polling and migration, which tell of
-//! the host; counters, traces and their controls; machine checks, MTRRs, firmware's and chipset's. The
-//! local APIC's own (x2APIC, 0x800 to 0x8ff) KVM does not filter.
+//! the host; counters, traces and their controls; machine checks, MTRRs, firmware's and chipset's. KVM does not
+//! filter the local APIC's own registers (x2APIC, 0x800 to 0x8ff).
 
 use kvm_ioctls::{MsrFilterRange, MsrFilterRangeFlags};
 
-/// What a guest may do.
+/// Access that a guest has to a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// RDMSR only.
+    /// Reading, by RDMSR, only.
     Read,
-    /// WRMSR only: a command.
+    /// Writing, by WRMSR, only: the register is a command.
     Write,
-    /// Both.
+    /// Reading and writing.
     Both,
 }
 use Access::{Both, Read, Write};
 
-/// First and last register of a kind, and what for.
+/// First and last register of a kind, and the access.
 pub const READABLE_AND_WRITABLE: &[(u32, u32, Access)] = &[
     (0x10, 0x10, Both),               // TSC
     (0x17, 0x17, Read),               // IA32_PLATFORM_ID
@@ -93,7 +94,8 @@ impl Filter {
         }
     }
 
-    /// One range for each window and each way; both are at most 16 (`KVM_MSR_FILTER_MAX_RANGES`).
+    /// Ranges for `KVM_X86_SET_MSR_FILTER`: one for each window and each way, at most 16
+    /// (`KVM_MSR_FILTER_MAX_RANGES`).
     pub(super) fn ranges(&self) -> Vec<MsrFilterRange<'_>> {
         self.windows
             .iter()
@@ -107,7 +109,7 @@ impl Filter {
     }
 }
 
-/// Bit 0 of byte 0 is the first register's; set means allowed.
+/// A window's bitmap. Bit 0 of byte 0 is the first register's; a bit that is set allows.
 fn bitmap(base: u32, count: u32, to_read: bool) -> Vec<u8> {
     let eight = |first: u32| {
         let bit = |number: u32| u8::from(is_allowed(first + number, to_read)) << number;
