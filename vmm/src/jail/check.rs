@@ -1,4 +1,4 @@
-//! Reads back what the jail was meant to do. A kernel, a shim or a change here that does less than
+//! Reads back the properties that the jail should have. A kernel, a shim or a change here that does less than
 //! expected ends the VMM before a guest runs.
 
 use std::fs::File;
@@ -17,7 +17,7 @@ use super::{JailError, Landlock, Step, inherited};
 /// Longest file of /proc/self that is read here, bytes.
 const PROC_FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// `place` is a field of the process's status and what the field must be.
+/// Checks every property. `place` is a field of the process's status and the field's required value.
 pub(super) fn all(
     proc_root: &OwnedFd,
     credentials: &Credentials,
@@ -46,12 +46,12 @@ pub(super) fn all(
     same("dumpable", &dumpable, &DumpableBehavior::NotDumpable)
 }
 
-/// No directory is above the root. Before the process becomes somebody who may not enter it.
+/// Checks that no directory is above the root, before the process becomes a user who may not enter one.
 pub(super) fn root_is_the_end() -> Result<(), JailError> {
     same("parent of the root", &mount_of("..")?, &mount_of("/")?)
 }
 
-/// Landlock does what it says: the way out that the VMM always has is shut.
+/// Checks that Landlock works: the VMM's executable, which is always in /proc, cannot be opened.
 pub(super) fn executable_out_of_reach(
     proc_self_fd: &OwnedFd,
     landlock: Landlock,
@@ -68,7 +68,7 @@ pub(super) fn executable_out_of_reach(
     )
 }
 
-/// The fields of /proc/PID/status (`proc(5)`) that say what this process may do.
+/// Checks the fields of /proc/PID/status (`proc(5)`) that say what this process may do.
 fn status(
     text: &str,
     credentials: &Credentials,
@@ -107,7 +107,7 @@ fn status_field<'a>(text: &'a str, field: &str) -> &'a str {
     text.lines().find_map(line).unwrap_or("(no such field)")
 }
 
-/// Mounts that can be reached are the tree and what lies below it; none may be a window on the
+/// The mounts that can be reached are the tree and the mounts below it; none may show the
 /// host's kernel (`proc(5)`, mountinfo: the type stands after " - ").
 fn mounts_in_sight(mountinfo: &str) -> String {
     let forbidden = mountinfo.lines().find(|line| {

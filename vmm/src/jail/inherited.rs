@@ -1,11 +1,11 @@
-//! What the VMM got from the host can't be changed through it.
+//! Protects the files that the VMM inherits: a file of the host can't be changed through the VMM's descriptors.
 //!
 //! uid 0 in the jail is the host's, which owns the VMM's executable, the guest's kernel and initramfs and
 //! the files of /dev. A guest that had taken over its VMM could reach their inodes by `/proc/self/exe` and
 //! by its descriptors: give the executable another mode, or, as soon as no VMM runs, another content, and
-//! so run code on the host (CVE-2019-5736 was that); or close /dev/kvm to everyone else. Neither Landlock
-//! nor a list of system calls stands before `fchmod(2)` of a descriptor. So the mounts that all of them
-//! were opened on are made read-only here, whichever they are: mounts of this namespace, which no other
+//! so run code on the host (as in CVE-2019-5736); or close /dev/kvm to everyone else. Neither Landlock
+//! nor a list of system calls prevents `fchmod(2)` of a descriptor. So the mounts that all of these files
+//! were opened on are made read-only here: mounts of this namespace, which no other
 //! process uses. A device's ioctls work on such a mount.
 
 use std::ffi::OsStr;
@@ -22,11 +22,11 @@ use super::{JailError, Step};
 
 const EXECUTABLE: &str = "self/exe";
 
-/// `PIPEFS_MAGIC`, `SOCKFS_MAGIC`, `ANON_INODE_FS_MAGIC` (Linux `include/uapi/linux/magic.h`): what has
-/// no name on the host and nobody else's mode.
+/// `PIPEFS_MAGIC`, `SOCKFS_MAGIC`, `ANON_INODE_FS_MAGIC` (Linux `include/uapi/linux/magic.h`): files without
+/// a name on the host, whose mode no other process uses.
 const NAMELESS: [FsWord; 3] = [0x5049_5045, 0x534f_434b, 0x0904_1934];
 
-/// Makes the mounts of the executable and of all that is held open read-only. Before the old root goes.
+/// Makes the mounts of the executable and of all open files read-only. Called before the old root is detached.
 pub(super) fn protect(proc_root: &OwnedFd) -> Result<(), JailError> {
     const STEP: &str = "make the mount of an inherited file read-only";
     for name in writable(proc_root).step(STEP)? {
@@ -64,7 +64,7 @@ fn is_writable(proc_root: &OwnedFd, name: &str) -> io::Result<bool> {
     Ok(!flags.contains(StatVfsMountFlags::RDONLY))
 }
 
-/// `name` is a link of /proc to an open file.
+/// Makes the mount of a file read-only; `name` is a link of /proc to the open file.
 fn protect_one(proc_root: &OwnedFd, name: &str) -> io::Result<()> {
     let stat = rustix::fs::statx(proc_root, name, AtFlags::empty(), StatxFlags::MNT_ID)?;
     let path = rustix::fs::readlinkat(proc_root, name, Vec::new())?;
@@ -87,7 +87,7 @@ fn mount_root(path: &Path, id: u64) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(root, flags, Mode::empty())?)
 }
 
-/// `mount_setattr(2)`, which rustix does not have.
+/// Makes a mount read-only by `mount_setattr(2)`, which rustix does not have.
 fn make_read_only(root: impl AsFd) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,

@@ -1,9 +1,9 @@
 //! The label of a Linux security module: AppArmor's profile, SELinux's context.
 //!
-//! Both are taken by writing to the thread's own file in /proc (`Documentation/admin-guide/LSM/apparmor.rst`,
+//! Both labels are taken by writing to the thread's own file in /proc (`Documentation/admin-guide/LSM/apparmor.rst`,
 //! `Documentation/admin-guide/LSM/index.rst`): the process changes in place, after its last mount, because
 //! profiles made for containers forbid mounting, and before no_new_privs, which would forbid the change. The
-//! file is opened while the host's /proc is in sight; the VMM's own is read-only.
+//! file is opened while the host's /proc is in sight; the VMM's own /proc is read-only.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -13,14 +13,14 @@ use wasmvm_protocol::control::Credentials;
 
 use super::JailError;
 
-/// The thread's files of security modules.
+/// The directory of the thread's files of security modules.
 const ATTR: &str = "/proc/thread-self/attr";
-/// AppArmor's own file, and where kernels without one have it.
+/// AppArmor's own file, then the shared one for kernels without it.
 const APPARMOR: [&str; 2] = ["apparmor/current", "current"];
-/// SELinux's own.
+/// The file for SELinux's context.
 const SELINUX: [&str; 1] = ["current"];
 
-/// Labels to be taken.
+/// Labels to be taken, each with its open file.
 #[derive(Debug)]
 pub(super) struct Labels(Vec<Label>);
 
@@ -32,7 +32,7 @@ struct Label {
     text: String,
 }
 
-/// Opens what [`Labels::take`] writes to; nothing, for credentials without a label.
+/// Opens the files that [`Labels::take`] writes to; none for credentials without a label.
 pub(super) fn open(credentials: &Credentials) -> Result<Labels, JailError> {
     open_in(Path::new(ATTR), credentials)
 }
@@ -63,7 +63,7 @@ fn open_in(attr: &Path, credentials: &Credentials) -> Result<Labels, JailError> 
 
 type Opened = (&'static str, File);
 
-/// The first of the files that is there.
+/// Opens the first of the files that exists.
 fn open_first(attr: &Path, names: &[&'static str]) -> Result<Opened, (&'static str, io::Error)> {
     let mut failed = ("", io::Error::from(io::ErrorKind::NotFound));
     for &name in names {

@@ -1,12 +1,12 @@
-//! Landlock, where the host has it: what the tree as root and the lists of system calls leave open.
+//! Landlock, where the host has it: bounds on what the tree as root and the lists of system calls leave open.
 //!
 //! - The descriptors that the VMM keeps lead out of the tree: `/proc/self/fd` has the executable's, the
-//!   kernel's and the initramfs's files beside it. With a ruleset nothing is opened that does not lie in
-//!   the tree, whichever way it is reached.
+//!   kernel's and the initramfs's files beside it. With a ruleset no file outside of the tree is opened, whichever
+//!   way leads there.
 //! - No program, device, socket or pipe is made or run in the tree, and no device's ioctl called.
 //! - No TCP, no abstract Unix socket of others, no signal to a process outside.
 //!
-//! Each is as far as the host's version goes (Linux Documentation/userspace-api/landlock.rst,
+//! Each bound is as far as the host's version goes (Linux Documentation/userspace-api/landlock.rst,
 //! `include/uapi/linux/landlock.h`). Version 1 is left alone: it forbids every rename and link from one
 //! directory to another, which tenants need.
 
@@ -17,21 +17,22 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-/// `LANDLOCK_ACCESS_FS_*` of version 2, in the header's order, and of later ones.
+/// `LANDLOCK_ACCESS_FS_*` of version 2, in the header's order, and two of later versions.
 const EXECUTE_AND_ALL_OF_VERSION_2: u64 = (1 << 14) - 1;
 const TRUNCATE: u64 = 1 << 14;
 const IOCTL_DEVICE: u64 = 1 << 15;
-/// What is refused in the tree too: to execute; to make character devices, sockets, pipes, block devices.
+/// Access refused in the tree too: executing; making character devices, sockets, pipes, block devices; ioctls of
+/// devices.
 const REFUSED: u64 = 1 << 0 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | IOCTL_DEVICE;
-/// `LANDLOCK_ACCESS_NET_BIND_TCP`, `_CONNECT_TCP`.
+/// `LANDLOCK_ACCESS_NET_BIND_TCP` and `LANDLOCK_ACCESS_NET_CONNECT_TCP`.
 const TCP: u64 = 1 << 0 | 1 << 1;
-/// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET`, `_SIGNAL`.
+/// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `LANDLOCK_SCOPE_SIGNAL`.
 const OUTSIDE: u64 = 1 << 0 | 1 << 1;
 
 const RULE_PATH_BENEATH: libc::c_int = 1;
 const CREATE_RULESET_VERSION: libc::c_uint = 1;
 
-/// What the host's kernel offered and is in force now.
+/// The version of Landlock that the host's kernel offers; from 2 on it is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Landlock {
     /// Version of the interface; 0 for none.
@@ -62,7 +63,7 @@ impl fmt::Display for Landlock {
     }
 }
 
-/// `struct landlock_ruleset_attr`; older kernels take it as long as what they don't know is zero.
+/// `struct landlock_ruleset_attr`; older kernels take it as long as the members that they don't know are zero.
 #[repr(C)]
 struct Ruleset {
     files: u64,
@@ -81,14 +82,14 @@ impl Ruleset {
     }
 }
 
-/// `struct landlock_path_beneath_attr`.
+/// `struct landlock_path_beneath_attr` of a rule.
 #[repr(C, packed)]
 struct PathBeneath {
     allowed: u64,
     parent: libc::c_int,
 }
 
-/// Leaves this thread, and those it will start, the files below `root`, or none. Needs "no new privileges".
+/// Restricts this thread, and those it will start, to the files below `root`, or to none. Needs "no new privileges".
 pub(super) fn restrict(root: Option<&Path>) -> io::Result<Landlock> {
     let landlock = offered();
     if !landlock.holds_files() {
@@ -107,7 +108,8 @@ pub(super) fn restrict(root: Option<&Path>) -> io::Result<Landlock> {
     result(restricted).map(|_| landlock)
 }
 
-/// Not an error where the kernel has none, it is switched off, or an outer filter hides it.
+/// The offered version; 0, and no error, where the kernel has no Landlock, has it switched off, or a filter hides
+/// it.
 fn offered() -> Landlock {
     let no_ruleset = std::ptr::null::<Ruleset>();
     // SAFETY: asks for the version only; the null pointer of length 0 is not read.

@@ -1,4 +1,4 @@
-//! Descriptors, resource limits, signals.
+//! Limits of the jail: descriptors, resource limits, signals.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -13,16 +13,16 @@ use wasmvm_protocol::control::Role;
 use super::{JailError, Step};
 use crate::vm::SLOT_BYTES_MAX;
 
-/// Descriptors the guest can make the file server hold, at most: one for each file it knows, one more
+/// Most descriptors that the guest can make the file server hold: one for each file it knows, one more
 /// for each it has open. The host may allow less.
 pub const GUEST_FDS_MAX: u64 = 65_536;
-/// Descriptors beyond those, so that the VMM always has some for itself.
+/// Descriptors beyond [`GUEST_FDS_MAX`], so that the process always has some for itself.
 pub const OWN_FDS_MAX: u64 = 512;
 
 /// Limit of core files: too short for any, and the one value that the kernel takes for "none" also
-/// where cores go to a program (Linux `fs/coredump.c`; 0 would not keep one from a pipe). The file
-/// server changes its user for every file it makes, which sets "dumpable" back to what
-/// `fs.suid_dumpable` says; so a guest that crashes its VMM must be stopped here from filling the
+/// where cores are piped to a program (Linux `fs/coredump.c`; 0 would not keep one from a pipe). The file
+/// server changes its user for every file it makes, which sets "dumpable" back to the value of
+/// `fs.suid_dumpable`; so a guest that crashes its VMM must be stopped here from filling the
 /// host's disk.
 pub(super) const CORE_BYTES: u64 = 1;
 
@@ -38,10 +38,10 @@ pub fn close_unknown_fds(last_known: RawFd) -> Result<(), JailError> {
     unsafe { close_fds(last_known + 1, RawFd::MAX) }
 }
 
-/// Closes the descriptors from `first` to `last`, which may be none.
+/// Closes the descriptors from `first` to `last`; the range may be empty.
 ///
 /// # Safety
-/// No object of this process uses one of them any more, or drops it.
+/// No object of this process uses a descriptor of the range any more, or drops one.
 pub(super) unsafe fn close_fds(first: RawFd, last: RawFd) -> Result<(), JailError> {
     const STEP: &str = "close unknown descriptors";
     if first > last {
@@ -58,9 +58,9 @@ pub(super) unsafe fn close_fds(first: RawFd, last: RawFd) -> Result<(), JailErro
     check(result).step(STEP)
 }
 
-/// Limits, umask, and SIGTERM as the end: PID 1 of a namespace gets no signal it has no handler for.
+/// Sets limits and umask, and makes SIGTERM end the process: PID 1 of a namespace gets no signal without a handler.
 ///
-/// Answers with the number of descriptors that the guest may make the file server hold.
+/// Returns the number of descriptors that the guest may make the file server hold.
 pub(super) fn set(role: Role) -> Result<u64, JailError> {
     forbid_cores().step("forbid core files")?;
     if let Some(bytes) = file_bytes_max(role) {
@@ -74,8 +74,8 @@ pub(super) fn set(role: Role) -> Result<u64, JailError> {
     Ok(guest_fds)
 }
 
-/// Longest file that a VMM may write. A compiler's writes one, the artifact, which later is a slot; a
-/// task's writes its tenant's, whose length is the file system's affair.
+/// Longest file that a VMM may write. A compiler's VMM writes one, the artifact, which later is a slot; a
+/// task's writes its tenant's, whose length the file system bounds.
 fn file_bytes_max(role: Role) -> Option<u64> {
     match role {
         Role::Compiler => Some(SLOT_BYTES_MAX),
@@ -96,13 +96,13 @@ fn limit_open_files() -> Result<u64, JailError> {
     Ok(files.saturating_sub(OWN_FDS_MAX))
 }
 
-/// More than was inherited takes CAP_SYS_RESOURCE on the host, as for open files.
+/// Sets the limit of core files, to 0 where 1 is more than was inherited (that takes CAP_SYS_RESOURCE on the host).
 fn forbid_cores() -> rustix::io::Result<()> {
     set_limit(Resource::Core, CORE_BYTES).or_else(|_| set_limit(Resource::Core, 0))
 }
 
-/// No ptrace by anyone without capabilities on the host. Changes of credentials set it back to
-/// `fs.suid_dumpable`, so it is called again after the last one of the jail.
+/// Forbids ptrace by anyone without capabilities on the host. Changes of credentials set "dumpable" back to
+/// `fs.suid_dumpable`, so this function is called again after the last change of the jail.
 pub(super) fn forbid_dumps() -> Result<(), JailError> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).step("forbid memory dumps")
 }

@@ -5,7 +5,7 @@
 
 use std::io;
 
-/// Off for all of this process's memory, also what is mapped later (`prctl(2)`, Linux 6.4).
+/// Turns merging off for all of this process's memory, also what is mapped later (`prctl(2)`, Linux 6.4).
 pub(super) fn forbid() -> io::Result<()> {
     // SAFETY: takes numbers only.
     if unsafe { libc::prctl(libc::PR_SET_MEMORY_MERGE, 0, 0, 0, 0) } == 0 {

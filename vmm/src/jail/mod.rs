@@ -1,4 +1,4 @@
-//! The process jail: what is left to a guest that has taken over its VMM, or the VMM's file server.
+//! The process jail: it bounds a guest that has taken over its VMM, or the VMM's file server.
 //!
 //! ```text
 //! shim, root                                    VMM, PID 1 of its own PID namespace
@@ -22,11 +22,11 @@
 //!
 //! [`close`] does 1 to 6, [`Jail::enter`] the rest. The order matters. The mount namespace belongs to the
 //! *initial* user namespace, so that a process with all capabilities of its own user namespace still can't mount
-//! or unmount anything: hence the user namespace comes last. The identity map is what lets files of every owner be
-//! served; uid 0 in it is the host's uid 0 without a capability outside, which is why no proc, sysfs or cgroup
+//! or unmount anything: hence the user namespace comes last. By the identity map files of every owner can be
+//! served; uid 0 in the map is the host's uid 0 without a capability outside, which is why no proc, sysfs or cgroup
 //! file may be in reach: the tree holds none, and the one /proc is `subset=pid` and read-only.
 //!
-//! From here on no path is opened but by the file server, in the tree, which belongs to the tenant.
+//! After the last step only the file server opens paths, in the tree, which belongs to the tenant.
 
 mod check;
 mod inherited;
@@ -51,19 +51,19 @@ pub use limits::{GUEST_FDS_MAX, OWN_FDS_MAX, close_unknown_fds};
 /// `UIDS-GIDS.md`, "unused"; the bytes spell "wasm").
 const VMM_ID: u32 = 0x7761_736d;
 
-/// A closed jail, of which it is open yet who lives in it.
+/// A closed jail, which no inmate has entered yet.
 #[derive(Debug)]
 pub struct Jail {
     proc_root: OwnedFd,
     guest_fds: u64,
 }
 
-/// Who lives in a jail.
+/// The process that enters a jail.
 #[derive(Clone, Copy, Debug)]
 pub enum Inmate<'a> {
-    /// Parses what the guest writes into its queues: nobody's user, without a capability or a path.
+    /// The VMM: parses the guest's queues as a user that owns nothing, without a capability or a path.
     Vmm,
-    /// Opens the task's files, as these credentials say.
+    /// The file server: opens the task's files with these credentials.
     FileServer(&'a Credentials),
 }
 
@@ -79,8 +79,9 @@ impl Inmate<'_> {
         }
     }
 
-    /// Its place among the processes of the namespace, as a field of /proc/PID/status (`proc(5)`) says it: the VMM is
-    /// the first, which takes all others with it, and the file server is the VMM's child.
+    /// The inmate's place among the processes of the namespace, as a field of /proc/PID/status (`proc(5)`) and its
+    /// value:
+    /// the VMM is the first process, with which all others end, and the file server is the VMM's child.
     fn place(self) -> (&'static str, &'static str) {
         match self {
             Self::Vmm => ("NSpid", "1"),
@@ -88,7 +89,7 @@ impl Inmate<'_> {
         }
     }
 
-    /// What is in reach by a path.
+    /// The directory below which the inmate may open files; `None` when no file may be opened.
     fn files(self) -> Option<&'static Path> {
         match self {
             Self::Vmm => None,
@@ -97,7 +98,7 @@ impl Inmate<'_> {
     }
 }
 
-/// What the jail leaves to a process.
+/// What the jail leaves to an inmate: descriptors, and the state of Landlock.
 #[derive(Debug)]
 pub struct Inside {
     /// `/proc/self/fd` of the process, opened `O_PATH`: the file server turns its `O_PATH` descriptors into open
@@ -105,7 +106,7 @@ pub struct Inside {
     pub proc_self_fd: OwnedFd,
     /// Descriptors that the guest may make the file server hold, at most [`GUEST_FDS_MAX`].
     pub guest_fds: u64,
-    /// What Landlock adds on this host.
+    /// State of Landlock on this host.
     pub landlock: Landlock,
 }
 
@@ -115,9 +116,9 @@ pub enum JailError {
     /// A system call failed.
     #[error("jail: cannot {step}")]
     Step {
-        /// What was tried.
+        /// Step that failed.
         step: &'static str,
-        /// What the operating system says.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
@@ -127,25 +128,25 @@ pub enum JailError {
     /// Something else than [`ToVmm::MapsWritten`] came, or the end of the control socket.
     #[error("jail: expected MapsWritten, got {0}")]
     Unexpected(String),
-    /// A label that the host cannot give.
+    /// The host cannot give the process a label of the spec.
     #[error("jail: cannot take the label {label:?} by {file}")]
     Label {
         /// The AppArmor profile or SELinux label of the spec.
         label: String,
-        /// Below /proc/self/attr.
+        /// Name of the label's file below /proc/self/attr.
         file: &'static str,
-        /// What the operating system says.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// Every step succeeded and still something is not as meant.
+    /// Every step succeeded, and still a property of the process is not as meant.
     #[error("jail: {what} is {found:?}, meant was {meant:?}")]
     NotAsMeant {
-        /// Which property.
+        /// Name of the property.
         what: &'static str,
-        /// As read back.
+        /// Value as read back.
         found: String,
-        /// As it must be.
+        /// Value that the property must have.
         meant: String,
     },
 }
@@ -192,7 +193,7 @@ pub fn close(control: BorrowedFd<'_>, config: &BootConfig) -> Result<Jail, JailE
 }
 
 impl Jail {
-    /// Makes this process the inmate, for ever. It has this one thread still.
+    /// Makes this process the inmate, for ever. The process must have one thread.
     ///
     /// # Errors
     /// [`JailError`]. The process is then half jailed and must end.
@@ -211,7 +212,7 @@ impl Jail {
         })
     }
 
-    /// Closes all descriptors of this process but standard input, output and error, the jail's own and these.
+    /// Closes all descriptors of this process but standard input, output and error, the jail's own and `kept`.
     ///
     /// # Safety
     /// Nothing of this process uses another descriptor any more, nor drops what owns one.

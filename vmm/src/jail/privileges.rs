@@ -1,4 +1,4 @@
-//! The user namespace and what is kept in it.
+//! The user namespace, and the user, groups and capabilities kept in it.
 
 use std::io;
 
@@ -16,7 +16,8 @@ use super::{JailError, Step};
 /// Capability numbers end below this (`capget(2)` has 64 bits).
 const CAPABILITIES_MAX: u32 = 64;
 
-/// Leaves the session keyring for an empty one. The inherited one is that of whoever started containerd,
+/// Leaves the session keyring for an empty one. The inherited keyring belongs to the session that started
+/// containerd,
 /// and a process that possesses a keyring may read the keys in it (`session-keyring(7)`), in whichever
 /// user namespace it lives.
 pub(super) fn leave_session_keyring() -> Result<(), JailError> {
@@ -35,7 +36,7 @@ pub(super) fn leave_session_keyring() -> Result<(), JailError> {
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
         // A kernel without keys, or a filter of system calls that this process never gets rid of:
-        // nobody in it can reach a key.
+        // no code in this process can reach a key.
         Some(libc::ENOSYS | libc::EPERM) => Ok(()),
         _ => Err(error).step("leave the session keyring"),
     }
@@ -47,11 +48,11 @@ pub(super) fn enter_user_namespace() -> Result<(), JailError> {
     entered.step("enter a user namespace")
 }
 
-/// The capabilities that a process with these credentials keeps, in its own user namespace only: what the task's
-/// program may do to files of others, as far as serving files takes it.
+/// The capabilities that a process with these credentials keeps, in its own user namespace only: those of the task's
+/// program that serving files needs.
 ///
 /// `DAC_OVERRIDE`, `DAC_READ_SEARCH`: files of mode 0600; `CHOWN`, `FOWNER`, `FSETID`: root may change owner,
-/// mode and set-id bits; `SETUID`, `SETGID`: files are created with the owner who asked for them.
+/// mode and set-id bits; `SETUID`, `SETGID`: files are created with the owner of the request.
 pub(super) fn kept(credentials: &Credentials) -> CapabilitySet {
     CapabilitySet::from_bits_truncate(credentials.capabilities & FILE_CAPABILITIES)
 }

@@ -1,7 +1,7 @@
-//! No speculation across what the processor was told by others, where the host leaves that to its
+//! Forbids speculation across indirect branches and stores, where the host leaves that choice to its
 //! processes (Linux Documentation/userspace-api/spec_ctrl.rst).
 //!
-//! A VMM reads what a hostile guest wrote, next to memory that the guest must not see; so its threads take
+//! A VMM reads bytes of a hostile guest, next to memory that the guest must not see; so the VMM's threads take
 //! the mitigations that cost the rest of the host too much. A vCPU has its own controls in the guest.
 
 use rustix::process::{
@@ -16,7 +16,7 @@ const FEATURES: [SpeculationFeature; 2] = [
     SpeculationFeature::IndirectBranchSpeculation,
 ];
 
-/// For this thread and all that it will start, for ever.
+/// Forbids it for this thread and all threads that the thread will start, for ever.
 pub(super) fn forbid() -> Result<(), JailError> {
     for feature in FEATURES.into_iter().filter(is_a_choice) {
         control_speculative_feature(feature, Control::FORCE_DISABLE)
@@ -25,8 +25,9 @@ pub(super) fn forbid() -> Result<(), JailError> {
     Ok(())
 }
 
-/// Whether there is something to switch off, and a process may. A kernel that does not know the feature
-/// has no switch either.
+/// Whether the kernel can switch the feature off for a process, and has not yet for ever. A kernel that does not
+/// know
+/// the feature has no switch either.
 fn is_a_choice(feature: &SpeculationFeature) -> bool {
     let state = speculative_feature_state(*feature).ok().flatten();
     state.is_some_and(|state| state.contains(State::PRCTL) && !state.contains(State::FORCE_DISABLE))

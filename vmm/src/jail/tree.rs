@@ -1,4 +1,4 @@
-//! The tree that is served becomes the process's root; /proc stays outside of it.
+//! The served tree becomes the process's root; /proc stays outside of it.
 
 use std::os::fd::OwnedFd;
 
@@ -23,7 +23,8 @@ pub(super) fn detached_proc() -> Result<OwnedFd, JailError> {
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount /proc detached")
 }
 
-/// `self` is resolved now, while this is the only thread: it names the process, not a thread.
+/// Opens /proc/self/fd. `self` is resolved now, while this thread is the only one: it names the process, not a
+/// thread.
 pub(super) fn proc_self_fd(proc_root: &OwnedFd) -> Result<OwnedFd, JailError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(proc_root, "self/fd", flags, Mode::empty()).step("open /proc/self/fd")

@@ -1,4 +1,4 @@
-//! The lists, each call with its reason.
+//! The lists of system calls, each call with its reason.
 
 use kvm_bindings::{KVMIO, kvm_clock_data, kvm_regs, kvm_userspace_memory_region};
 use libc::c_long;
@@ -9,20 +9,20 @@ use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
 use super::Thread;
 
-/// One call that is allowed.
+/// A system call that is allowed, with its arguments.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Allowed {
     pub(super) number: i64,
     arguments: Arguments,
 }
 
-/// With which arguments.
+/// Arguments with which a call is allowed.
 #[derive(Clone, Copy, Debug)]
 enum Arguments {
     Any,
-    /// Argument with this index, 32 bits of it, is one of these.
+    /// The lower 32 bits of the argument with this index are one of these values.
     OneOf(u8, &'static [u64]),
-    /// Argument with this index has none of these bits.
+    /// The argument with this index has none of these bits.
     Without(u8, u64),
 }
 
@@ -65,13 +65,13 @@ const fn without(number: c_long, index: u8, bits: u64) -> Allowed {
     }
 }
 
-/// What the thread may do in this build.
+/// Calls that the thread may make in this build.
 pub(super) fn of(thread: Thread) -> impl Iterator<Item = Allowed> {
     let debug = if cfg!(debug_assertions) { DEBUG } else { &[] };
     shipped(thread).chain(debug.iter().copied())
 }
 
-/// What it may do in a release.
+/// Calls that the thread may make in a release.
 pub(super) fn shipped(thread: Thread) -> impl Iterator<Item = Allowed> {
     let own = match thread {
         Thread::Main => MAIN,
@@ -86,7 +86,7 @@ pub(super) fn shipped(thread: Thread) -> impl Iterator<Item = Allowed> {
 const PROT_EXEC: u64 = 4;
 const _: () = assert!(PROT_EXEC == libc::PROT_EXEC.unsigned_abs() as u64);
 
-/// The life of any thread: memory, locks, clocks, a line on standard error, a report to the shim, the end.
+/// Calls of any thread: memory, locks, clocks, a line on standard error, a report to the shim, the end.
 const EVERY: &[Allowed] = &[
     any(libc::SYS_futex),         // locks, channels, standing still at the gate
     any(libc::SYS_write), // standard error; event descriptors; reports to the shim, the end's among them
@@ -103,7 +103,7 @@ const EVERY: &[Allowed] = &[
     any(libc::SYS_restart_syscall), // a wait goes on after SIGCONT
 ];
 
-/// The shim's orders.
+/// Calls for the shim's orders.
 const MAIN: &[Allowed] = &[
     any(libc::SYS_recvmsg),                                    // an order
     any(libc::SYS_close), // descriptors that came with it and were used
@@ -115,14 +115,14 @@ const MAIN: &[Allowed] = &[
     any(libc::SYS_sched_yield), // the queue of the socket device is just being read
 ];
 
-/// The guest. Devices are activated over channels; what they then do is theirs.
+/// Calls for the guest. Devices are activated over channels; their threads have their own lists.
 const VCPU: &[Allowed] = &[
     one_of(libc::SYS_ioctl, 1, VCPU_IOCTLS),
     any(libc::SYS_rt_sigreturn),    // out of the guest by a signal
     any(libc::SYS_clock_nanosleep), // a bus lock is sat out
 ];
 
-/// Streams.
+/// Calls for the guest's streams.
 const VSOCK: &[Allowed] = &[
     any(libc::SYS_epoll_pwait), // for kicks, orders and sockets
     any(libc::SYS_epoll_ctl),   // a new stream's socket
@@ -134,7 +134,7 @@ const VSOCK: &[Allowed] = &[
     any(libc::SYS_sched_yield), // an order is just being given
 ];
 
-/// Files that are open.
+/// Calls for the guest's open files.
 const FS: &[Allowed] = &[
     any(libc::SYS_ppoll),    // for kicks and the end of the file server
     any(libc::SYS_read),     // the kick's event descriptor
@@ -145,7 +145,7 @@ const FS: &[Allowed] = &[
     any(libc::SYS_close),    // RELEASE
 ];
 
-/// The file tree: what virtiofsd's `PassthroughFs` does for the operations that `file_server::Tree` lets through.
+/// Calls for the file tree: those of virtiofsd's `PassthroughFs` for the operations that `file_server::Tree` allows.
 const FILE_SERVER: &[Allowed] = &[
     any(libc::SYS_recvmsg),                         // a message of the VMM
     any(libc::SYS_sendmsg),                         // its answer, with the file that was opened
@@ -182,7 +182,7 @@ const FILE_SERVER: &[Allowed] = &[
     any(libc::SYS_getrandom), // the keys of this thread's hash tables
 ];
 
-/// What only debug builds do.
+/// Calls that only debug builds make.
 const DEBUG: &[Allowed] = &[
     without(libc::SYS_mprotect, 2, PROT_EXEC), // heaps of threads, in tests
     one_of(libc::SYS_fcntl, 1, &[F_GETFD]),    // is it open, before close
@@ -206,7 +206,7 @@ const VCPU_IOCTLS: &[u64] = &[
     ioctl(_IOC_NONE, 0xad, 0),                            // KVM_KVMCLOCK_CTRL: tells the guest
 ];
 
-/// The number of one of KVM's calls (Linux `include/uapi/linux/kvm.h`).
+/// The number of an ioctl of KVM (Linux `include/uapi/linux/kvm.h`).
 #[allow(
     clippy::cast_possible_truncation,
     reason = "sizes of structures of a few bytes"

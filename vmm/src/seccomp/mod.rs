@@ -1,4 +1,4 @@
-//! What each thread may ask of the kernel: one list of system calls a thread, all else ends the VMM.
+//! System calls that each thread may make: one list for each thread; any other call ends the VMM.
 //!
 //! | thread | does | its list |
 //! |---|---|---|
@@ -8,9 +8,9 @@
 //! | fs | READ and WRITE of files, and their server's answers | `FS` |
 //! | file server | the file tree; its process has no other thread | `FILE_SERVER` |
 //!
-//! A filter is for ever and passes to the threads a thread starts, as far as it goes for them too. So
+//! A filter is for ever and applies to the threads that the thread starts, too. So
 //! every thread is started by its process's main thread, and gets its filter as the last step of its own start; the
-//! main thread its own as the last step before the guest runs.
+//! main thread gets its own as the last step before the guest runs.
 //!
 //! A call that is not on the list is not made: the kernel raises `SIGSYS`, whose handler writes one line
 //! with the thread and the number, and ends the process with status [`KILLED_STATUS`]. Where the signal
@@ -30,23 +30,23 @@ use vmm_sys_util::signal::register_signal_handler;
 /// Exit status of a VMM that made a system call it may not, as a shell would show a death by `SIGSYS`.
 pub const KILLED_STATUS: libc::c_int = 128 + libc::SIGSYS;
 
-/// A thread of the VMM.
+/// A thread of the VMM, or the one of its file server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thread {
     /// Takes the shim's orders.
     Main,
-    /// Runs the guest.
+    /// Runs the guest's vCPU.
     Vcpu,
-    /// Carries streams.
+    /// Carries the guest's streams.
     Vsock,
     /// Reads and writes files for the guest.
     Fs,
-    /// Opens them, in a process of its own.
+    /// Opens the guest's files, in a process of its own.
     FileServer,
 }
 
 impl Thread {
-    /// All of them.
+    /// Every thread, in the order of the lists.
     pub const ALL: [Self; 5] = [
         Self::Main,
         Self::Vcpu,
@@ -55,7 +55,7 @@ impl Thread {
         Self::FileServer,
     ];
 
-    /// What the thread is called, by the kernel too but for the main one.
+    /// The thread's name here, which the kernel also shows, but for the main thread and the file server.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -71,38 +71,39 @@ impl Thread {
 /// Why a thread could not be confined.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
-    /// The handler of `SIGSYS`.
+    /// The handler of `SIGSYS` could not be installed.
     #[error("cannot handle SIGSYS")]
     Signal(#[source] vmm_sys_util::errno::Error),
-    /// The list makes no filter.
+    /// seccompiler could not make a filter of the list.
     #[error("the list of system calls of thread {thread} cannot be compiled")]
     Compile {
-        /// Whose.
+        /// Name of the thread.
         thread: &'static str,
-        /// seccompiler's reason.
+        /// Error of seccompiler.
         #[source]
         source: seccompiler::BackendError,
     },
-    /// The kernel does not take it.
+    /// The kernel did not take the filter.
     #[error("the filter of system calls of thread {thread} cannot be installed")]
     Install {
-        /// Whose.
+        /// Name of the thread.
         thread: &'static str,
-        /// seccompiler's reason.
+        /// Error of seccompiler.
         #[source]
         source: seccompiler::Error,
     },
 }
 
-/// Set in a VMM, not in the tests and examples that run its parts.
+/// Whether [`confine`] confines: set in a VMM, not in the tests and examples that run its parts.
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// For the line of the handler. Constant initialiser and no destructor: a signal handler may read it.
+    /// The thread's name for the handler's line. Constant initialiser and no destructor: a signal handler may read
+    /// it.
     static NAME: Cell<&'static str> = const { Cell::new("(unknown)") };
 }
 
-/// From here on [`confine`] confines. Called before the first thread is started.
+/// Makes [`confine`] confine from now on. Called before the first thread is started.
 ///
 /// # Errors
 /// [`SeccompError::Signal`].
@@ -116,7 +117,7 @@ pub fn enable() -> Result<(), SeccompError> {
     Ok(())
 }
 
-/// Leaves the calling thread what is on its list, for ever. Does nothing before [`enable`].
+/// Confines the calling thread to its list, for ever. Does nothing before [`enable`].
 ///
 /// # Errors
 /// [`SeccompError`].
@@ -164,7 +165,7 @@ struct ForbiddenCall {
     number: libc::c_int,
 }
 
-/// Only writes and exits, which every thread may, and takes no memory.
+/// Handler of SIGSYS. Only writes and exits, which every thread may do, and takes no memory.
 extern "C" fn on_forbidden_call(
     _signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -175,7 +176,7 @@ extern "C" fn on_forbidden_call(
     let mut line = [0; 96];
     let mut rest = &mut line[..];
     let name = NAME.get();
-    // A line that is cut off is as good.
+    // A line that is cut off is good enough.
     let _cut = writeln!(
         rest,
         "wasmvm-vmm: thread {name} made system call {number}, which it may not"
