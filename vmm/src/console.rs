@@ -1,8 +1,7 @@
 //! The guest's early-printk console: a transmitter at I/O port 0x3f8 and nothing else.
 //!
 //! A panic's reason comes by the console and in no other way, so the console always takes the guest's bytes and
-//! keeps
-//! the last of them. Every byte is the guest's: only printable text is kept, and live forwarding is bounded in
+//! keeps the last of them. Every byte is the guest's: only printable text is kept, and live forwarding is bounded in
 //! line length and in bytes per second.
 
 use std::collections::VecDeque;

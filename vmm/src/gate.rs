@@ -18,20 +18,17 @@
 //!
 //! # What the guest notices
 //!
-//! The guest's monotonic clock stands still. The clock is kvm-clock (invariant TSC is masked, see
-//! [`crate::cpuid`]): the vCPU's thread reads the clock when the thread has left the guest (`KVM_GET_CLOCK`) and
-//! sets
-//! it to the same value before entering again (`KVM_SET_CLOCK`, without `KVM_CLOCK_REALTIME`, which
-//! would add the time that passed). `KVM_KVMCLOCK_CTRL` notifies the guest that it was stopped, which
-//! keeps its watchdogs quiet (Linux Documentation/virt/kvm/api.rst).
+//! The guest's monotonic clock stands still. The clock is kvm-clock (invariant TSC is masked, see [`crate::cpuid`]):
+//! the vCPU's thread reads the clock when the thread has left the guest (`KVM_GET_CLOCK`) and sets it to the same
+//! value before entering again (`KVM_SET_CLOCK`, without `KVM_CLOCK_REALTIME`, which would add the time that
+//! passed). `KVM_KVMCLOCK_CTRL` notifies the guest that it was stopped, which keeps its watchdogs quiet (Linux
+//! Documentation/virt/kvm/api.rst).
 //!
 //! The TSC keeps counting, and so does the deadline of the local APIC's timer, which is a value of the TSC. So after
-//! a
-//! pause that timer fires early, at the end of the pause at the latest, and never late. Linux looks at
-//! its clock in the interrupt, finds nothing due, and sets the timer anew for what is left
-//! (`hrtimer_interrupt`): a sleep of 5 s, paused for 10, takes 5 s of the guest's time. The guest's kernel
-//! may print that its watchdog of clock sources skipped a check after a long interval.
-//! `vmm/examples/pause.rs` shows all of this on a real kernel.
+//! a pause that timer fires early, at the end of the pause at the latest, and never late. Linux looks at its clock
+//! in the interrupt, finds nothing due, and sets the timer anew for what is left (`hrtimer_interrupt`): a sleep of
+//! 5 s, paused for 10, takes 5 s of the guest's time. The guest's kernel may print that its watchdog of clock sources
+//! skipped a check after a long interval. `vmm/examples/pause.rs` shows all of this on a real kernel.
 //!
 //! The shim and the agent set the guest's wall time after a pause.
 

@@ -26,7 +26,7 @@ pub enum MemoryError {
     Map {
         /// Size of the RAM asked for, MiB.
         ram_mib: u32,
-        /// Error of vm-memory.
+        /// Error of vm-memory's mapping.
         #[source]
         source: vm_memory::mmap::FromRangesError,
     },
@@ -57,7 +57,7 @@ pub enum MemoryError {
     MapFile {
         /// Guest-physical address of the mapping.
         address: u64,
-        /// Error of `mmap(2)` or `fstat(2)`.
+        /// Error of `mmap(2)`, or of reading the file's length.
         #[source]
         source: io::Error,
     },
@@ -127,8 +127,7 @@ pub fn low_ram_end(memory: &GuestMemoryMmap) -> u64 {
 }
 
 /// Maps `length` bytes of `file` from `offset` over guest RAM at `address`, privately. `offset` and `address` must
-/// be
-/// page aligned. Beyond `length` the last page holds the file's next bytes, or zeros.
+/// be page aligned. Beyond `length` the last page holds the file's next bytes, or zeros.
 ///
 /// # Errors
 /// [`MemoryError::Place`], [`MemoryError::FileEnd`], [`MemoryError::MapFile`], [`MemoryError::Dump`].

@@ -27,7 +27,7 @@ pub enum VmError {
     /// KVM has another API version, or the descriptor is not /dev/kvm's (-1).
     #[error("KVM API version {0}; {KVM_API_VERSION} is needed")]
     ApiVersion(i32),
-    /// An ioctl failed.
+    /// An ioctl of KVM failed.
     #[error("{call} failed")]
     Kvm {
         /// Name of the ioctl.

@@ -1,11 +1,9 @@
 //! The process that opens the task's files.
 //!
 //! The process that parses queues must not own the tree: a bug in the vsock device or in a ring would own the tree
-//! with
-//! that process. So the VMM has no file of the task, no path and no capability, and its user owns nothing on the
-//! host.
-//! The file server is a child of the VMM, in the same namespaces and the same cgroup, and serves what the VMM
-//! passes on (decision page 008 has the measurements).
+//! with that process. So the VMM has no file of the task, no path and no capability, and its user owns nothing on
+//! the host. The file server is a child of the VMM, in the same namespaces and the same cgroup, and serves what the
+//! VMM passes on (decision page 008 has the measurements).
 //!
 //! ```text
 //! guest ──queues──► VMM, thread "fs"                       nobody's user, no capability, no path
@@ -18,8 +16,8 @@
 //!                     tree ──► PassthroughFs of virtiofsd   root = the tree, Landlock, a list of system calls
 //! ```
 //!
-//! READ and WRITE are [`crate::virtio::fs`]'s. One request is under way at a time. Every message has one answer,
-//! but for FORGET and BATCH_FORGET (`message::is_answered`). Files go one way: the VMM cannot send a descriptor.
+//! READ and WRITE are [`crate::virtio::fs`]'s. One request is under way at a time. Every message has one answer, but
+//! for FORGET and BATCH_FORGET (`message::is_answered`). Files go one way: the VMM cannot send a descriptor.
 //!
 //! # The ends
 //!

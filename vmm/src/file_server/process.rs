@@ -28,7 +28,7 @@ pub enum StartError {
     /// No socket, no process, or the socket failed before the first message.
     #[error("file server: cannot {step}")]
     Os {
-        /// Step that failed.
+        /// Step of the start that failed.
         step: &'static str,
         /// Error of the system call.
         #[source]

@@ -1,9 +1,8 @@
 //! Set-id bits are cleared when a user without `CAP_FSETID` in the guest changes a file.
 //!
 //! The kernel clears the bits for a thread that lacks the capability itself, so the capability is dropped for the
-//! length
-//! of the call (`FUSE_HANDLE_KILLPRIV_V2`, Linux `include/uapi/linux/fuse.h`). The library's own way
-//! uses libcap-ng, which opens `/proc/TID/status`: a path in the tenant's tree, here.
+//! length of the call (`FUSE_HANDLE_KILLPRIV_V2`, Linux `include/uapi/linux/fuse.h`). The library's own way uses
+//! libcap-ng, which opens `/proc/TID/status`: a path in the tenant's tree, here.
 
 use std::io;
 

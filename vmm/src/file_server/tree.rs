@@ -1,9 +1,8 @@
 //! The operations allowed on the tree: an allow-list in front of virtiofsd's `PassthroughFs`.
 //!
 //! Every operation that is not named here answers ENOSYS, by the trait's own default; the VMM passes no other
-//! operation on
-//! ([`super::message::is_served`]). A file that OPEN or CREATE has opened is handed to the VMM, which does READ and
-//! WRITE itself.
+//! operation on ([`super::message::is_served`]). A file that OPEN or CREATE has opened is handed to the VMM, which
+//! does READ and WRITE itself.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -105,8 +104,7 @@ impl Tree {
     }
 
     /// Keeps the file behind a new handle for [`Tree::take_opened`]. The library shows a file only to a reader of
-    /// its
-    /// bytes; so the "reader" here takes a descriptor of the file and no byte.
+    /// its bytes; so the "reader" here takes a descriptor of the file and no byte.
     fn hand_over(&self, ctx: Context, inode: Inode, handle: Option<Handle>) -> io::Result<()> {
         let Some(handle) = handle else { return Ok(()) };
         let mut taker = Taker(None);

@@ -24,9 +24,9 @@ const IOCTL_DEVICE: u64 = 1 << 15;
 /// Access refused in the tree too: executing; making character devices, sockets, pipes, block devices; ioctls of
 /// devices.
 const REFUSED: u64 = 1 << 0 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | IOCTL_DEVICE;
-/// `LANDLOCK_ACCESS_NET_BIND_TCP` and `LANDLOCK_ACCESS_NET_CONNECT_TCP`.
+/// Rights to TCP: `LANDLOCK_ACCESS_NET_BIND_TCP` and `LANDLOCK_ACCESS_NET_CONNECT_TCP`.
 const TCP: u64 = 1 << 0 | 1 << 1;
-/// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `LANDLOCK_SCOPE_SIGNAL`.
+/// Scopes that are closed: `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `LANDLOCK_SCOPE_SIGNAL`.
 const OUTSIDE: u64 = 1 << 0 | 1 << 1;
 
 const RULE_PATH_BENEATH: libc::c_int = 1;

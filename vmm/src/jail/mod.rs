@@ -80,8 +80,7 @@ impl Inmate<'_> {
     }
 
     /// The inmate's place among the processes of the namespace, as a field of /proc/PID/status (`proc(5)`) and its
-    /// value:
-    /// the VMM is the first process, with which all others end, and the file server is the VMM's child.
+    /// value: the VMM is the first process, with which all others end, and the file server is the VMM's child.
     fn place(self) -> (&'static str, &'static str) {
         match self {
             Self::Vmm => ("NSpid", "1"),
@@ -98,7 +97,7 @@ impl Inmate<'_> {
     }
 }
 
-/// What the jail leaves to an inmate: descriptors, and the state of Landlock.
+/// Descriptors that the jail leaves to an inmate, and the state of Landlock.
 #[derive(Debug)]
 pub struct Inside {
     /// `/proc/self/fd` of the process, opened `O_PATH`: the file server turns its `O_PATH` descriptors into open
@@ -116,7 +115,7 @@ pub enum JailError {
     /// A system call failed.
     #[error("jail: cannot {step}")]
     Step {
-        /// Step that failed.
+        /// Step of closing or entering that failed.
         step: &'static str,
         /// Error of the system call.
         #[source]

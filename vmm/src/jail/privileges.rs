@@ -17,8 +17,7 @@ use super::{JailError, Step};
 const CAPABILITIES_MAX: u32 = 64;
 
 /// Leaves the session keyring for an empty one. The inherited keyring belongs to the session that started
-/// containerd,
-/// and a process that possesses a keyring may read the keys in it (`session-keyring(7)`), in whichever
+/// containerd, and a process that possesses a keyring may read the keys in it (`session-keyring(7)`), in whichever
 /// user namespace it lives.
 pub(super) fn leave_session_keyring() -> Result<(), JailError> {
     let anonymous = std::ptr::null::<libc::c_char>();

@@ -26,8 +26,7 @@ pub(super) fn forbid() -> Result<(), JailError> {
 }
 
 /// Whether the kernel can switch the feature off for a process, and has not yet for ever. A kernel that does not
-/// know
-/// the feature has no switch either.
+/// know the feature has no switch either.
 fn is_a_choice(feature: &SpeculationFeature) -> bool {
     let state = speculative_feature_state(*feature).ok().flatten();
     state.is_some_and(|state| state.contains(State::PRCTL) && !state.contains(State::FORCE_DISABLE))

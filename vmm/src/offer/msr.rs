@@ -1,10 +1,9 @@
 //! Model-specific registers that a guest may read or write. An access to any other register raises #GP in the guest.
 //!
 //! On the list are the registers that the guest's kernel uses (Linux arch/x86) and that a kernel can protect itself
-//! by.
-//! Not on it: KVM's MSRs for steal time, asynchronous page faults, polling and migration, which tell of
-//! the host; counters, traces and their controls; machine checks, MTRRs, firmware's and chipset's. KVM does not
-//! filter the local APIC's own registers (x2APIC, 0x800 to 0x8ff).
+//! by. Not on it: KVM's MSRs for steal time, asynchronous page faults, polling and migration, which tell of the
+//! host; counters, traces and their controls; machine checks, MTRRs, firmware's and chipset's. KVM does not filter
+//! the local APIC's own registers (x2APIC, 0x800 to 0x8ff).
 
 use kvm_ioctls::{MsrFilterRange, MsrFilterRangeFlags};
 
@@ -15,7 +14,7 @@ pub enum Access {
     Read,
     /// Writing, by WRMSR, only: the register is a command.
     Write,
-    /// Reading and writing.
+    /// Reading and writing, by RDMSR and WRMSR.
     Both,
 }
 use Access::{Both, Read, Write};

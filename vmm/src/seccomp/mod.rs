@@ -79,7 +79,7 @@ pub enum SeccompError {
     Compile {
         /// Name of the thread.
         thread: &'static str,
-        /// Error of seccompiler.
+        /// Error of seccompiler's backend.
         #[source]
         source: seccompiler::BackendError,
     },
@@ -88,7 +88,7 @@ pub enum SeccompError {
     Install {
         /// Name of the thread.
         thread: &'static str,
-        /// Error of seccompiler.
+        /// Error of seccompiler, with the kernel's inside.
         #[source]
         source: seccompiler::Error,
     },

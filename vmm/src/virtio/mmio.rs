@@ -1,7 +1,7 @@
 //! The virtio-mmio transport, version 2 (virtio 1.2 §4.2).
 //!
-//! Its registers live on the vCPU's thread; the only way from here to a device's worker is
-//! [`VirtioDevice::activate`], once. The driver's way there (§3.1.1):
+//! The registers live on the vCPU's thread; the only way from here to a device's worker is
+//! [`VirtioDevice::activate`], once. The driver's way to activation (§3.1.1):
 //!
 //! ```text
 //! 0 ─► ACKNOWLEDGE ─► DRIVER ─► FEATURES_OK ─► DRIVER_OK ─► (reset) dead
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Steps out of order are ignored. After `DRIVER_OK` nothing can be changed any more: the device works
-//! on the queues as they were checked then. When it cannot, the guest's write is an error.
+//! on the queues as they were checked then. When the device cannot, the guest's write is an error.
 
 use std::fmt;
 
@@ -29,16 +29,16 @@ use vmm_sys_util::eventfd::EventFd;
 use super::queue_setup::QueueSetup;
 use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 
-/// `QueueNotify`, where the builder hangs the kick descriptors.
+/// Offset of `QueueNotify`, where the builder registers the kick descriptors.
 pub const QUEUE_NOTIFY: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
-/// `MagicValue`, "virt".
+/// Value of `MagicValue`: "virt" (§4.2.2).
 const MAGIC: u32 = 0x7472_6976;
-/// `Version`: not legacy.
+/// Value of `Version`: 2, not legacy (§4.2.2).
 const VERSION: u32 = 2;
-/// `VendorID`, "WASM"; drivers don't look at it.
+/// Value of `VendorID`: "WASM"; drivers ignore it.
 const VENDOR: u32 = 0x4d53_4157;
-/// `SHMLen` of a shared memory region that does not exist (§4.2.2).
+/// Value of `SHMLen` for a shared memory region that does not exist (§4.2.2).
 const NO_SHARED_MEMORY: u32 = u32::MAX;
 /// Status after each step of the initialisation.
 const ACKNOWLEDGED: u32 = ACKNOWLEDGE;
@@ -71,7 +71,7 @@ impl fmt::Debug for MmioTransport {
 }
 
 impl MmioTransport {
-    /// `kicks` has one descriptor per queue.
+    /// Registers of `device`; `kicks` has one descriptor per queue.
     #[must_use]
     pub fn new(
         device: Box<dyn VirtioDevice>,
@@ -99,7 +99,7 @@ impl MmioTransport {
         }
     }
 
-    /// The driver reads a register (32 bits) or configuration space (any width).
+    /// Carries out the driver's read of a register (32 bits) or of configuration space (any width).
     pub fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(offset) = offset.checked_sub(register::VIRTIO_MMIO_CONFIG.into()) {
@@ -111,10 +111,10 @@ impl MmioTransport {
         }
     }
 
-    /// The driver writes a register (32 bits). Configuration space is read-only.
+    /// Carries out the driver's write of a register (32 bits). Configuration space is read-only.
     ///
     /// # Errors
-    /// [`ActivateError`], when this made the driver ready and the device is not.
+    /// [`ActivateError`], when the write set `DRIVER_OK` and the device does not start.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), ActivateError> {
         match (u32::try_from(offset), <[u8; 4]>::try_from(data)) {
             (Ok(offset), Ok(value)) => self.set_register(offset, u32::from_le_bytes(value)),
@@ -185,7 +185,7 @@ impl MmioTransport {
         self.queues.get(usize::try_from(self.queue_select).ok()?)
     }
 
-    /// One transition of the diagram above, or nothing.
+    /// Makes one transition of the diagram above, or none.
     fn set_status(&mut self, value: u32) -> Result<(), ActivateError> {
         match (self.status, value) {
             (_, 0) if self.activated => self.status = NEEDS_RESET,
@@ -231,7 +231,7 @@ impl MmioTransport {
         Ok(())
     }
 
-    /// All queues, checked, with their kicks; `None` when one of them can't be used.
+    /// All queues, checked, with their kicks; `None` when a queue can't be used.
     fn take_queues(&mut self) -> Option<Vec<ActiveQueue>> {
         let event_idx = has(self.driver_features, VIRTIO_RING_F_EVENT_IDX);
         let queues = self

@@ -4,10 +4,10 @@
 //! collects what the driver sets up and hands all of it over once, at `DRIVER_OK`
 //! ([`VirtioDevice::activate`]). From then on the queues' configuration is frozen: a device owns its
 //! queues and works on its own thread, woken by the kick descriptors (ioeventfd), and raises its line
-//! by [`Interrupt`] (irqfd). A driver that resets an active device can't bring it back. A device that
-//! cannot be activated ends the VM: the guest could only wait for it.
+//! by [`Interrupt`] (irqfd). A driver that resets an active device can't bring the device back. A device that
+//! cannot be activated ends the VM: the guest could only wait for the device.
 //!
-//! Numbers here are the guest's, or counted by what it does: none is added or multiplied unchecked.
+//! Numbers here are the guest's, or count the guest's actions: none is added or multiplied unchecked.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
@@ -51,14 +51,14 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 }
 
-/// All that a device gets when the driver is ready.
+/// Everything that a device gets when the driver is ready.
 #[derive(Debug)]
 pub struct Activation {
-    /// Guest RAM.
+    /// Guest RAM, where the queues and their buffers lie.
     pub memory: GuestMemoryMmap,
     /// Feature bits the driver accepted, a subset of the offered ones.
     pub features: u64,
-    /// In the order of [`VirtioDevice::queue_sizes`].
+    /// Queues in the order of [`VirtioDevice::queue_sizes`].
     pub queues: Vec<ActiveQueue>,
     /// Raises the device's line.
     pub interrupt: Interrupt,
@@ -67,7 +67,7 @@ pub struct Activation {
 /// A queue in use.
 #[derive(Debug)]
 pub struct ActiveQueue {
-    /// Valid and ready.
+    /// The queue: ready, and checked to lie in guest memory.
     pub queue: Queue,
     /// Readable (non-blocking) when the driver has notified this queue.
     pub kick: EventFd,
@@ -81,7 +81,7 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// `line` is registered with KVM as the irqfd of the device's GSI.
+    /// An interrupt by `line`, which is registered with KVM as the irqfd of the device's GSI.
     #[must_use]
     pub fn new(line: EventFd) -> Self {
         Self {
@@ -90,7 +90,7 @@ impl Interrupt {
         }
     }
 
-    /// Tells the driver that a queue has used buffers.
+    /// Notifies the driver that a queue has used buffers.
     ///
     /// # Errors
     /// `write(2)`'s on the event descriptor.
@@ -99,13 +99,13 @@ impl Interrupt {
         self.line.write(1)
     }
 
-    /// The `InterruptStatus` register.
+    /// Value of the `InterruptStatus` register.
     #[must_use]
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
     }
 
-    /// The `InterruptACK` register: clears the given bits.
+    /// Takes a write of the `InterruptACK` register: clears the given bits.
     pub fn acknowledge(&self, bits: u32) {
         self.status.fetch_and(!bits, Ordering::SeqCst);
     }
@@ -114,10 +114,10 @@ impl Interrupt {
 /// Why a device could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {
-    /// Not as many queues as the device has.
+    /// The number of queues is not the device's.
     #[error("virtio device {device_id} was activated with {queues} queues")]
     Queues {
-        /// Virtio device id.
+        /// Device id (virtio 1.2 §5).
         device_id: u32,
         /// Number of queues handed over.
         queues: usize,
@@ -125,13 +125,13 @@ pub enum ActivateError {
     /// A queue that the driver did not make ready, or that lies outside of guest memory.
     #[error("the driver of virtio device {device_id} set up a queue that cannot be used")]
     QueueSetup {
-        /// Virtio device id.
+        /// Device id (virtio 1.2 §5).
         device_id: u32,
     },
-    /// Activated before, or its worker has ended.
+    /// The device was activated before, or its worker has ended.
     #[error("virtio device {device_id} has no worker")]
     Worker {
-        /// Virtio device id.
+        /// Device id (virtio 1.2 §5).
         device_id: u32,
     },
 }

@@ -1,4 +1,4 @@
-//! What a driver sets up for one queue, until `DRIVER_OK` freezes it.
+//! Set-up of one queue by the driver, until `DRIVER_OK` freezes it.
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
@@ -9,7 +9,7 @@ pub(super) struct QueueSetup {
     size_max: u16,
     size: u16,
     ready: bool,
-    /// Guest-physical, as are the other two.
+    /// Guest-physical address of the descriptor table; `available` and `used` are those of the rings.
     pub(super) descriptors: u64,
     pub(super) available: u64,
     pub(super) used: u64,
@@ -43,7 +43,7 @@ impl QueueSetup {
         self.ready = ready;
     }
 
-    /// Sizes that don't fit become 0, which no queue can have.
+    /// Sets the size. Sizes that don't fit become 0, which no queue can have.
     pub(super) fn set_size(&mut self, size: u32) {
         self.size = u16::try_from(size).unwrap_or(0);
     }

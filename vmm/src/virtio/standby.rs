@@ -1,7 +1,7 @@
 //! The thread of a device, which waits for the driver.
 //!
-//! It is started with the device, not when the driver is ready: the vCPU's thread, on which that
-//! happens, starts no threads. And it is confined before it waits.
+//! The thread is started with the device, not when the driver is ready: the vCPU's thread, on which the driver
+//! becomes ready, starts no threads. The device's thread is confined before it waits.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -9,14 +9,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use super::ActivateError;
 use crate::seccomp::{SeccompError, Thread, confine};
 
-/// The device's end: hands over what the thread is to work with, once.
+/// The device's end: hands over what the thread needs for its work, once.
 #[derive(Debug)]
 pub(super) struct Standby<T> {
     device_id: u32,
     start: Option<SyncSender<T>>,
 }
 
-/// The thread's end.
+/// The thread's end: waits for what [`Standby::start`] hands over.
 #[derive(Debug)]
 pub(super) struct Waiting<T> {
     thread: Thread,
@@ -43,6 +43,8 @@ impl<T: Send + 'static> Standby<T> {
         })
     }
 
+    /// Hands `with` over to the thread.
+    ///
     /// # Errors
     /// [`ActivateError::Worker`] the second time, and when the thread has ended.
     pub(super) fn start(&mut self, with: T) -> Result<(), ActivateError> {
@@ -60,8 +62,8 @@ impl<T: Send + 'static> Standby<T> {
 }
 
 impl<T> Waiting<T> {
-    /// Confines the thread, whose start is over with this, and waits for the driver. `None` when the
-    /// device is gone.
+    /// Confines the thread, as the last step of its start, and waits for the driver. `None` when the
+    /// device was dropped.
     ///
     /// # Errors
     /// [`SeccompError`].

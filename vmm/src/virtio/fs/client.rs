@@ -1,8 +1,8 @@
-//! The VMM's end of the conversation with its file server.
+//! The VMM's end of the socket to its file server.
 //!
-//! The file server has parsed names that the guest chose, and its answers are looked at as the guest's requests
-//! are: an answer has a length that fits, belongs to its request, and a file comes only where one was opened, and
-//! is a regular one.
+//! The file server has parsed names that the guest chose, and its answers are checked as the guest's requests
+//! are: an answer has a length that fits and belongs to its request; a file comes only with an answer to OPEN or
+//! CREATE, and is a regular one.
 
 use std::fs::File;
 use std::io;
@@ -15,19 +15,19 @@ use vm_memory::ByteValued;
 use crate::file_server::FileServer;
 use crate::file_server::message::{self, BYTES_MAX};
 
-/// Where an answer to CREATE has what an answer to OPEN begins with.
+/// Offset in CREATE's answer of the part that is OPEN's whole answer but for its header.
 const CREATED_AT: usize = size_of::<OutHeader>() + size_of::<EntryOut>();
 
-/// Why the file server cannot be asked any more.
+/// Why the file server can carry out no more requests.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// The process is gone.
+    /// The file server has exited, or closed its socket.
     #[error("the file server has ended")]
     Ended,
-    /// The socket.
+    /// The socket failed otherwise.
     #[error("cannot talk to the file server")]
     Socket(#[source] io::Error),
-    /// What came is no answer to what was asked.
+    /// The answer is malformed, or not one to the request.
     #[error("the file server's answer makes no sense: {0}")]
     Answer(&'static str),
 }
@@ -35,7 +35,7 @@ pub(crate) enum ClientError {
 /// A file and the number by which the guest names it.
 pub(crate) type Opened = (u64, File);
 
-/// See the module's documentation.
+/// The file server as the device sees it: requests in, checked answers out.
 #[derive(Debug)]
 pub(crate) struct Client {
     server: FileServer,
@@ -55,7 +55,7 @@ impl Client {
         self.server.as_fd()
     }
 
-    /// Passes a request on that has no answer.
+    /// Sends a request that has no answer.
     ///
     /// # Errors
     /// [`ClientError::Ended`], [`ClientError::Socket`].
@@ -65,7 +65,7 @@ impl Client {
             .map_err(|errno| failed(errno.into()))
     }
 
-    /// Passes a request on, whose header is given, and waits for the answer: its bytes, and what was opened.
+    /// Sends a request with the given header, and waits for the answer: its bytes, and the file that was opened.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -95,7 +95,7 @@ impl Client {
     }
 }
 
-/// The file that came with the answer, by the number that the answer gives it.
+/// The file that came with the answer, and the number that the answer gives it.
 fn opened(opcode: u32, answer: &[u8], file: OwnedFd) -> Result<Opened, ClientError> {
     let at = match opcode {
         _ if opcode == Opcode::Open as u32 => size_of::<OutHeader>(),

@@ -1,4 +1,4 @@
-//! What the transport sees: features, configuration space and activation.
+//! The device as its transport sees it: features, configuration space and activation.
 
 use std::error::Error;
 use std::fmt;
@@ -32,8 +32,8 @@ pub struct FsDevice {
 
 impl FsDevice {
     /// A device whose files `server` opens, and that stops at `gate`. `on_end` is called, on the worker's thread,
-    /// when it can't serve any more, which the guest can provoke; whoever waits for a file then waits
-    /// for ever, so the VM is to be ended.
+    /// when the device can't serve any more, which the guest can provoke; a guest's process that waits for a file
+    /// then waits for ever, so the VM is to be ended.
     ///
     /// # Errors
     /// `eventfd(2)`'s and `clone(2)`'s.

@@ -1,4 +1,4 @@
-//! The file system device (virtio 1.2 §5.11): one tree of the host, served by FUSE requests.
+//! The file system device (virtio 1.2 §5.11): a tree of the host, served by FUSE requests.
 //!
 //! ```text
 //! driver ──request queue──┐
@@ -6,11 +6,11 @@
 //!        ◄─interrupt──────┘ one thread, poll  └──all else─────► client ──socket──► file server
 //! ```
 //!
-//! The library that decodes READ and WRITE here, and all else in the file server, is `virtiofsd`: decision page 001
-//! says why. The process that opens files is [`crate::file_server`].
+//! The library that decodes READ and WRITE here, and other requests in the file server, is `virtiofsd`: decision
+//! page 001 says why. The process that opens files is [`crate::file_server`].
 //!
-//! Nothing is cached in the guest: pods share volumes between VMs, so that what one writes the other
-//! must see at once; and pages cached in the guest would be charged to the task, whose guest kernel
+//! Nothing is cached in the guest: pods share volumes between VMs, so that every VM must see another's write
+//! at once; and pages cached in the guest would be charged to the task, whose guest kernel
 //! does not know the limit. One thread serves both queues: a guest has one vCPU, and a request that
 //! waits for the host's disk delays only its own VM.
 

@@ -1,9 +1,9 @@
-//! The files that the file server has opened, as far as the guest reads and writes them.
+//! The files that the file server has opened, for the guest to read and write.
 //!
-//! An open file keeps the mode that it was opened with, so the VMM can do to it what the guest may, and nothing
-//! that takes an owner or a capability. Its user has no CAP_FSETID on the host, and no process in a user namespace
-//! has (Linux `fs/attr.c`, `setattr_should_drop_suidgid`): each write takes a file's set-id bits away, whoever
-//! writes in the guest.
+//! An open file keeps the mode that it was opened with, so the VMM can do to the file what the guest may, and
+//! nothing that takes an owner or a capability. The VMM's user has no CAP_FSETID on the host, and no process in a
+//! user namespace has (Linux `fs/attr.c`, `setattr_should_drop_suidgid`): each write takes a file's set-id bits
+//! away, whichever user writes in the guest.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -52,7 +52,7 @@ impl OpenFiles {
 impl FileSystem for OpenFiles {
     type Inode = u64;
     type Handle = Handle;
-    /// No directory is read here.
+    /// No directory is read by the VMM.
     type DirIter = <PassthroughFs as FileSystem>::DirIter;
 
     fn read<W: ZeroCopyWriter>(
@@ -71,8 +71,8 @@ impl FileSystem for OpenFiles {
         w.read_from_file_at(&*self.get(handle)?, size as usize, offset, None)
     }
 
-    /// A file that was opened to be appended to: its flag travels with every request, because the guest can change
-    /// it by `fcntl(2)`.
+    /// Writes, and appends when the request says so: the flag travels with every request, because the guest can
+    /// change it by `fcntl(2)`.
     fn write<R: ZeroCopyReader>(
         &self,
         _ctx: Context,

@@ -1,4 +1,4 @@
-//! One request: a descriptor chain with a FUSE message in its readable and room for the answer in its
+//! A request: a descriptor chain with a FUSE message in its readable and room for the answer in its
 //! writable part (virtio 1.2 §5.11.6).
 
 use std::io::{self, Read as _, Write as _};
@@ -15,11 +15,11 @@ use super::view::MemoryView;
 use crate::file_server::FileServer;
 use crate::file_server::message::{BYTES_MAX, bare_answer, is_answered, is_served};
 
-/// A message's header and arguments, names among them, without the bytes of a READ or WRITE.
+/// Most bytes of a message's header and arguments, names among them, without the bytes of a READ or WRITE.
 const HEAD_BYTES_MAX: usize = 2 * 4096;
-/// What stands before the bytes of a WRITE.
+/// Bytes of a WRITE's header and arguments, before the bytes to be written.
 const WRITE_HEAD_BYTES: usize = size_of::<InHeader>() + size_of::<WriteIn>();
-/// Where a READDIR says how many bytes it takes: behind the header, the handle and the offset.
+/// Offset of the size that a READDIR takes: behind the header, the handle and the offset.
 const READDIR_SIZE_AT: usize = size_of::<InHeader>() + 16;
 const READDIR_SIZE_END: usize = READDIR_SIZE_AT + size_of::<u32>();
 
@@ -27,8 +27,8 @@ const READDIR_SIZE_END: usize = READDIR_SIZE_AT + size_of::<u32>();
 const READDIR_BYTES_MAX: u32 = 28 * 1024;
 const _: () = assert!(READDIR_BYTES_MAX as usize + size_of::<OutHeader>() <= BYTES_MAX);
 
-/// Decodes requests and has them carried out: READ and WRITE here, by virtiofsd's library, all that needs a path or
-/// an owner by the file server.
+/// Decodes requests and has them carried out: READ and WRITE here, by virtiofsd's library, requests that need a path
+/// or an owner by the file server.
 pub(super) struct RequestServer {
     moves: Server<OpenFiles>,
     files: OpenFiles,
@@ -47,13 +47,13 @@ impl RequestServer {
         }
     }
 
-    /// Where the end of the file server shows.
+    /// The client, whose socket shows when the file server has exited.
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Carries out one request; answers with the number of bytes written. What makes no sense is
-    /// returned unanswered: Linux's driver sends nothing of the kind.
+    /// Carries out one request; returns the number of bytes written. A malformed request is
+    /// returned unanswered: Linux's driver sends none.
     ///
     /// # Errors
     /// [`ClientError`]: no request can be carried out any more.
@@ -90,7 +90,7 @@ impl RequestServer {
         }))
     }
 
-    /// READ and WRITE.
+    /// Carries out a READ or WRITE, cut to its [`bounds`].
     fn move_bytes(&self, mut reader: Reader<'_>, mut writer: Writer<'_>) -> io::Result<u32> {
         let (request_bytes, answer_bytes) = bounds(reader.clone());
         // An error means that the message is shorter than its bound.
@@ -101,8 +101,8 @@ impl RequestServer {
         u32::try_from(written).map_err(io::Error::other)
     }
 
-    /// All else. The message is copied out of the guest's memory once, and what is passed on is the copy, so that a
-    /// guest that changes the message meanwhile cannot have it taken for another.
+    /// Has the file server carry a request out. The message is copied out of the guest's memory once and the copy is
+    /// passed on, so that a guest that changes the message meanwhile cannot have it taken for another.
     fn pass_on(
         &mut self,
         mut reader: Reader<'_>,
@@ -135,7 +135,7 @@ impl RequestServer {
         Ok(written)
     }
 
-    /// What a request means for the files that are open here, and what it may ask for.
+    /// Forgets files that the request closes, and cuts the size that a READDIR asks for.
     fn follow(&mut self, header: &InHeader) {
         let is = |opcode: Opcode| header.opcode == opcode as u32;
         if is(Opcode::Destroy) {
@@ -161,7 +161,7 @@ fn moves(opcode: u32) -> bool {
     opcode == Opcode::Read as u32 || opcode == Opcode::Write as u32
 }
 
-/// Writes an answer whole, or none.
+/// Writes an answer whole, or fails.
 fn answer(mut writer: Writer<'_>, bytes: &[u8]) -> io::Result<u32> {
     if writer.available_bytes() < bytes.len() {
         return Err(io::Error::other("an answer without enough room"));
@@ -170,11 +170,11 @@ fn answer(mut writer: Writer<'_>, bytes: &[u8]) -> io::Result<u32> {
     u32::try_from(bytes.len()).map_err(io::Error::other)
 }
 
-/// Most bytes of a READ or WRITE that the library gets to see: of the request, and of room for its answer.
+/// Most bytes of a READ or WRITE that the library gets: of the request, and of room for its answer.
 ///
-/// The library moves whole descriptors, and says EIO when that was more than READ or WRITE asked for. So
-/// theirs are cut to what is asked for. A guest that changes the header meanwhile gets a request that is cut
-/// elsewhere, never one that is longer.
+/// The library moves whole descriptors, and answers EIO when they have more bytes than READ or WRITE asked for. So
+/// the descriptors are cut to what is asked for. A guest that changes the header meanwhile gets a request that is
+/// cut elsewhere, never one that is longer.
 fn bounds(mut request: Reader<'_>) -> (usize, usize) {
     let moved = |size: u32| size.min(REQUEST_BYTES_MAX) as usize;
     let header: Option<InHeader> = request.read_obj().ok();

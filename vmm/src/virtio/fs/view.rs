@@ -1,7 +1,7 @@
 //! Guest memory in the type that the file server's library reads and writes.
 //!
-//! `virtiofsd` only takes guest memory that can log what it dirties (for live migration). The log is
-//! never switched on here; but the type has to match, so its regions are laid over the machine's.
+//! `virtiofsd` only takes guest memory that can log dirtied pages (for live migration). The log is
+//! never switched on here; but the type has to match, so regions of that type are laid over the machine's.
 
 use std::fmt;
 
@@ -25,13 +25,13 @@ impl fmt::Debug for MemoryView {
 /// Why there is no view.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ViewError {
-    /// A region the library does not take.
+    /// A region that the library does not take.
     #[error("the file server cannot use a region of guest memory")]
     Region(#[source] MmapRegionError),
     /// A region that wraps round the address space.
     #[error("the file server cannot use guest memory at {0:#x}")]
     Address(u64),
-    /// Regions that overlap.
+    /// The library's regions overlap.
     #[error("the file server cannot use the guest's memory")]
     Regions(#[source] FromRangesError),
 }

@@ -27,33 +27,33 @@ pub(super) struct Worker {
 /// Why the worker ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WorkerError {
-    /// The driver broke the rules of a ring; nothing in it can be trusted any more.
+    /// The driver broke the rules of a ring; no content of the ring can be trusted any more.
     #[error("the guest's queue {queue} is not a valid ring")]
     Ring {
         /// Index of the queue.
         queue: usize,
-        /// What is wrong.
+        /// Error of the queue's library.
         #[source]
         source: virtio_queue::Error,
     },
-    /// The driver says there is a request, and there is none.
+    /// The driver announces a request that does not exist.
     #[error("the guest's queue {0} announces requests that do not exist")]
     Empty(usize),
     /// Guest memory is not what the server's library takes.
     #[error("the file system device cannot start")]
     View(#[from] ViewError),
-    /// Nobody opens files any more.
+    /// The file server carries out no more requests.
     #[error(transparent)]
     FileServer(#[from] ClientError),
-    /// It may not work without its filter.
+    /// The thread got no filter of system calls, without which it may not work.
     #[error("the thread of the file system device cannot be confined")]
     Confine(#[from] SeccompError),
     /// A system call failed.
     #[error("cannot {call}")]
     Os {
-        /// What for.
+        /// Purpose of the call.
         call: &'static str,
-        /// What the operating system says.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },

@@ -12,12 +12,12 @@ use super::BUFFER_BYTES_MAX;
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     bytes: Vec<u8>,
-    /// Where the bytes that are still here begin.
+    /// Where the bytes that are not consumed yet begin.
     start: usize,
 }
 
 impl Backlog {
-    /// Most bytes held.
+    /// Most bytes that a backlog holds.
     pub(super) const BYTES_MAX: usize = BUFFER_BYTES_MAX as usize;
 
     pub(super) fn is_empty(&self) -> bool {
@@ -50,7 +50,7 @@ impl Backlog {
         self.start = 0;
     }
 
-    /// Reads what a socket has, without waiting. Only when empty. Zero at end of file.
+    /// Reads what a socket has, without waiting, into an empty backlog. Returns the bytes read, zero at end of file.
     ///
     /// # Errors
     /// `recv(2)`'s.

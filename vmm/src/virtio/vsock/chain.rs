@@ -15,12 +15,12 @@ use super::packet::PAYLOAD_BYTES_MAX;
 /// Most descriptors of one packet. Linux needs at most 19: header, payload, `MAX_SKB_FRAGS` pages.
 pub(super) const PARTS_MAX: usize = 32;
 
-/// Which way a chain's buffers go.
+/// Direction of a chain's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
-    /// The device reads them: a packet from the guest.
+    /// The device reads the buffers: a packet from the guest.
     Readable,
-    /// The device writes them: room for a packet to the guest.
+    /// The device writes the buffers: room for a packet to the guest.
     Writable,
 }
 
@@ -48,7 +48,8 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// Walks the descriptors once. What lies behind them is checked when it is read or written.
+    /// Walks the descriptors once. Whether their buffers lie in guest memory is checked when they are read or
+    /// written.
     pub(super) fn collect<M>(
         descriptors: DescriptorChain<M>,
         direction: Direction,
@@ -71,14 +72,14 @@ impl Chain {
                 .get_mut(chain.count)
                 .ok_or(ChainError::TooLong)?;
             *slot = (descriptor.addr(), descriptor.len());
-            // Of at most PARTS_MAX parts, 32 bits each.
+            // The sum of at most PARTS_MAX lengths, 32 bits each.
             chain.count = chain.count.saturating_add(1);
             chain.bytes = chain.bytes.saturating_add(descriptor.len().into());
         }
         Ok(chain)
     }
 
-    /// Room, bytes.
+    /// Room of all buffers together, bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }

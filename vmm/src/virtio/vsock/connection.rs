@@ -1,13 +1,13 @@
-//! One connection: the guest's socket on one side, the host's end on the other.
+//! A connection: the guest's socket on one side, the host's end on the other.
 //!
 //! # vsock in short
 //!
 //! A connection is named by two ports. Packets carry an operation; there is no loss and no order to
 //! restore, as the queues keep both. `REQUEST` asks for a connection, `RESPONSE` grants it, `RST`
 //! refuses or ends it at once. `RW` carries bytes, as many as the receiver gave credit for (see
-//! `credit`); `CREDIT_UPDATE` gives more, `CREDIT_REQUEST` asks for it. `SHUTDOWN` says that its
-//! sender will send no more (`SEND`), receive no more (`RCV`), or both, which is how `close(2)` says
-//! goodbye: the peer agrees by `RST`. Linux keeps what it received readable after either.
+//! `credit`); `CREDIT_UPDATE` gives more credit, `CREDIT_REQUEST` asks for more. `SHUTDOWN` says that its
+//! sender will send no more (`SEND`), receive no more (`RCV`), or both. `close(2)` sends `SHUTDOWN` with both
+//! flags: the peer confirms by `RST`. Linux keeps what it received readable after either.
 //!
 //! # States
 //!
@@ -24,7 +24,7 @@
 //!
 //! While Open the two directions end one by one (`direction`): Flowing → Ended (the source is dry but
 //! bytes are under way) → Closed (nothing is under way any more). Draining is for a guest that has
-//! closed its socket: it gets its answer at once, and what it had sent is still delivered, however
+//! closed its socket: the guest gets its answer at once, and what it had sent is still delivered, however
 //! slowly the host reads.
 
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ use super::host::{Host, HostWriteError};
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::{CLOSE_MS_MAX, CONNECT_MS_MAX, HOST_CID};
 
-/// Where a connection stands. See the module's documentation.
+/// State of a connection. See the diagram in the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting,
@@ -46,7 +46,7 @@ enum State {
     Done,
 }
 
-/// Packets without payload that are still to be sent. Their number is bounded by their kinds.
+/// Packets without payload that are still to be sent: at most one of each kind.
 #[derive(Debug, Default)]
 struct Pending {
     request: bool,
@@ -64,18 +64,18 @@ impl Pending {
     }
 }
 
-/// See the module's documentation.
+/// A connection, with its state, its two directions and its pending packets.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// The order's.
+    /// Id of the order that asked for the connection.
     id: u32,
     host_port: u32,
     guest_port: u32,
     guest_cid: u32,
     state: State,
-    /// For the guest's next answer.
+    /// Deadline of the guest's next answer.
     deadline: Option<Instant>,
-    /// Gone as soon as nothing is to be read or written any more.
+    /// The host's end; dropped as soon as no byte is to be read or written any more.
     host: Option<Host>,
     to_guest: ToGuest,
     to_host: ToHost,
@@ -99,7 +99,7 @@ impl Connection {
         }
     }
 
-    /// The guest listens: ask it.
+    /// Asks the guest, which listens now, for the connection.
     pub(super) fn start(&mut self, now: Instant) {
         if self.state == State::Waiting {
             self.state = State::Connecting;
@@ -108,7 +108,7 @@ impl Connection {
         }
     }
 
-    /// The host's end is of no use; the guest was not asked yet.
+    /// Ends a connection whose host's end cannot be used, before the guest was asked.
     pub(super) fn give_up(&mut self) {
         self.finish();
     }
@@ -126,7 +126,7 @@ impl Connection {
         self.deadline
     }
 
-    /// Whether it can be forgotten.
+    /// Whether the connection has ended and has no reset to send.
     pub(super) fn is_over(&self) -> bool {
         self.state == State::Done && !self.pending.reset
     }
@@ -160,7 +160,7 @@ impl Connection {
         event
     }
 
-    /// The host's end may have become readable or writable, or its peer may have gone.
+    /// Reacts to the host's end, which may have become readable or writable, or whose peer may have hung up.
     pub(super) fn on_host_event(&mut self, read: bool, write: bool, hang_up: bool, now: Instant) {
         if let Some(host) = &mut self.host {
             host.ready(read, write || hang_up);
@@ -174,12 +174,12 @@ impl Connection {
         self.settle(now);
     }
 
-    /// The guest has so much longer for its next answer.
+    /// Gives the guest so much longer for its next answer.
     pub(super) fn postpone(&mut self, by: Duration) {
         self.deadline = self.deadline.and_then(|deadline| deadline.checked_add(by));
     }
 
-    /// The guest took too long.
+    /// Ends the connection when the guest's answer is overdue.
     pub(super) fn expire(&mut self, now: Instant) -> Option<VsockEvent> {
         if self.deadline.is_none_or(|deadline| now < deadline) {
             return None;
@@ -196,7 +196,7 @@ impl Connection {
         })
     }
 
-    /// Whether [`Connection::next_packet`] has one. Reads from the host when there is room.
+    /// Whether [`Connection::next_packet`] has a packet. Reads from the host when there is room.
     pub(super) fn has_packet(&mut self, now: Instant) -> bool {
         if let (State::Open, Some(host)) = (self.state, &mut self.host) {
             self.to_guest.refill(host);
@@ -230,7 +230,7 @@ impl Connection {
         Some(self.header(op, flags, len))
     }
 
-    /// Every header tells the guest its credit, so an update of its own is not needed after it.
+    /// The header of a packet. Every header has the guest's credit, so no separate update is needed after it.
     fn header(&mut self, op: Op, flags: u32, len: u32) -> Header {
         self.pending.credit_update = false;
         let (buf_alloc, fwd_cnt) = self.to_host.tell_credit();
@@ -262,7 +262,7 @@ impl Connection {
 
     fn on_reset(&mut self) -> Option<VsockEvent> {
         let id = self.id;
-        // The guest's end is gone: nothing that was to be said finds it.
+        // The guest's end is closed: no pending packet would find it.
         self.pending = Pending::default();
         match self.state {
             State::Waiting | State::Connecting => {
@@ -311,7 +311,7 @@ impl Connection {
         event
     }
 
-    /// Writes what the host did not take before.
+    /// Writes bytes that the host did not take before.
     fn flush(&mut self) {
         let Some(host) = &mut self.host else { return };
         match self.to_host.flush(host) {
@@ -320,14 +320,14 @@ impl Connection {
         }
     }
 
-    /// Nobody on the host reads any more: the guest's writer gets `EPIPE`.
+    /// Closes the direction to the host, where no process reads any more: the guest's writer gets `EPIPE`.
     fn lose_host_reader(&mut self) {
         if self.to_host.close() && self.state == State::Open {
             self.pending.shutdown |= SHUTDOWN_RECEIVE;
         }
     }
 
-    /// The guest reads no more: the host's writer gets `EPIPE`.
+    /// Closes the direction to the guest, which reads no more: the host's writer gets `EPIPE`.
     fn stop_host_writer(&mut self) {
         self.to_guest.close();
         if let Some(host) = &self.host {
@@ -335,7 +335,7 @@ impl Connection {
         }
     }
 
-    /// Follows up on what has changed; the only place where a direction or the connection closes by
+    /// Follows up on changes; the only place where a direction or the connection closes by
     /// itself.
     fn settle(&mut self, now: Instant) {
         if self.to_guest.settle() {
@@ -359,7 +359,7 @@ impl Connection {
         }
     }
 
-    /// The guest is done with the connection; what it sent is still to be delivered.
+    /// Drains: the guest has closed its socket, and bytes that it sent are still delivered.
     fn drain(&mut self) {
         self.stop_host_writer();
         self.to_host.end();
@@ -392,7 +392,7 @@ impl Connection {
         event
     }
 
-    /// What a sink whose stream has not ended is told when it is cut.
+    /// The event for a sink that is cut before its stream has ended.
     fn cut(&self, reason: impl FnOnce(u64) -> CutReason) -> Option<VsockEvent> {
         match &self.host {
             Some(Host::Sink { written, .. }) if self.to_host.is_flowing() => {
@@ -405,7 +405,8 @@ impl Connection {
         }
     }
 
-    /// A sink sends nothing; so its connection is over when the guest has sent all.
+    /// The event for a sink whose stream has ended. A sink sends nothing, so the direction to the guest closes with
+    /// it.
     fn sink_done(&mut self) -> Option<VsockEvent> {
         let Some(Host::Sink { written, .. }) = &self.host else {
             return None;

@@ -1,15 +1,15 @@
 //! Flow control (virtio 1.2 §5.10.6.3): how much each side may send ahead.
 //!
-//! Both sides count the bytes they took out of their buffer (`fwd_cnt`) and tell the count, and the
+//! Each side counts the bytes that it took out of its buffer (`fwd_cnt`) and sends the count, and the
 //! size of the buffer (`buf_alloc`), in every header. A sender may have `buf_alloc` bytes on the way.
 //! All counters are free-running 32-bit numbers.
 
 use super::BUFFER_BYTES_MAX;
 
-/// Bytes taken out of our buffer before the guest is told without being asked.
+/// Bytes taken out of our buffer before the guest gets an update that it did not ask for.
 const UPDATE_BYTES: u32 = BUFFER_BYTES_MAX / 2;
 
-/// What the guest lets us send.
+/// Credit for sending to the guest.
 #[derive(Debug, Default)]
 pub(super) struct SendCredit {
     sent: u32,
@@ -18,7 +18,7 @@ pub(super) struct SendCredit {
 }
 
 impl SendCredit {
-    /// Takes over what a header says.
+    /// Takes over the credit in a header.
     pub(super) fn update(&mut self, buf_alloc: u32, fwd_cnt: u32) {
         self.buf_alloc = buf_alloc;
         self.fwd_cnt = fwd_cnt;
@@ -36,7 +36,7 @@ impl SendCredit {
     }
 }
 
-/// What we let the guest send.
+/// Credit that the guest has for sending to us.
 #[derive(Debug, Default)]
 pub(super) struct ReceiveCredit {
     received: u32,
@@ -61,14 +61,14 @@ impl ReceiveCredit {
         self.forwarded = self.forwarded.wrapping_add(bytes);
     }
 
-    /// The counter for a header that is about to be sent.
+    /// The `fwd_cnt` of a header that is about to be sent.
     pub(super) fn tell(&mut self) -> u32 {
         self.told = self.forwarded;
         self.told
     }
 
-    /// Whether the guest should be told by a packet of its own: often enough that it never waits for
-    /// credit it has, seldom enough that it is not a packet for a packet.
+    /// Whether the guest should get a `CREDIT_UPDATE`: often enough that it never waits for
+    /// credit it has, seldom enough that not every packet causes one.
     pub(super) fn update_due(&self) -> bool {
         self.forwarded.wrapping_sub(self.told) >= UPDATE_BYTES
     }

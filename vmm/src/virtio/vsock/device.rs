@@ -1,4 +1,4 @@
-//! What the transport sees: features, configuration space and activation.
+//! The device as its transport sees it: features, configuration space and activation.
 
 use std::fmt;
 use std::io;

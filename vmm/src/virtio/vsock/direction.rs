@@ -1,6 +1,6 @@
-//! The two directions of a connection: bytes, credit and how far each has come.
+//! The two directions of a connection: bytes, credit and the state of each.
 //!
-//! Nothing here waits, and nothing is held that credit was not given for: a host that does not read
+//! No call here waits, and no byte is held that credit was not given for: a host that does not read
 //! leaves the guest without credit, a guest that does not read leaves the host's socket full.
 
 use super::BUFFER_BYTES_MAX;
@@ -10,30 +10,30 @@ use super::handle::CutReason;
 use super::host::{Host, HostRead, HostWriteError};
 use super::packet::Header;
 
-/// How far one direction has come.
+/// State of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Flow {
-    /// There may be more.
+    /// More bytes may come.
     #[default]
     Flowing,
     /// The source is dry, but bytes may be under way.
     Ended,
-    /// Nothing is under way, or nobody wants it.
+    /// No byte is under way, or no side wants one.
     Closed,
 }
 
-/// From the host's end to the guest.
+/// The direction from the host's end to the guest.
 #[derive(Debug, Default)]
 pub(super) struct ToGuest {
     flow: Flow,
     bytes: Backlog,
     credit: SendCredit,
-    /// Credit was asked for and not given yet.
+    /// Whether credit was asked for and not given yet.
     asked: bool,
 }
 
 impl ToGuest {
-    /// Takes over the credit that every header tells.
+    /// Takes over the credit that every header has.
     pub(super) fn learn(&mut self, header: &Header) {
         let had_none = self.credit.available() == 0;
         self.credit.update(header.buf_alloc, header.fwd_cnt);
@@ -42,7 +42,7 @@ impl ToGuest {
         }
     }
 
-    /// Reads from the host once all it sent before is with the guest.
+    /// Reads from the host once the guest has got all bytes that were read before.
     pub(super) fn refill(&mut self, host: &mut Host) {
         let wanted = self.flow == Flow::Flowing && self.bytes.is_empty();
         if wanted && host.read(&mut self.bytes) == HostRead::Ended {
@@ -50,13 +50,13 @@ impl ToGuest {
         }
     }
 
-    /// Whether to ask for credit: once, when bytes are there and the guest does not let us send.
+    /// Whether to ask for credit: once, when bytes are waiting and the guest gave no credit for them.
     pub(super) fn should_ask(&mut self) -> bool {
         let blocked = !self.bytes.is_empty() && self.credit.available() == 0;
         blocked && !std::mem::replace(&mut self.asked, true)
     }
 
-    /// Whether there is something to send that may be sent.
+    /// Whether bytes are waiting that the guest gave credit for.
     pub(super) fn has_data(&self) -> bool {
         !self.bytes.is_empty() && self.credit.available() > 0
     }
@@ -73,7 +73,7 @@ impl ToGuest {
         len
     }
 
-    /// The guest wants no more, or there is nobody to send more.
+    /// Closes the direction: the guest wants no more, or no more will be sent.
     pub(super) fn close(&mut self) {
         self.flow = Flow::Closed;
         self.bytes.clear();
@@ -89,7 +89,7 @@ impl ToGuest {
     }
 }
 
-/// From the guest to the host's end.
+/// The direction from the guest to the host's end.
 #[derive(Debug, Default)]
 pub(super) struct ToHost {
     flow: Flow,
@@ -98,16 +98,16 @@ pub(super) struct ToHost {
 }
 
 impl ToHost {
-    /// Passes on what the guest sent; what the host does not take at once is kept.
+    /// Passes the guest's bytes on; bytes that the host does not take at once are kept.
     ///
     /// # Errors
-    /// As writing to the host's end; [`HostWriteError::Cut`] also when the guest had no credit.
+    /// Those of [`Host::write`]; [`HostWriteError::Cut`] also when the guest had no credit.
     pub(super) fn receive(
         &mut self,
         payload: &[u8],
         host: &mut Host,
     ) -> Result<(), HostWriteError> {
-        // A guest that sends after it said it would not, or after it was told that nobody reads.
+        // A guest that sends after its own SHUTDOWN of sending, or after ours of receiving.
         if self.flow != Flow::Flowing {
             return Ok(());
         }
@@ -124,10 +124,10 @@ impl ToHost {
         Ok(())
     }
 
-    /// Passes on what the host did not take before.
+    /// Passes on bytes that the host did not take before.
     ///
     /// # Errors
-    /// As writing to the host's end.
+    /// Those of [`Host::write`].
     pub(super) fn flush(&mut self, host: &mut Host) -> Result<(), HostWriteError> {
         if !self.bytes.is_empty() {
             let written = host.write(self.bytes.bytes())?;
@@ -137,7 +137,7 @@ impl ToHost {
         Ok(())
     }
 
-    /// Whether the guest is to be told of its credit by a packet of its own.
+    /// Whether the guest should get a `CREDIT_UPDATE`.
     pub(super) fn update_due(&self) -> bool {
         self.flow == Flow::Flowing && self.credit.update_due()
     }
@@ -147,7 +147,7 @@ impl ToHost {
         (BUFFER_BYTES_MAX, self.credit.tell())
     }
 
-    /// The guest sends no more. True when it had not said so before.
+    /// Ends the direction: the guest sends no more. True when the direction was flowing.
     pub(super) fn end(&mut self) -> bool {
         let flowing = self.flow == Flow::Flowing;
         if flowing {
@@ -156,7 +156,7 @@ impl ToHost {
         flowing
     }
 
-    /// The host reads no more. True when that is news.
+    /// Closes the direction: the host reads no more. True when the direction was not closed before.
     pub(super) fn close(&mut self) -> bool {
         self.bytes.clear();
         std::mem::replace(&mut self.flow, Flow::Closed) != Flow::Closed

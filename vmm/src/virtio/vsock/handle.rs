@@ -1,4 +1,4 @@
-//! What the rest of the VMM sees: orders go in through [`VsockHandle`], news come out as [`VsockEvent`].
+//! The device as the rest of the VMM sees it: orders go in by [`VsockHandle`], events come out as [`VsockEvent`].
 
 use std::fs::File;
 use std::io;
@@ -15,8 +15,8 @@ use crate::seccomp::SeccompError;
 /// Most orders that wait for the worker.
 pub const ORDERS_MAX: usize = 2 * CONNECTIONS_MAX;
 
-/// Gives orders to the device's worker, from any thread and at any time: what is asked for before the
-/// guest is ready waits for it.
+/// Gives orders to the device's worker, from any thread and at any time: an order that comes before the
+/// guest is ready waits for the guest.
 #[derive(Clone, Debug)]
 pub struct VsockHandle {
     orders: SyncSender<Order>,
@@ -31,14 +31,14 @@ pub(super) struct Orders {
     pub(super) wake: Arc<EventFd>,
 }
 
-/// One thing to do.
+/// A connection that the worker is to make.
 #[derive(Debug)]
 pub(super) struct Order {
-    /// Chosen by the one who orders, named in every event about it.
+    /// Number that the shim chose, named in every event about the order.
     pub(super) id: u32,
-    /// The guest's port.
+    /// Port that the guest listens on.
     pub(super) port: u32,
-    /// What the connection is tied to on the host.
+    /// The host's end of the connection.
     pub(super) target: Target,
 }
 
@@ -51,39 +51,39 @@ pub(super) enum Target {
     Sink { file: File, bytes_max: u64 },
 }
 
-/// Tells the rest of the VMM what became of its orders; called on the worker's thread, must not block
+/// Called with each event of the worker; on the worker's thread, so the function must not block
 /// for long.
 pub type VsockEventFn = Box<dyn FnMut(VsockEvent) + Send>;
 
-/// News from the worker.
+/// An event of the worker.
 #[derive(Debug)]
 pub enum VsockEvent {
-    /// The guest listens on its ports. Once.
+    /// The guest listens on its ports. Comes once.
     AgentReady,
-    /// The guest accepted.
+    /// The guest accepted the connection.
     Connected {
-        /// From the order.
+        /// Id of the order.
         id: u32,
     },
     /// No connection came about.
     Refused {
-        /// From the order.
+        /// Id of the order.
         id: u32,
-        /// Why.
+        /// Why there is no connection.
         reason: RefusedReason,
     },
-    /// The guest ended a sink's stream in order; all of it is in the file.
+    /// The guest ended a sink's stream in order; all of the stream is in the file.
     SinkDone {
-        /// From the order.
+        /// Id of the order.
         id: u32,
-        /// Written to the file.
+        /// Bytes written to the file.
         bytes: u64,
     },
     /// A sink's stream was cut.
     SinkFailed {
-        /// From the order.
+        /// Id of the order.
         id: u32,
-        /// Why.
+        /// Why the stream was cut.
         reason: CutReason,
     },
     /// The worker ended; no connection works any more, so the VM is to be ended.
@@ -93,16 +93,16 @@ pub enum VsockEvent {
 /// Why the worker ended.
 #[derive(Debug, thiserror::Error)]
 pub enum StoppedReason {
-    /// The driver broke the rules of a ring; nothing in it can be trusted any more.
+    /// The driver broke the rules of a ring; no content of the ring can be trusted any more.
     #[error("the guest's vsock queue {queue} is not a valid ring")]
     Ring {
         /// Index of the queue.
         queue: usize,
-        /// What is wrong.
+        /// Error of the ring.
         #[source]
         source: RingError,
     },
-    /// It may not work without its filter.
+    /// The worker's thread got no filter of system calls, without which it may not work.
     #[error("the vsock worker cannot be confined")]
     Confine(#[from] SeccompError),
     /// A system call failed.
@@ -113,21 +113,21 @@ pub enum StoppedReason {
 /// Why no connection came about.
 #[derive(Debug, thiserror::Error)]
 pub enum RefusedReason {
-    /// The guest reset the request: nobody listens, or its backlog is full.
+    /// The guest reset the request: no process listens, or its backlog is full.
     #[error("the guest refused the connection to port {0}")]
     Reset(u32),
-    /// The guest did not answer.
+    /// The guest did not answer the request in time.
     #[error("the guest did not answer the connection to port {0} within {CONNECT_MS_MAX} ms")]
     TimedOut(u32),
-    /// Too many at a time.
+    /// The guest has [`CONNECTIONS_MAX`] connections already.
     #[error("{CONNECTIONS_MAX} vsock connections exist already, and no more are allowed")]
     TableFull,
-    /// The descriptor cannot be waited for.
+    /// The descriptor is not one that epoll can wait for.
     #[error("the descriptor of the connection to port {port} is not a stream socket")]
     Descriptor {
-        /// The guest's port.
+        /// Port that the guest listens on.
         port: u32,
-        /// What the operating system says.
+        /// Error of `epoll_ctl(2)`.
         #[source]
         source: io::Error,
     },
@@ -142,10 +142,10 @@ pub enum CutReason {
     /// The guest sent more than the order allows.
     #[error("the guest sent more than the {0} bytes allowed")]
     Overflow(u64),
-    /// The guest sent more than it was told it may send ahead.
+    /// The guest sent more bytes than it had credit for.
     #[error("the guest sent more than the {BUFFER_BYTES_MAX} bytes it had credit for")]
     Credit,
-    /// The guest broke the rules of §5.10.6.
+    /// The guest broke the rules of virtio 1.2 §5.10.6.
     #[error("the guest sent a packet that has no place in its connection")]
     Protocol,
     /// The file could not be written.
@@ -159,13 +159,13 @@ pub enum VsockHandleError {
     /// [`ORDERS_MAX`] orders wait for the worker.
     #[error("{ORDERS_MAX} vsock orders are waiting already")]
     TooMany,
-    /// The worker is gone, or cannot be woken.
+    /// The worker has ended, or cannot be woken.
     #[error("the vsock worker is gone")]
     Gone,
 }
 
 impl VsockHandle {
-    /// Both ends.
+    /// A handle and the worker's end of it.
     pub(super) fn new() -> io::Result<(Self, Orders)> {
         let (orders, receiver) = sync_channel(ORDERS_MAX);
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
@@ -189,7 +189,7 @@ impl VsockHandle {
         })
     }
 
-    /// Connects to a port of the guest and writes what it sends to `file`, from its current offset,
+    /// Connects to a port of the guest and writes the guest's bytes to `file`, from its current offset,
     /// at most `bytes_max` bytes. Answered as [`VsockHandle::connect`], then by
     /// [`VsockEvent::SinkDone`] or [`VsockEvent::SinkFailed`].
     ///

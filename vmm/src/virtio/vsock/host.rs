@@ -13,14 +13,14 @@ use super::handle::{CutReason, Target};
 /// The host's end, without the bytes under way.
 #[derive(Debug)]
 pub(super) enum Host {
-    /// Used without waiting. Readiness is remembered between edge-triggered events, so that nothing
-    /// is tried in vain and nothing spins while the guest has no room.
+    /// A stream socket, used without waiting. Readiness is remembered between edge-triggered events, so that no call
+    /// is made in vain and the worker does not spin while the guest has no room.
     Stream {
         socket: OwnedFd,
         readable: bool,
         writable: bool,
     },
-    /// Written at once; `memfd`s do not block.
+    /// A file, written at once; `memfd`s do not block.
     Sink {
         file: File,
         written: u64,
@@ -28,23 +28,23 @@ pub(super) enum Host {
     },
 }
 
-/// What reading gave.
+/// Result of reading from the host's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HostRead {
     /// The backlog has bytes.
     Bytes,
-    /// Nothing now.
+    /// The socket has no bytes now.
     Nothing,
-    /// There will be nothing more.
+    /// The socket will have no more bytes.
     Ended,
 }
 
-/// Why nothing can be written any more.
+/// Why nothing can be written to the host's end any more.
 #[derive(Debug)]
 pub(super) enum HostWriteError {
     /// The peer of the socket reads no more.
     Gone,
-    /// A sink's order ends here.
+    /// The sink's stream is cut.
     Cut(CutReason),
 }
 
@@ -72,7 +72,7 @@ impl Host {
         }
     }
 
-    /// An edge: worth trying again.
+    /// Notes an edge of readiness: reading or writing is worth another try.
     pub(super) fn ready(&mut self, read: bool, write: bool) {
         if let Self::Stream {
             readable, writable, ..
@@ -83,7 +83,7 @@ impl Host {
         }
     }
 
-    /// Fills an empty backlog. A socket whose peer vanished with our bytes unread reads as ended.
+    /// Fills an empty backlog. A socket whose peer closed with our bytes unread reads as ended.
     pub(super) fn read(&mut self, backlog: &mut Backlog) -> HostRead {
         let Self::Stream {
             socket, readable, ..
@@ -105,7 +105,7 @@ impl Host {
         }
     }
 
-    /// Writes as many of the bytes as go without waiting; returns how many.
+    /// Writes as many of the bytes as possible without waiting; returns how many.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<usize, HostWriteError> {
         match self {
             Self::Stream {
@@ -128,17 +128,17 @@ impl Host {
         }
     }
 
-    /// The guest sends no more: the host's reader gets end of file.
+    /// Ends writing when the guest sends no more: the host's reader gets end of file.
     pub(super) fn end_write(&self) {
         self.shutdown(Shutdown::Write);
     }
 
-    /// The guest receives no more: the host's writer gets `EPIPE`.
+    /// Ends reading when the guest receives no more: the host's writer gets `EPIPE`.
     pub(super) fn end_read(&self) {
         self.shutdown(Shutdown::Read);
     }
 
-    /// Fails only when the peer is gone already.
+    /// Ends one direction of the socket; fails only when the peer has closed already, so the result is ignored.
     fn shutdown(&self, how: Shutdown) {
         if let Self::Stream { socket, .. } = self {
             let _ = shutdown(socket, how);

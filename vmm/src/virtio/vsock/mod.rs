@@ -1,7 +1,7 @@
 //! The socket device (virtio 1.2 §5.10), entirely in user space: hosts often have no vhost-vsock.
 //!
-//! All connections are byte streams and made by the host; a guest that dials is reset, which means
-//! something once: a request for [`wasmvm_protocol::ports::READY_PORT`] says that the guest listens.
+//! All connections are byte streams and made by the host; a guest's request for a connection is reset. One such
+//! request has a meaning, once: a request for [`wasmvm_protocol::ports::READY_PORT`] says that the guest listens.
 //!
 //! ```text
 //!   VsockHandle ──orders────► worker ◄──kicks, interrupts──► virtqueues
@@ -9,10 +9,10 @@
 //!   VsockEventFn ◄──events─── muxer ── table ── connection ◄──► host socket or sink file
 //! ```
 //!
-//! One file, one job: [`device`] is what the transport sees, [`handle`] what the rest of the VMM sees;
-//! `worker` moves packets between the queues (`ring`) and the `muxer`, which finds the `connection` a
-//! packet is for in the `table`; `host` is a connection's end on the host, `direction` what flows
-//! through it by the rules of `credit`, `backlog` what has to wait; `packet` is the wire format,
+//! One file, one job: [`device`] is for the transport, [`handle`] for the rest of the VMM;
+//! `worker` moves packets between the queues (`ring`) and the `muxer`, which finds the `connection` of a
+//! packet in the `table`; `host` is a connection's end on the host, `direction` the bytes that flow
+//! through it by the rules of `credit`, `backlog` the bytes that have to wait; `packet` is the wire format,
 //! `chain` the descriptors that hold a packet.
 
 mod backlog;
@@ -49,10 +49,10 @@ pub use ring::RingError;
 pub const HOST_CID: u32 = 2;
 /// Most connections of one guest at a time, those that wait for the guest to be ready included.
 pub const CONNECTIONS_MAX: usize = 64;
-/// Most bytes of a connection held in the VMM, each way. Also what the guest is told it may send
+/// Most bytes of a connection held in the VMM, each way. Also the credit that the guest gets for sending
 /// ahead.
 pub const BUFFER_BYTES_MAX: u32 = 64 * 1024;
 /// How long a guest that is ready may take to answer a connection request, milliseconds.
 pub const CONNECT_MS_MAX: u64 = 5_000;
-/// How long a guest may take to agree that a connection is over, milliseconds; it is reset then.
+/// How long a guest may take to confirm that a connection has ended, milliseconds; then the connection is reset.
 pub const CLOSE_MS_MAX: u64 = 2_000;

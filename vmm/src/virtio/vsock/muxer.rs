@@ -1,4 +1,4 @@
-//! Finds the connection a packet is for, and the packet the guest gets next.
+//! Finds the connection of a packet, and the packet that the guest gets next.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,23 +14,23 @@ use super::handle::{Order, RefusedReason, VsockEvent, VsockEventFn};
 use super::packet::{Header, Op, TYPE_STREAM};
 use super::table::Table;
 
-/// Most resets held for packets that belong to no connection. A guest that sends more without making
-/// room for answers goes without.
+/// Most resets held for packets that belong to no connection. A guest that sends more such packets without making
+/// room for the resets gets no further ones.
 pub(super) const RESETS_MAX: usize = 64;
 
-/// On whose behalf a packet is sent.
+/// Sender of a packet to the guest.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Speaker {
-    /// A reset of what is no connection.
+    /// No connection: the packet is a reset for a packet that belongs to none.
     Nobody,
     /// The connection in this slot of the table.
     Connection(usize),
 }
 
-/// All connections of one guest and what becomes of them.
+/// All connections of one guest and their events.
 pub(super) struct Muxer {
     guest_cid: u32,
-    /// Host sockets are waited for here, under their connection's port.
+    /// Waits for host sockets, each under its connection's port.
     epoll: OwnedFd,
     table: Table,
     /// Answers to packets that belong to no connection.
@@ -63,7 +63,7 @@ impl Muxer {
         (self.on_event)(event);
     }
 
-    /// Makes a connection of an order; it asks the guest as soon as that is ready.
+    /// Makes a connection of an order; the connection asks the guest as soon as the guest is ready.
     pub(super) fn order(&mut self, order: Order, now: Instant) {
         let (id, port) = (order.id, order.port);
         let guest_cid = self.guest_cid;
@@ -100,7 +100,7 @@ impl Muxer {
 
     /// Takes a packet from the guest.
     pub(super) fn on_packet(&mut self, header: &Header, payload: &[u8], now: Instant) {
-        // Nothing else can be on this side, or on that one; a packet that claims so gets no answer.
+        // No other address can be on either side; a packet that claims so gets no answer.
         let cids = (header.src_cid, header.dst_cid);
         if cids != (u64::from(self.guest_cid), u64::from(HOST_CID)) {
             return;
@@ -132,7 +132,7 @@ impl Muxer {
         }
     }
 
-    /// Something happened to the host socket of the connection with this port.
+    /// Reacts to an event of the host socket of the connection with this port.
     pub(super) fn on_host_event(&mut self, host_port: u32, flags: EventFlags, now: Instant) {
         if let Some(connection) = self.table.get_mut(host_port) {
             let read = flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP);
@@ -142,7 +142,7 @@ impl Muxer {
         }
     }
 
-    /// Who has a packet for the guest now.
+    /// The sender of the guest's next packet, if any has one.
     pub(super) fn next_speaker(&mut self, now: Instant) -> Option<Speaker> {
         if self.resets.is_empty() {
             self.table.next_speaker(now).map(Speaker::Connection)
@@ -151,7 +151,7 @@ impl Muxer {
         }
     }
 
-    /// The speaker's packet for the guest; its payload is put into `payload`.
+    /// The sender's packet for the guest; its payload is put into `payload`.
     pub(super) fn next_packet(
         &mut self,
         speaker: Speaker,
@@ -169,14 +169,14 @@ impl Muxer {
         self.table.next_deadline()
     }
 
-    /// Every deadline is so much later.
+    /// Makes every deadline so much later.
     pub(super) fn postpone(&mut self, by: Duration) {
         self.table
             .iter_mut()
             .for_each(|connection| connection.postpone(by));
     }
 
-    /// Ends what took too long, forgets what is over.
+    /// Ends connections whose guest's answer is overdue, and frees the slots of ended ones.
     pub(super) fn expire(&mut self, now: Instant) {
         for connection in self.table.iter_mut() {
             if let Some(event) = connection.expire(now) {

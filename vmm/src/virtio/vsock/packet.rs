@@ -5,16 +5,16 @@ pub(super) const HEADER_BYTES: usize = 44;
 /// Largest payload taken from or given to the guest, bytes: Linux' `VIRTIO_VSOCK_MAX_PKT_BUF_SIZE`.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
-/// `VIRTIO_VSOCK_TYPE_STREAM`, the only type there is here.
+/// `VIRTIO_VSOCK_TYPE_STREAM`, the only type of socket here.
 pub(super) const TYPE_STREAM: u16 = 1;
 /// `VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE`: the sender of the packet will receive no more.
 pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
 /// `VIRTIO_VSOCK_SHUTDOWN_F_SEND`: the sender of the packet will send no more.
 pub(super) const SHUTDOWN_SEND: u32 = 2;
-/// Both: the connection is over.
+/// Both flags: the connection has ended.
 pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
-/// What a packet is for (`VIRTIO_VSOCK_OP_*`).
+/// Operation of a packet (`VIRTIO_VSOCK_OP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Op {
@@ -34,7 +34,7 @@ pub(super) struct Header {
     pub(super) dst_cid: u64,
     pub(super) src_port: u32,
     pub(super) dst_port: u32,
-    /// Payload bytes.
+    /// Length of the payload, bytes.
     pub(super) len: u32,
     pub(super) kind: u16,
     pub(super) op: u16,
@@ -44,7 +44,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Any bytes are a header; what they say is judged later.
+    /// Decodes a header. Any bytes are a header; the fields are checked later.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Self {
         fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
             let field = bytes.get(at..).and_then(|rest| rest.first_chunk());
@@ -83,7 +83,7 @@ impl Header {
         bytes
     }
 
-    /// What the packet is for, if that is known.
+    /// The operation; `None` when the number is unknown.
     pub(super) fn op(&self) -> Option<Op> {
         Some(match self.op {
             1 => Op::Request,

@@ -1,4 +1,4 @@
-//! One virtqueue as the worker uses it.
+//! A virtqueue as the worker uses it.
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -6,28 +6,28 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::virtio::ActiveQueue;
 
-/// What is wrong with a ring.
+/// Why a ring is not served any more.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
-    /// Its indices or descriptors make no sense.
+    /// The ring's indices or descriptors make no sense.
     #[error("its indices make no sense")]
     Queue(#[from] virtio_queue::Error),
-    /// The driver says there is a buffer, and there is none.
+    /// The driver announces a buffer that does not exist.
     #[error("it announces buffers that do not exist")]
     Empty,
 }
 
-/// A queue whose driver is not trusted: one that makes nonsense of its ring is not served any more, and
-/// [`Ring::take_error`] says so.
+/// A queue whose driver is not trusted: a ring that makes no sense is not served any more, and
+/// [`Ring::take_error`] returns the reason.
 #[derive(Debug)]
 pub(super) struct Ring {
     queue: Queue,
     kick: EventFd,
     broken: bool,
     error: Option<RingError>,
-    /// The driver was asked to kick.
+    /// Whether the driver was asked to kick.
     waiting: bool,
-    /// Buffers were used since the last interrupt.
+    /// Whether buffers were used since the last interrupt.
     used: bool,
 }
 
@@ -50,7 +50,7 @@ impl Ring {
         &self.kick
     }
 
-    /// The next chain. `None` when there is none; the driver then kicks when it adds one.
+    /// The next chain. `None` when the ring is empty; the driver then kicks when it adds a chain.
     pub(super) fn pop<'m>(
         &mut self,
         memory: &'m GuestMemoryMmap,
@@ -79,12 +79,12 @@ impl Ring {
         }
     }
 
-    /// Why the ring is not served any more, once.
+    /// The reason why the ring is not served any more, once.
     pub(super) fn take_error(&mut self) -> Option<RingError> {
         self.error.take()
     }
 
-    /// The first error is the reason.
+    /// Stops serving the ring. The first error is the reason.
     fn fail(&mut self, error: RingError) {
         if !std::mem::replace(&mut self.broken, true) {
             self.error = Some(error);
@@ -108,7 +108,7 @@ impl Ring {
         Some(chain)
     }
 
-    /// Gives a chain back, `len` bytes of it written.
+    /// Returns a chain to the driver, with `len` bytes written.
     pub(super) fn put_used(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) {
         self.used = true;
         if let Err(err) = self.queue.add_used(memory, head, len) {

@@ -1,18 +1,18 @@
 //! The connections of a guest: a fixed number of slots.
 //!
 //! A connection's port on the host names its slot and how often the slot was used before, so a packet
-//! or an event for a connection that is gone never meets the one that came after it.
+//! or an event for a connection that has ended never meets a later one in the same slot.
 
 use std::time::Instant;
 
 use super::CONNECTIONS_MAX;
 use super::connection::Connection;
 
-/// Ports from here on are given to connections; Firecracker starts its own at the same.
+/// First port given to connections; Firecracker starts at the same.
 const HOST_PORT_BASE: u32 = 1 << 30;
 const SLOT_BITS: u32 = CONNECTIONS_MAX.trailing_zeros();
 const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
-/// Uses of a slot told apart.
+/// Bits of a port that tell the uses of a slot apart.
 const USE_MASK: u32 = (1 << (30 - SLOT_BITS)) - 1;
 
 const _: () = assert!(CONNECTIONS_MAX.is_power_of_two());
@@ -23,11 +23,11 @@ struct Slot {
     connection: Option<Connection>,
 }
 
-/// See the module's documentation.
+/// The slots, and whose turn is next.
 #[derive(Debug)]
 pub(super) struct Table {
     slots: [Slot; CONNECTIONS_MAX],
-    /// Where to look next for a connection that has something to say.
+    /// Slot at which the search for a connection with a packet starts.
     turn: usize,
 }
 
@@ -39,7 +39,7 @@ impl Table {
         }
     }
 
-    /// Puts what `make` makes of its port into a free slot. `None` when there is none.
+    /// Puts the connection that `make` makes of its port into a free slot. `None` when no slot is free.
     pub(super) fn insert(
         &mut self,
         make: impl FnOnce(u32) -> Connection,
@@ -80,20 +80,20 @@ impl Table {
         })
     }
 
-    /// Lets the connection in a slot speak; it is the last one's turn then.
+    /// The connection in a slot, whose packet is sent next; its next turn then comes last.
     pub(super) fn take_turn(&mut self, index: usize) -> Option<&mut Connection> {
         self.turn = index.wrapping_add(1) % CONNECTIONS_MAX;
         self.slots.get_mut(index)?.connection.as_mut()
     }
 
-    /// Frees the slots of connections that are over.
+    /// Frees the slots of connections that have ended.
     pub(super) fn sweep(&mut self) {
         for slot in &mut self.slots {
             slot.connection.take_if(|connection| connection.is_over());
         }
     }
 
-    /// When the first connection runs out of time.
+    /// The earliest deadline of all connections.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let connections = self
             .slots

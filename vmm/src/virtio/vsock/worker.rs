@@ -1,11 +1,11 @@
-//! The thread that owns the queues: moves packets between them and the [`Muxer`].
+//! The thread that owns the queues: moves packets between the queues and the [`Muxer`].
 //!
-//! In a nutshell: wait for a kick, a host socket, an order or a deadline; then take all packets from
+//! In short: wait for a kick, a host socket, an order or a deadline; then take all packets from
 //! the transmit queue, fill the receive queue with all packets there are, and interrupt the guest
 //! once. Notifications are asked for only where the worker is out of work: on the transmit queue when
-//! it is empty, on the receive queue when there are packets but no room.
+//! that is empty, on the receive queue when there are packets but no room.
 //!
-//! A driver that breaks a ring ends the worker, and so the VM: nobody could reach the guest any more.
+//! A driver that breaks a ring ends the worker, and so the VM: no connection could reach the guest any more.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,23 +29,23 @@ use super::ring::Ring;
 use crate::gate::Gate;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
-/// Most packets moved in one direction before everything else has its turn.
+/// Most packets moved in one direction before the other direction, orders and sockets get their turn.
 const PACKETS_PER_TURN_MAX: usize = 256;
-/// Most events taken at once.
+/// Most events taken from epoll at once.
 const EVENTS_MAX: usize = 32;
 
-/// What an event is about, where it is not a connection's port, which is larger.
+/// Tokens of events that are not about a connection; a connection's token is its port, which is larger.
 const TOKEN_RX: u64 = 0;
 const TOKEN_TX: u64 = 1;
 const TOKEN_ORDERS: u64 = 2;
 
-/// See the module's documentation.
+/// The worker's state: queues, orders, connections.
 #[derive(Debug)]
 pub(super) struct Worker {
     memory: GuestMemoryMmap,
     rx: Ring,
     tx: Ring,
-    /// Not used: its only event tells a restored guest that its connections are gone.
+    /// Not used: the queue's only event notifies a restored guest that its connections have ended.
     _event: ActiveQueue,
     interrupt: Interrupt,
     orders: Orders,
@@ -53,11 +53,11 @@ pub(super) struct Worker {
     muxer: Muxer,
     /// Payload of the packet at hand, copied out of or into guest memory.
     payload: Box<[u8]>,
-    /// Work was left over when its turn ended.
+    /// Whether the last turn left work over.
     busy: bool,
 }
 
-/// All that the worker has before there is a driver.
+/// The worker's part that exists before there is a driver.
 #[derive(Debug)]
 pub(super) struct HostSide {
     orders: Orders,
@@ -66,6 +66,8 @@ pub(super) struct HostSide {
 }
 
 impl HostSide {
+    /// The host's side of a worker that has no queues yet.
+    ///
     /// # Errors
     /// `epoll_create(2)`'s and `dup(2)`'s.
     pub(super) fn new(guest_cid: u32, orders: Orders, on_event: VsockEventFn) -> io::Result<Self> {
@@ -77,7 +79,7 @@ impl HostSide {
         })
     }
 
-    /// There will be no worker.
+    /// Reports that there will be no worker.
     pub(super) fn fail(mut self, reason: StoppedReason) {
         self.muxer.emit(VsockEvent::Stopped(reason));
     }
@@ -119,14 +121,14 @@ impl Worker {
         wait_for(&self.epoll, &self.orders.wake, TOKEN_ORDERS)?;
         loop {
             if pass.is_closed() {
-                // The guest had none of this time to keep a deadline in.
+                // The guest did not run for this time, so its deadlines move.
                 self.muxer.postpone(pass.park());
             }
             self.turn()?;
         }
     }
 
-    /// Waits until there is something to do, and does it.
+    /// Waits until there is work, and does one turn of it.
     fn turn(&mut self) -> Result<(), StoppedReason> {
         self.wait()?;
         let now = Instant::now();
@@ -150,7 +152,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits for an event or a deadline, and tells the connections what happened on the host.
+    /// Waits for an event or a deadline, and passes events of the host's sockets to their connections.
     fn wait(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
         let mut events = [MaybeUninit::uninit(); EVENTS_MAX];
@@ -184,7 +186,7 @@ impl Worker {
             .muxer
             .next_deadline()?
             .saturating_duration_since(Instant::now());
-        // A whole millisecond more, so that the deadline is over then.
+        // A whole millisecond more, so that the deadline has passed by then.
         Timespec::try_from(rest.saturating_add(Duration::from_millis(1))).ok()
     }
 
@@ -195,7 +197,7 @@ impl Worker {
                 return false;
             };
             let head = descriptors.head_index();
-            // What is no packet has no connection that could be told.
+            // A malformed packet names no connection to reset.
             if let Ok(header) = read_packet(&self.memory, descriptors, &mut self.payload) {
                 let payload = &self.payload[..header.len as usize];
                 self.muxer.on_packet(&header, payload, now);
@@ -242,10 +244,10 @@ fn read_packet(
     Ok(header)
 }
 
-/// A header and a byte of payload.
+/// Least room for a packet: a header and a byte of payload.
 const PACKET_BYTES_MIN: u64 = HEADER_BYTES as u64 + 1;
 
-/// Copies a packet into guest memory, as much of one as there is room for; returns its bytes.
+/// Copies a packet into guest memory, as much of one as fits; returns the bytes written.
 fn write_packet(
     memory: &GuestMemoryMmap,
     descriptors: DescriptorChain<&GuestMemoryMmap>,
@@ -254,7 +256,7 @@ fn write_packet(
 ) -> Result<u32, ChainError> {
     let chain = Chain::collect(descriptors, Direction::Writable)?;
     let have = chain.bytes();
-    // Room for one byte of payload at least, or data would not get on.
+    // Room for one byte of payload at least, or no data would ever be sent.
     let room = have
         .checked_sub(HEADER_BYTES as u64)
         .filter(|room| *room > 0)
@@ -274,7 +276,7 @@ fn write_packet(
     Ok(u32::try_from(written).unwrap_or(u32::MAX))
 }
 
-/// Waits for an event descriptor, as long as it is readable.
+/// Registers an event descriptor: epoll reports it as long as it is readable.
 fn wait_for(epoll: &OwnedFd, event: &EventFd, token: u64) -> io::Result<()> {
     // SAFETY: the descriptor is open while `event` is borrowed; epoll forgets it when it is closed.
     let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
@@ -286,7 +288,7 @@ fn wait_for(epoll: &OwnedFd, event: &EventFd, token: u64) -> io::Result<()> {
     )?)
 }
 
-/// Takes what an event descriptor has counted.
+/// Resets the count of an event descriptor.
 fn clear(event: &EventFd) -> io::Result<()> {
     match event.read() {
         Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(err),
