@@ -226,7 +226,7 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(close(&gate).recv_timeout(PATIENCE), Ok(Closing::Done));
             let at_rest = ticks.load(Ordering::SeqCst);
-            // Closed already: told at once, by this thread.
+            // Closed already: reported at once, by this thread.
             assert_eq!(close(&gate).try_recv(), Ok(Closing::Done));
             thread::yield_now();
             assert_eq!(ticks.load(Ordering::SeqCst), at_rest);

@@ -104,7 +104,7 @@ unsafe impl Send for SlotMapping {}
 impl Drop for SlotMapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, of this address and length; KVM's slot of it was deleted, or is
-        // gone with the VM, whose descriptor is dropped first, or was never made.
+        // deleted with the VM, whose descriptor is dropped first, or was never made.
         let _unmapped = unsafe { rustix::mm::munmap(self.address, self.bytes) };
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The kernel is ours, so the reader takes what `kernel-config/` builds and refuses the rest. Its file
 //! is 9 MB of which 7 are padding between 2 MiB-aligned sections (zeros and 0xCC); as the segments
-//! lie page aligned in the file they are mapped, and padding that nobody touches costs nothing.
+//! lie page aligned in the file they are mapped, and untouched padding costs nothing.
 
 use std::fs::File;
 use std::io;
@@ -161,7 +161,7 @@ impl Segment {
         }
         map_file(memory, self.address, kernel, self.offset, self.file_bytes)
             .map_err(KernelError::Map)?;
-        // The last page holds the file's next bytes, but the segment goes on with zeros (.bss).
+        // The last page holds the file's next bytes, but the segment continues with zeros (.bss).
         let end = self.address + self.file_bytes;
         let rest = vec![0; usize::try_from(end.next_multiple_of(PAGE_BYTES) - end).unwrap_or(0)];
         memory

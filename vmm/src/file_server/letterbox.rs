@@ -2,7 +2,7 @@
 //!
 //! `virtiofsd` reads requests from, and writes answers to, a guest's memory by a chain of a virtqueue (virtio 1.2
 //! §2.7). Here that memory is the process's own, with one queue of two descriptors that this module fills in, so
-//! that nobody changes a message while the library reads it.
+//! that no other process changes a message while the library reads it.
 
 use std::io;
 use std::os::fd::AsFd;

@@ -131,7 +131,7 @@ impl ZeroCopyWriter for Taker {
         _offset: u64,
         _flags: Option<ReadvFlags>,
     ) -> io::Result<usize> {
-        // The library opens directories, too; nobody reads bytes from one.
+        // The library opens directories, too; no bytes are read from one.
         if file.metadata()?.is_file() {
             self.0 = Some(file.try_clone()?.into());
         }
@@ -311,7 +311,7 @@ impl FileSystem for Tree {
     ) -> io::Result<Entry> {
         let name = component(name)?;
         values::maker(&ctx)?;
-        // Pipes, sockets and devices of the host would be opened by nobody here.
+        // Pipes, sockets and devices of the host: the file server would open none.
         if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
             return errno(libc::EPERM);
         }

@@ -47,7 +47,7 @@ use wasmvm_protocol::control::{self, BootConfig, ControlError, Credentials, From
 pub use landlock::Landlock;
 pub use limits::{GUEST_FDS_MAX, OWN_FDS_MAX, close_unknown_fds};
 
-/// User and group of every VMM, which have no name and own nothing: in a range that nobody gives out (systemd's
+/// User and group of every VMM, which have no name and own nothing: in a range that no tool gives out (systemd's
 /// `UIDS-GIDS.md`, "unused"; the bytes spell "wasm").
 const VMM_ID: u32 = 0x7761_736d;
 

@@ -127,7 +127,7 @@ pub enum RefusedReason {
     Descriptor {
         /// Port that the guest listens on.
         port: u32,
-        /// Error of `epoll_ctl(2)`.
+        /// Error of `epoll_ctl(2)` on the descriptor.
         #[source]
         source: io::Error,
     },
