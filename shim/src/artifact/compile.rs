@@ -1,9 +1,9 @@
 //! The compiler VM: boots, compiles one module, delivers the artifact, ends.
 //!
-//! The same VMM and the same jail as a task's, with the compiler's initramfs, an empty tree and an
+//! The VMM and the jail are a task's, with the compiler's initramfs, an empty tree and an
 //! empty network, in a cgroup of its own. The module goes in by the read-only slot; the artifact comes
 //! out as one bounded stream that the compiler's VMM writes into a memfd of ours. Neither the host nor
-//! the shim parses a byte of either.
+//! the shim parses a byte of module or artifact.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -33,50 +33,50 @@ use crate::vm::{Vm, VmError, end_behind_silence};
 /// RAM of a compiler VM, and the memory limit of its cgroup: Cranelift takes some 20 times the module.
 pub const COMPILER_MEMORY_MIB: u32 = 2048;
 
-/// One compile.
+/// A module to compile, and the VM to compile it in.
 #[derive(Debug)]
 pub struct Compile<'a> {
-    /// Names the VM in the log.
+    /// Name of the VM in the log.
     pub name: String,
     /// The VMM, the kernel and the compiler's initramfs.
     pub files: VmFiles,
-    /// The cgroup it is born in.
+    /// Cgroup that the VMM is born in.
     pub cgroup: Birth,
-    /// The module, in the image.
+    /// Path of the module in the image, for errors.
     pub path: &'a Path,
-    /// What nobody can change any more.
+    /// The module: a sealed copy, which no process can change.
     pub module: &'a SealedProgram,
-    /// For the guest's boot.
+    /// Longest time for the guest's boot.
     pub boot_limit: Duration,
-    /// For the compile itself.
+    /// Longest time for the compilation itself.
     pub compile_limit: Duration,
-    /// Forward the guest's console.
+    /// Whether to forward the guest's console.
     pub console: bool,
 }
 
 /// Why there is no artifact.
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
-    /// The VM.
+    /// The compiler VM did not start.
     #[error("cannot start the compiler VM")]
     Launch(#[from] LaunchError),
-    /// The VM, later.
+    /// The compiler VM failed after its start.
     #[error("the compiler VM failed")]
     Vm(#[from] VmError),
     /// The module is not valid.
     #[error("{path} is not a WebAssembly program that wasmvm can run: {reason}")]
     Module {
-        /// In the image.
+        /// Path of the module in the image.
         path: String,
-        /// The compiler's sentence.
+        /// Reason that the compiler gave, printable.
         reason: String,
     },
-    /// The compiler is at fault, or out of memory.
+    /// The compiler failed, or ran out of memory.
     #[error("cannot compile {path}: {reason}")]
     Compiler {
-        /// In the image.
+        /// Path of the module in the image.
         path: String,
-        /// The compiler's sentence.
+        /// Reason that the compiler gave, printable.
         reason: String,
     },
     /// The compiler did not answer in time.
@@ -84,35 +84,35 @@ pub enum CompileError {
         "cannot compile {path} within {limit:?}; `compile_timeout_s` in the configuration sets the limit"
     )]
     Late {
-        /// In the image.
+        /// Path of the module in the image.
         path: String,
-        /// What it was given.
+        /// Longest time for the compilation.
         limit: Duration,
-        /// What ttrpc says.
+        /// Error of the ttrpc client.
         #[source]
         source: ttrpc::Error,
     },
     /// The artifact is not what the compiler announced.
     #[error("the compiler announced {announced} bytes and sent {received}")]
     Cut {
-        /// In its answer.
+        /// Bytes that the compiler announced in its answer.
         announced: u64,
-        /// Through the stream.
+        /// Bytes that came through the stream.
         received: u64,
     },
-    /// A descriptor or file of ours.
+    /// A descriptor or file of ours could not be used.
     #[error("cannot {action}")]
     File {
-        /// What was attempted.
+        /// Action of the compile that failed.
         action: &'static str,
-        /// What the operating system says.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
 impl CompileError {
-    /// containerd's code for it.
+    /// containerd's status code for this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -129,7 +129,7 @@ impl CompileError {
 /// Compiles; returns the artifact file, header page included, sealed.
 ///
 /// # Errors
-/// [`CompileError`]; the VM is gone in any case.
+/// [`CompileError`]; the VM has exited in any case.
 pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
     let launch_request = LaunchRequest {
         name: request.name,
@@ -139,7 +139,7 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
             ram_mib: COMPILER_MEMORY_MIB,
             huge_pages: true,
             console: request.console,
-            // It serves no files.
+            // A compiler VM serves no files.
             credentials: Credentials::default(),
         },
         cgroup: request.cgroup,
@@ -157,7 +157,7 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
     let received = run_compiler(&vm, path, request.compile_limit).await;
     vm.kill();
     vm.ended().await;
-    // Only now, with the VMM gone, is nobody left who could change what is hashed.
+    // Only now, with the VMM's exit, can no process change what is hashed.
     let received = received?;
     // A whole artifact is hashed.
     off_thread(move || received.into_artifact())
@@ -165,9 +165,9 @@ pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
         .map_err(|err| failed("finish a step on a thread of its own", err))?
 }
 
-/// What an answer that is no artifact means.
+/// The error for an answer that is no artifact.
 fn refused(path: String, limit: Duration, status: &ttrpc::Status) -> CompileError {
-    // The compiler has parsed a tenant's bytes; its words are no better than a guest's.
+    // The compiler has parsed a tenant's bytes; its message is trusted no more than a guest's.
     let reason = printable(status.message());
     match status.code() {
         ttrpc::Code::INVALID_ARGUMENT => CompileError::Module { path, reason },
@@ -180,7 +180,7 @@ fn refused(path: String, limit: Duration, status: &ttrpc::Status) -> CompileErro
     }
 }
 
-/// What the compiler VM has written, behind an empty header page.
+/// File that the compiler VM has written, behind an empty header page.
 struct Received {
     file: File,
     kind: SlotKind,
@@ -262,7 +262,7 @@ impl Received {
     }
 }
 
-/// The tree of a VM that has none: an empty, read-only tmpfs over our own state directory, seen by
+/// Mounts the tree of a VM that has none: an empty, read-only tmpfs over our own state directory, visible in
 /// this mount namespace only.
 fn stand_in_empty_tree() -> Result<(), LaunchError> {
     let step = |errno: rustix::io::Errno| LaunchError::Step {

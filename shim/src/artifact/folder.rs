@@ -1,11 +1,11 @@
-//! One directory of artifacts, held open: what is in it by our names, and nothing else.
+//! A directory of artifacts, held open: its files with names of our form, and no others.
 //!
-//! An artifact's name is its key, 64 hexadecimal digits; what is being written is `.KEY.N.PID`. Nothing
-//! with another name is ever listed, read or removed, and a directory that holds anything else is
-//! refused: it is somebody's. All work is done relative to the descriptor, so that a path that leads
+//! An artifact's name is its key, 64 hexadecimal digits; an artifact that is being written is `.KEY.N.PID`. No file
+//! with another name is ever listed, read or removed, and a directory that holds any other file is
+//! refused: the directory has another use. All work is done relative to the descriptor, so that a path that leads
 //! elsewhere meanwhile changes nothing.
 //!
-//! What VMs map is opened through a mount of its own that is read-only: a VMM that a guest has taken over
+//! Files for VMs to map are opened through a mount of their own that is read-only: a VMM that a guest has taken over
 //! is still user 0, and could otherwise open the descriptor's file again, for writing, by its name in
 //! `/proc`.
 
@@ -30,42 +30,42 @@ use crate::sys::mounts::{MountChange, change_mount};
 const KEY_DIGITS: usize = 64;
 /// Write permission of the group and of all others.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-/// Numbers what this process writes.
+/// Number of this process's next write, part of its file's name.
 static WRITES: AtomicU64 = AtomicU64::new(0);
 
 /// Why a directory is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// It is somebody else's.
+    /// The directory has another owner or another use.
     #[error("{setting} = {:?} is refused: {reason}", path.display())]
     Refused {
-        /// What names it.
+        /// Setting that names the directory.
         setting: &'static str,
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// What is wrong, and what to change.
+        /// Why the directory is refused, and what to change.
         reason: String,
     },
-    /// The operating system refuses.
+    /// The directory cannot be opened, made or read.
     #[error("cannot use the directory of artifacts {}", path.display())]
     Open {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// What it says.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-/// What a name in the directory is.
+/// Kind of a file, by its name.
 #[derive(Debug, PartialEq, Eq)]
 enum Name {
     Artifact,
-    /// Being written by the process of this pid.
+    /// The process of this pid is writing the artifact.
     Writing(u32),
 }
 
-/// By its form.
+/// The kind of file that `name` stands for; `None` for a name of another form.
 fn name_of(name: &str) -> Option<Name> {
     let is_key = |text: &str| {
         let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -80,7 +80,7 @@ fn name_of(name: &str) -> Option<Name> {
     whole.then_some(Name::Writing(pid.parse().ok()?))
 }
 
-/// One artifact that is there.
+/// An artifact in the directory.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub name: String,
@@ -88,20 +88,20 @@ pub(super) struct Entry {
     pub bytes: u64,
 }
 
-/// An open directory.
+/// An open directory of artifacts.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
     directory: OwnedFd,
-    /// The root of a mount of its own that nobody else sees, and that cannot be written through.
+    /// Root of the directory's read-only mount, which is attached nowhere.
     read_only: OwnedFd,
 }
 
 impl Folder {
-    /// Opens the directory that `setting` names. `None` when it is not there.
+    /// Opens the directory that `setting` names. `None` when the directory does not exist.
     ///
     /// # Errors
-    /// [`FolderError`]: `Refused` when it is not ours alone.
+    /// [`FolderError`]: `Refused` when another user owns the directory or may write to it.
     pub fn open(setting: &'static str, path: &Path) -> Result<Option<Self>, FolderError> {
         let failed = |source: io::Error| FolderError::Open {
             path: path.to_owned(),
@@ -124,7 +124,7 @@ impl Folder {
         }
     }
 
-    /// Makes the directory, with its parents, unless it is there.
+    /// Makes the directory, with its parents, unless it exists.
     ///
     /// # Errors
     /// [`FolderError::Open`].
@@ -137,10 +137,10 @@ impl Folder {
         })
     }
 
-    /// Makes sure that nothing but artifacts lies in it.
+    /// Checks that the directory holds artifacts only.
     ///
     /// # Errors
-    /// [`FolderError`]: `Refused` when it holds anything else.
+    /// [`FolderError`]: `Refused` when it holds any other file.
     pub fn refuse_foreign(&self, setting: &'static str) -> Result<(), FolderError> {
         let names = self.names().map_err(|source| FolderError::Open {
             path: self.path.clone(),
@@ -163,7 +163,7 @@ impl Folder {
         }
     }
 
-    /// Why others could change what is in it.
+    /// Why another user could change files in the directory; `None` when none could.
     fn foreign_owner(&self) -> io::Result<Option<String>> {
         let stat = fstat(&self.directory)?;
         let reason = if stat.st_uid != rustix::process::geteuid().as_raw() {
@@ -193,17 +193,17 @@ impl Folder {
         Ok(names)
     }
 
-    /// Where it lies.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The descriptor.
+    /// Descriptor of the directory.
     pub fn directory(&self) -> &OwnedFd {
         &self.directory
     }
 
-    /// The artifacts.
+    /// The artifacts in the directory.
     pub fn artifacts(&self) -> Vec<Entry> {
         let names = self.names().unwrap_or_default();
         let facts = |name: String| {
@@ -216,8 +216,8 @@ impl Folder {
         names.into_iter().filter(ours).filter_map(facts).collect()
     }
 
-    /// Opens an artifact as VMs map it; `None` when there is none of this name. It counts as in use until
-    /// the last descriptor and mapping of it is gone ([`Folder::remove_unused`]).
+    /// Opens an artifact as VMs map it; `None` when there is none of this name. The artifact counts as in use until
+    /// its last descriptor and mapping are closed ([`Folder::remove_unused`]).
     pub fn find(&self, key: &ArtifactKey) -> io::Result<Option<File>> {
         match self.open_read_only(key.as_str()) {
             Ok(file) => {
@@ -229,7 +229,7 @@ impl Folder {
                     last_access: now,
                     last_modification: now,
                 };
-                // That its use cannot be noted only makes it go earlier.
+                // An artifact whose use cannot be noted is only removed earlier.
                 let flags = AtFlags::SYMLINK_NOFOLLOW;
                 let noted = utimensat(&self.directory, key.as_str(), &times, flags);
                 if let Err(error) = noted {
@@ -249,12 +249,13 @@ impl Folder {
         if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
             return Err(io::Error::other("it is no regular file of ours"));
         }
-        // Whoever is about to remove it holds it for a moment: then it is used without a name.
+        // A shim that is about to remove the artifact holds the lock for a moment: then the file is used without a
+        // name.
         let _ = flock(&file, FlockOperation::NonBlockingLockShared);
         Ok(file)
     }
 
-    /// Removes an artifact, whoever maps it: they keep theirs.
+    /// Removes an artifact, also one that VMs map: they keep the file.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.directory, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -262,7 +263,7 @@ impl Folder {
         }
     }
 
-    /// Removes an artifact that nobody maps; whether it did. Another's removal gives no room.
+    /// Removes an artifact that no VM maps; whether this call did. Another shim's removal gives no room.
     pub fn remove_unused(&self, name: &str) -> bool {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let removed = openat(&self.directory, name, flags, Mode::empty())
@@ -272,7 +273,7 @@ impl Folder {
         removed.is_ok()
     }
 
-    /// Writes `artifact` under its key: to a name nobody looks for, then renamed. Returns it as VMs map
+    /// Writes `artifact` under its key: first under a temporary name, then renamed. Returns the file as VMs map
     /// it.
     pub fn write(&self, key: &ArtifactKey, artifact: &File, sync: bool) -> io::Result<File> {
         // Two may write the same artifact at once, also in one shim: each has a name of its own, the
@@ -285,7 +286,7 @@ impl Folder {
             Ok(file)
         });
         if written.is_err() {
-            // What was written is of no use; that it cannot be removed either changes nothing.
+            // The temporary file is of no use; a failure to remove it changes nothing.
             let _ = self.remove(&temporary);
         }
         written
@@ -300,7 +301,7 @@ impl Folder {
         if sync { target.sync_all() } else { Ok(()) }
     }
 
-    /// Removes what shims that were killed while they wrote have left. A reused pid only delays that.
+    /// Removes files of shims that were killed while writing. A reused pid only delays the removal.
     pub fn remove_abandoned(&self) {
         for name in self.names().unwrap_or_default() {
             if let Some(Name::Writing(pid)) = name_of(&name)
@@ -313,7 +314,7 @@ impl Folder {
     }
 }
 
-/// A mount of this directory that nobody else sees, and that cannot be written through.
+/// A read-only mount of the directory, attached nowhere, so that only this process reaches it.
 fn read_only(directory: impl AsFd) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC

@@ -1,7 +1,7 @@
 //! The memory that artifacts lie in while VMs map them: one tmpfs of our own for the host.
 //!
-//! Its pages are charged to who wrote them, so no tenant pays for what all share, and no disk is read
-//! when a task starts. Its size is a share of the host's memory: `/run`, in which it is mounted, belongs
+//! The pages are charged to the process that wrote them, so no tenant pays for shared ones, and no disk is read
+//! when a task starts. The tmpfs's size is a share of the host's memory: `/run`, in which it is mounted, belongs
 //! to the host and stays free. It is mounted once, at the first use, in the mount namespace of the host's
 //! first process: a shim that lives in another one (containerd under `PrivateMounts=`) works on it by
 //! descriptors, so that there are never two.
@@ -20,32 +20,32 @@ use super::folder::{Folder, FolderError};
 use super::room::Budget;
 use crate::sys::mounts::leave_shared_directories;
 
-/// Of the host's memory, the part that artifacts may take: one in so many.
+/// Share of the host's memory that artifacts may take: one in so many.
 const MEMORY_SHARE: u64 = 4;
-/// `TMPFS_MAGIC` of `include/uapi/linux/magic.h`.
+/// Type of a tmpfs: `TMPFS_MAGIC` of `include/uapi/linux/magic.h`.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
-/// Mode of the mounted root. A directory that only lies there, and another's tmpfs, have another one.
+/// Mode of the mounted root. A plain directory at the path, or another program's tmpfs, has another mode.
 const ROOT_MODE: u32 = 0o1700;
-/// What `mount` and `/proc/PID/mountinfo` show as its source.
+/// Source of the mount, as `mount` and `/proc/PID/mountinfo` show it.
 const SOURCE: &str = "wasmvm-artifacts";
 /// The mount namespace of the host's first process.
 pub(super) const HOST_MOUNTS: &str = "/proc/1/ns/mnt";
-/// What an error names.
+/// Name of the tmpfs in errors.
 const SETTING: &str = "the artifacts' tmpfs";
 
-/// Where it is mounted, and how large it may be.
+/// The tmpfs: its place and its size.
 #[derive(Clone, Debug)]
 pub(super) struct Memory {
     /// The mount point, made when needed.
     pub path: PathBuf,
-    /// By the operator's setting, bytes.
+    /// Largest size by the operator's setting, bytes.
     pub bytes_max: u64,
-    /// The mount namespace it lies in.
+    /// Mount namespace that the tmpfs is mounted in.
     pub namespace: &'static str,
 }
 
 impl Memory {
-    /// Opens it; mounts it when this has not been done since the host's boot.
+    /// Opens the tmpfs; mounts it at the first use since the host's boot.
     ///
     /// # Errors
     /// [`FolderError`].
@@ -58,7 +58,7 @@ impl Memory {
         in_mounts_of(self.namespace, move || memory.open_here()).map_err(failed)?
     }
 
-    /// What its artifacts may take.
+    /// Budget of the artifacts in the tmpfs.
     pub fn budget(&self) -> Budget {
         Budget {
             bytes_max: self.size(),
@@ -66,7 +66,7 @@ impl Memory {
         }
     }
 
-    /// Bytes: what the setting says, and not more than a share of the host's memory.
+    /// Size of the tmpfs, bytes: that of the setting, and not more than a share of the host's memory.
     fn size(&self) -> u64 {
         let info = rustix::system::sysinfo();
         let total = info.totalram.saturating_mul(u64::from(info.mem_unit));
@@ -84,14 +84,14 @@ impl Memory {
         Folder::open(SETTING, &self.path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
     }
 
-    /// Whether what lies at the path is the tmpfs, and large enough.
+    /// Whether the file system at the path is the tmpfs, and large enough.
     fn is_mounted(&self) -> io::Result<bool> {
         Ok(self
             .mounted_bytes()?
             .is_some_and(|bytes| bytes >= self.size()))
     }
 
-    /// The size of the tmpfs that lies at the path, if it is ours: a file system of its own of that type,
+    /// The size of the tmpfs at the path, if it is ours: a separate file system of that type,
     /// with our owner and mode.
     fn mounted_bytes(&self) -> io::Result<Option<u64>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -143,7 +143,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Removes the artifacts that lie where the mount will hide them, of versions without one.
+    /// Removes artifacts that the mount will hide: those of versions without a tmpfs.
     fn remove_hidden(&self) {
         if let Ok(Some(folder)) = Folder::open(SETTING, &self.path) {
             super::room::make_all_room(&folder);
@@ -151,7 +151,7 @@ impl Memory {
     }
 }
 
-/// Runs `work` in another mount namespace: here, when that is the thread's own.
+/// Runs `work` in another mount namespace; on this thread, when that is the thread's own.
 fn in_mounts_of<T: Send + 'static>(
     namespace: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -159,7 +159,7 @@ fn in_mounts_of<T: Send + 'static>(
     let own = std::fs::metadata("/proc/thread-self/ns/mnt")?;
     let host = match File::open(namespace) {
         Ok(host) => host,
-        // Without access to it there is none but ours.
+        // Without access to the namespace there is none but ours.
         Err(_) => return Ok(work()),
     };
     let metadata = host.metadata()?;

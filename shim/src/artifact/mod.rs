@@ -5,12 +5,12 @@
 //!                              └─not─► turn ─► sealed copy, its key ─► compile (one-shot VM) ─► Store::insert ─┘
 //! ```
 //!
-//! Before the turn nothing is kept that has the size of a tenant's file; after it all of that is charged to
+//! Before the turn no memory is kept that has the size of a tenant's file; after it such memory is charged to
 //! the compiler's cgroup. The store's own memory is a tmpfs of bounded size.
 //!
 //! Tenant code is never compiled on the host nor in a VM that runs a tenant: [`compile`] boots a VM of
-//! its own for each module. What it returns is kept under a key that names everything the result
-//! depends on, so that all tasks of one image share its pages.
+//! its own for each module. The artifact that the VM returns is kept under a key that names everything the
+//! compilation depends on, so that all tasks of one image share its pages.
 
 pub mod compile;
 mod folder;
@@ -35,7 +35,7 @@ pub use turn::{Next, Turn, TurnError, Turns};
 
 use crate::sha256::hex;
 
-/// Names an artifact: 64 hexadecimal digits, a file name.
+/// Name of an artifact: 64 hexadecimal digits, fit for a file name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ArtifactKey(String);
 
@@ -45,19 +45,19 @@ pub enum KeyError {
     /// The compiler image's digest is not installed.
     #[error("cannot read {path}, the digest of the compiler image; `make install` puts it there")]
     Compiler {
-        /// Beside the compiler image.
+        /// File beside the compiler image, `<compiler>.sha256`.
         path: String,
-        /// What the operating system says.
+        /// Error of reading the file.
         #[source]
         source: io::Error,
     },
-    /// It holds something else.
+    /// The file holds something else than a digest.
     #[error("{path} does not begin with a SHA-256 digest; `make install` puts one there")]
     Digest {
-        /// Beside the compiler image.
+        /// File beside the compiler image, `<compiler>.sha256`.
         path: String,
     },
-    /// The host's CPU features.
+    /// The host's CPU features cannot be read.
     #[error("cannot read the CPU's features from /proc/cpuinfo")]
     Cpu(#[source] io::Error),
 }
@@ -65,7 +65,7 @@ pub enum KeyError {
 impl ArtifactKey {
     /// The key of a module of this digest, compiled by `compiler` (its initramfs; the digest lies
     /// beside it in `<compiler>.sha256`, as `sha256sum` writes it) for this host's CPU. The compiler
-    /// image pins the wasmtime version and all its settings. With an `owner` nobody else has this key.
+    /// image pins the wasmtime version and all its settings. Only the same `owner` gets the same key.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -106,7 +106,8 @@ impl ArtifactKey {
         Self::of_texts(module_sha256, texts)
     }
 
-    /// The key of an owner's copy of an installed file, which is root's: whoever changes it changes this.
+    /// The key of an owner's copy of an installed file, which only root can change: a change of the file changes the
+    /// key.
     fn of_installed(metadata: &fs::Metadata, owner: &str) -> Self {
         let identity = [metadata.dev(), metadata.ino(), metadata.len()].map(|n| n.to_string());
         let [changed, nanos] = [metadata.ctime(), metadata.ctime_nsec()].map(|n| n.to_string());
@@ -131,14 +132,14 @@ impl ArtifactKey {
         Self(name.to_owned())
     }
 
-    /// The file name.
+    /// The key as a file name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The first CPU's `flags` line: what the guest's CPUID is derived from.
+/// The first CPU's `flags` line, from which the guest's CPUID is derived.
 fn cpu_features(cpuinfo: &str) -> &str {
     cpuinfo
         .lines()

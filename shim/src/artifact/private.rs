@@ -1,8 +1,8 @@
-//! A copy of a file for one VM alone, for those who share no memory with others.
+//! A copy of a file for one VM alone, where VMs share no memory with others.
 //!
-//! It lies in a tmpfs of its own that is mounted nowhere and goes with the last descriptor or mapping of
-//! the file. Its pages are charged to the cgroup of the VM that it is for. As all files that a VMM is
-//! given, it lies on a mount that cannot be written through.
+//! The copy lies in a tmpfs of its own that is mounted nowhere and is released with the last descriptor or mapping
+//! of the file. Its pages are charged to the cgroup of the copy's VM. As all files that a VMM is
+//! given, the copy lies on a mount that cannot be written through.
 
 use std::fs::File;
 use std::io;
@@ -19,15 +19,15 @@ use crate::cgroup::Birth;
 use crate::sys::copy::{CopyRequest, copy_in_cgroup};
 use crate::sys::mounts::{MountChange, change_mount};
 
-/// Longest copy.
+/// Longest time for a copy.
 const COPY_MAX: Duration = Duration::from_secs(60);
-/// Its name in its file system.
+/// Name of the copy in its file system.
 const NAME: &str = "private";
 
-/// Copies a file of ours; blocks.
+/// Copies a file of ours; blocks the thread meanwhile.
 ///
 /// # Errors
-/// The kernel's; an end by signal 9 says that the cgroup has no room for it.
+/// The kernel's; an end by signal 9 says that the cgroup has no room for the copy.
 pub fn private_copy(source: &File, cgroup: &Birth) -> io::Result<File> {
     let bytes = source.metadata()?.len();
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;

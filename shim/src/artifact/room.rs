@@ -1,22 +1,22 @@
-//! Keeps a directory of artifacts below a size: what was not used for longest goes first, and room is
-//! made before anything is written.
+//! Keeps a directory of artifacts below a size: the least recently used artifact is removed first, and room is
+//! made before an artifact is written.
 //!
-//! What a VM maps stays: its pages would live on until the VM's end, so that its removal gives no room.
+//! An artifact that a VM maps stays: its pages would live on until the VM's end, so that its removal gives no room.
 
 use rustix::fs::fstatvfs;
 
 use super::folder::Folder;
 
-/// What a directory may hold.
+/// Bounds on a directory of artifacts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
-    /// All artifacts together, bytes.
+    /// Most bytes of all artifacts together.
     pub bytes_max: u64,
-    /// Of the file system, what is left to others, per cent.
+    /// Part of the file system that is left to others, per cent.
     pub reserve_percent: u64,
 }
 
-/// Removes artifacts until `bytes` more fit; whether they do.
+/// Removes artifacts until `bytes` more fit; returns whether they do.
 pub(super) fn make_room(folder: &Folder, budget: Budget, bytes: u64) -> bool {
     if bytes > budget.bytes_max {
         return false;
@@ -41,14 +41,14 @@ pub(super) fn make_room(folder: &Folder, budget: Budget, bytes: u64) -> bool {
     }
 }
 
-/// Removes every artifact that nobody maps.
+/// Removes every artifact that no VM maps.
 pub(super) fn make_all_room(folder: &Folder) {
     for artifact in folder.artifacts() {
         folder.remove_unused(&artifact.name);
     }
 }
 
-/// Whether so much may still be written; always, where the file system does not count.
+/// Whether so many bytes may still be written; always, where the file system does not count.
 fn fits_on_disk(folder: &Folder, budget: Budget, bytes: u64) -> bool {
     let Ok(stat) = fstatvfs(folder.directory()) else {
         return true;

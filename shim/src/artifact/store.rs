@@ -1,11 +1,11 @@
-//! Where artifacts are kept: one file per key, written under another name and renamed.
+//! The files of artifacts: one per key, written under another name and renamed.
 //!
 //! Two directories: `kept` on disk outlives a reboot, `shared` on a tmpfs of ours ([`super::memory`]) is
-//! what VMs map. Files are replaced by rename only and never cut short: a VM that maps one keeps it. Each
-//! directory has a size, above which the least recently used go ([`super::room`]).
+//! for VMs to map. Files are replaced by rename only and never cut short: a VM that maps a file keeps it. Each
+//! directory has a size, above which the least recently used artifacts are removed ([`super::room`]).
 //!
-//! Neither costs anybody a start: where the memory has no room, VMs map the file on disk, and where the
-//! disk has none either, what the compiler has delivered.
+//! A full directory fails no start: where the memory has no room, VMs map the file on disk, and where the
+//! disk has none either, the compiler's own file.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -26,19 +26,19 @@ use crate::sha256::digest_of_rest;
 
 /// The setting that names the directory on disk.
 const DISK_SETTING: &str = "artifact_dir";
-/// Of the disk, what artifacts leave to others, per cent.
+/// Part of the disk that artifacts leave to others, per cent.
 const DISK_RESERVE_PERCENT: u64 = 10;
 
-/// A directory and what it may hold.
+/// A directory and its size.
 #[derive(Clone, Debug)]
 pub struct Shelf {
-    /// Where; made at the first insert.
+    /// Path of the directory; made at the first insert.
     pub path: PathBuf,
-    /// The most that stays in it, bytes.
+    /// Most bytes of artifacts that stay in the directory.
     pub bytes_max: u64,
 }
 
-/// The two directories.
+/// The directories of a host's artifacts.
 #[derive(Clone, Debug)]
 pub struct Store {
     shared: Option<Memory>,
@@ -48,16 +48,16 @@ pub struct Store {
 /// Why an artifact can be neither read nor kept.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The directory on disk.
+    /// The directory on disk cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// What the compiler has delivered.
+    /// The file that the compiler has delivered cannot be opened.
     #[error("cannot open what the compiler has delivered")]
     Delivered(#[source] io::Error),
 }
 
 impl StoreError {
-    /// containerd's code for it.
+    /// containerd's status code for this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -68,7 +68,8 @@ impl StoreError {
 }
 
 impl Store {
-    /// `shared` becomes a tmpfs, if VMs are to share memory; `kept` is a directory on a disk.
+    /// A store whose `shared` becomes a tmpfs, if VMs are to share memory, and whose `kept` is a directory on a
+    /// disk.
     #[must_use]
     pub fn new(shared: Option<Shelf>, kept: Shelf) -> Self {
         let shared = shared.map(|shelf| Memory {
@@ -95,7 +96,7 @@ impl Store {
         let Some(disk) = self.disk()? else {
             return Ok(None);
         };
-        // The disk is read once, so it is also the place to look at every byte.
+        // The disk is read once, so every byte is checked here.
         let Some(file) = sound(&disk, key, check_content) else {
             return Ok(None);
         };
@@ -131,7 +132,7 @@ impl Store {
         File::open(format!("/proc/self/fd/{}", artifact.as_raw_fd())).map_err(StoreError::Delivered)
     }
 
-    /// Removes an artifact that turned out not to fit.
+    /// Removes an artifact that the guest did not take.
     pub fn forget(&self, key: &ArtifactKey) {
         let disk = self.disk().ok().flatten();
         for folder in self.memory().into_iter().chain(disk) {
@@ -161,7 +162,7 @@ impl Store {
         Ok(found.or_else(|| self.share(&memory, &key, &source)))
     }
 
-    /// Without it VMs map what lies on disk.
+    /// The tmpfs; `None` when it cannot be used, and VMs then map files on disk.
     fn memory(&self) -> Option<Folder> {
         let opened = self.shared.as_ref()?.open();
         opened
@@ -169,7 +170,7 @@ impl Store {
             .ok()
     }
 
-    /// `None` when it is not there, or cannot be read.
+    /// The directory on disk; `None` when it does not exist, or cannot be read.
     fn disk(&self) -> Result<Option<Folder>, StoreError> {
         let opened = Folder::open(DISK_SETTING, &self.kept.path).and_then(|folder| {
             if let Some(folder) = &folder {
@@ -192,7 +193,7 @@ impl Store {
     }
 }
 
-/// Opens an artifact and checks what was opened; `None` when there is none or it was damaged.
+/// Opens an artifact and checks it; `None` when there is none or it was damaged.
 fn sound(
     folder: &Folder,
     key: &ArtifactKey,
@@ -214,7 +215,7 @@ fn sound(
     None
 }
 
-/// Writes an artifact where there is room for it, or can be made; `None` otherwise.
+/// Writes an artifact where there is room, or room can be made; `None` otherwise.
 fn keep(
     folder: &Folder,
     budget: Budget,
@@ -230,7 +231,7 @@ fn keep(
         }
         match folder.write(key, artifact, sync) {
             Err(error) if is_full(&error) => {
-                // Others write there as well.
+                // Other programs write to the file system as well.
                 room::make_all_room(folder);
                 folder.write(key, artifact, sync)
             }
@@ -285,7 +286,7 @@ fn check_content(file: &mut File) -> Result<(), String> {
     }
 }
 
-/// SHA-256 of what follows the header page.
+/// SHA-256 of the content behind the header page.
 pub(super) fn content_sha256(file: &mut File) -> io::Result<[u8; 32]> {
     file.seek(SeekFrom::Start(SLOT_HEADER_BYTES as u64))?;
     digest_of_rest(file).map(|(sha256, _)| sha256)

@@ -1,19 +1,19 @@
-//! Whose turn it is to compile, among all shims of the host: a bounded number of compiler VMs at once, one
+//! Turns at compiling, among all shims of the host: a bounded number of compiler VMs at once, one
 //! for each program, and in an order that is fair between tenants.
 //!
 //! A program is wanted by a *tenant*: the pod's namespace where there is one, else containerd's. Tenants
-//! take turns, whatever number of programs each of them wants, so that one waits for the programs that
-//! run and for one program of each tenant before it, never for a queue of theirs. Nobody fails because
-//! others compile; a tenant that has [`WAITING_MAX`] programs waiting already is told so.
+//! take turns, whatever number of programs each of them wants, so that a tenant waits for the programs that
+//! run and for one program of each tenant before it, never for another tenant's whole queue. No tenant fails because
+//! others compile; a tenant that has [`WAITING_MAX`] programs waiting already is refused.
 //!
 //! ```text
 //! want ─► compiled right now? ──yes──► follow: wait for its end, look in the store, else want again
 //!            └no─► ticket ─► wait ─► a compiler is free, and nobody is before ─► turn
 //! ```
 //!
-//! A program that another *tenant* compiles is followed once only: whoever starts it and gives up each time
-//! shall not keep others from it. The state is files and their locks ([`queue`]), which the kernel gives
-//! up with the process: a killed shim holds nobody up.
+//! A program that another *tenant* compiles is followed once only: a tenant that starts and gives up again and again
+//! must not keep others from the program. The state is files and their locks ([`queue`]), which the kernel releases
+//! with the process: a killed shim blocks no other.
 
 mod queue;
 #[cfg(test)]
@@ -30,41 +30,41 @@ use queue::{Queue, Seen, Ticket};
 
 pub use queue::Turn;
 
-/// Different programs of one tenant that may wait at once.
+/// Most programs of one tenant that wait at once.
 const WAITING_MAX: usize = 64;
-/// Between two looks of who is next.
+/// Time between two looks at the queue, for each ticket ahead and once more.
 const LOOK_MIN: Duration = Duration::from_millis(20);
-/// The same for who is far from being next.
+/// Longest time between two looks at the queue.
 const LOOK_MAX: Duration = Duration::from_millis(500);
 
-/// Why it is nobody's turn.
+/// Why there is no turn at compiling.
 #[derive(Debug, thiserror::Error)]
 pub enum TurnError {
-    /// The tenant's own.
+    /// The tenant has [`WAITING_MAX`] programs waiting.
     #[error(
         "cannot compile: {WAITING_MAX} other programs of tenant {tenant} wait already; try again later, \
          or raise `compilers_max`, how many compile at once"
     )]
     Full {
-        /// As in [`Turns::next`].
+        /// Name of the tenant, as in [`Turns::next`].
         tenant: String,
     },
-    /// A file of the queue.
+    /// A file of the queue cannot be used.
     #[error("cannot use {}, the queue of those who compile", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the operating system says.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The thread that looks.
+    /// The thread that looks at the queue failed.
     #[error("cannot look whose turn it is to compile")]
     Look(#[source] io::Error),
 }
 
 impl TurnError {
-    /// containerd's code for it.
+    /// containerd's status code for this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -74,24 +74,24 @@ impl TurnError {
     }
 }
 
-/// What came of waiting.
+/// Result of waiting for a turn.
 #[derive(Debug)]
 pub enum Next {
     /// Compile now; look in the store before.
     Turn(Turn),
-    /// Somebody has compiled it, or has tried to.
+    /// Another task has compiled the artifact, or has failed to.
     Followed {
-        /// Another tenant.
+        /// Whether the task is another tenant's.
         stranger: bool,
     },
 }
 
-/// Who wants what.
+/// A tenant and the artifact that it wants.
 #[derive(Clone, Debug)]
 struct Want {
     tenant: String,
     key: ArtifactKey,
-    /// Whether another tenant's compile of it is waited for.
+    /// Whether to wait for another tenant's compile of the artifact.
     follows_strangers: bool,
 }
 
@@ -109,7 +109,7 @@ impl Turns {
         Self { queue }
     }
 
-    /// Waits until `tenant` may compile the artifact, or whoever compiles it has ended. As long as a
+    /// Waits until `tenant` may compile the artifact, or until another task's compile of it has ended. As long as a
     /// [`Turn`] lives, its compiler is taken.
     ///
     /// # Errors
@@ -151,7 +151,7 @@ impl Turns {
             .map_err(TurnError::Look)?
     }
 
-    /// Waits for the end of whoever compiles it.
+    /// Waits for the end of another task's compile of the artifact.
     async fn follow(&self, want: Want, mut stranger: bool) -> Result<Next, TurnError> {
         let mut look = LOOK_MIN;
         loop {

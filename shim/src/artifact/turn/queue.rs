@@ -1,4 +1,4 @@
-//! The queue's files. All is read and changed under the lock of `queue`, for microseconds.
+//! The queue's files. All reads and changes are made under the lock of `queue`, for microseconds.
 //!
 //! | file | locked by | what |
 //! |---|---|---|
@@ -8,7 +8,7 @@
 //!
 //! Tickets are served by round, then by number. A tenant has one ticket a round: its first gets the round
 //! that is being served, each further one the round after its last. So between two turns of one tenant
-//! everybody else who waits gets one (start-time fair queueing).
+//! every other tenant that waits gets a turn (start-time fair queueing).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -23,16 +23,16 @@ use sha2::{Digest, Sha256};
 use super::{TurnError, WAITING_MAX, Want};
 use crate::sha256::hex;
 
-/// A ticket whose owner has not looked for so long is passed over until it does: a stopped shim.
+/// Time after which a ticket is passed over whose owner, a stopped shim, has not looked; until it looks again.
 const SILENT_MAX: Duration = Duration::from_secs(10);
 /// How long the queue's own lock may be held before something is wrong.
 const LOCK_MAX: Duration = Duration::from_secs(30);
-/// Between two tries to take it.
+/// Time between two tries to take the queue's own lock.
 const LOCK_RETRY: Duration = Duration::from_millis(1);
-/// Longest record, bytes.
+/// Longest record in a file of the queue, bytes.
 const RECORD_BYTES_MAX: usize = 256;
 
-/// A compiler that is ours until this is dropped.
+/// A turn: a compiler that is taken until the turn is dropped.
 #[derive(Debug)]
 pub struct Turn {
     lock: File,
@@ -44,7 +44,7 @@ impl Drop for Turn {
     }
 }
 
-/// A place in the queue; dropped, it is given up.
+/// A place in the queue, which is given up when the ticket is dropped.
 #[derive(Debug)]
 pub(super) struct Ticket {
     path: PathBuf,
@@ -54,27 +54,27 @@ pub(super) struct Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // A ticket that is left without its lock is removed by the next who looks.
+        // A ticket that is left without its lock is removed by the next shim that looks.
         let _ = fs::remove_file(&self.path);
         unlock(&self.lock);
     }
 }
 
-/// What is to be seen of a want.
+/// State of a want, as one look at the queue finds it.
 #[derive(Debug)]
 pub(super) enum Seen {
-    /// It is its turn.
+    /// The want may compile now.
     Turn(Turn),
-    /// Somebody compiles it, or is about to.
+    /// Another task compiles the artifact, or is about to.
     Compiled {
-        /// Another tenant.
+        /// Whether the task is another tenant's.
         stranger: bool,
     },
-    /// It has this place.
+    /// The want has a place in the queue.
     Waits {
-        /// To be shown again.
+        /// The place, to be shown at the next look.
         own: Ticket,
-        /// Tickets before it that no compiler is free for.
+        /// Tickets ahead, beyond those for which a compiler is free.
         ahead: usize,
     },
 }
@@ -116,14 +116,14 @@ impl Place {
     }
 }
 
-/// What the directory says, while the queue is locked.
+/// Content of the directory, read while the queue is locked.
 struct State {
     waiting: Vec<(Place, bool)>,
     running: Vec<Place>,
     free: Vec<(PathBuf, File)>,
 }
 
-/// The directory.
+/// The queue's directory, and the number of compilers.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
     directory: PathBuf,
@@ -138,7 +138,7 @@ impl Queue {
         }
     }
 
-    /// Takes a turn, if it is the want's; else gets it a ticket, or keeps the one it has.
+    /// Takes a turn, if the want is next; else gets the want a ticket, or keeps its present one.
     pub fn look(&self, want: &Want, ticket: Option<Ticket>) -> Result<Seen, TurnError> {
         let counters = self.lock()?;
         let mut state = self.read(ticket.as_ref())?;
@@ -168,8 +168,8 @@ impl Queue {
         Ok(Seen::Turn(Turn { lock }))
     }
 
-    /// Whether somebody who is to be followed compiles it, or is about to; and whether that is another
-    /// tenant.
+    /// Whether to follow another task that compiles the artifact, or is about to; and whether that task is another
+    /// tenant's.
     pub fn compiled_by(&self, want: &Want) -> Result<Option<bool>, TurnError> {
         let _counters = self.lock()?;
         Ok(self.read(None)?.compiled_by(want, false))
@@ -230,7 +230,7 @@ impl Queue {
         Ok(Counters { path, file })
     }
 
-    /// Reads the directory; removes tickets whose owners are gone.
+    /// Reads the directory; removes tickets whose owners have exited.
     fn read(&self, own: Option<&Ticket>) -> Result<State, TurnError> {
         let mut waiting = Vec::new();
         let mut compilers: Vec<PathBuf> = (0..self.compilers_max)
@@ -247,7 +247,7 @@ impl Queue {
                 }
                 waiting.extend(waits(&path)?.map(|silent| (place, silent)));
             } else if name.starts_with("compiler-") && !compilers.contains(&path) {
-                // Of a shim with a larger `compilers_max`: never free for this one.
+                // Compilers of a shim with a larger `compilers_max`: never free for this one.
                 compilers.push(path);
             }
         }
@@ -276,7 +276,8 @@ impl Drop for State {
 }
 
 impl State {
-    /// Who is to be followed.
+    /// Whether to follow another task, and whether that is another tenant's: a running one of the same tenant, or of
+    /// any if the want follows strangers, or one of the same tenant that waits.
     fn compiled_by(&self, want: &Want, has_ticket: bool) -> Option<bool> {
         let tenant = tenant_name(&want.tenant);
         let same = |place: &&Place| place.key == want.key.as_str();
@@ -304,7 +305,7 @@ impl Drop for Counters {
 }
 
 impl Counters {
-    /// The round that was served last; and a number that nobody has had.
+    /// The round that was served last, and a number that no ticket had before.
     fn next(&self) -> Result<(u64, u64), TurnError> {
         let (round, number) = self.read();
         self.write(round, number.wrapping_add(1))?;
@@ -316,7 +317,7 @@ impl Counters {
         self.write(before.max(round), number)
     }
 
-    /// Zeros at the host's first compile.
+    /// Round and number; zeros at the host's first compile.
     fn read(&self) -> (u64, u64) {
         let place = record(&self.file);
         place.map_or((0, 0), |place| (place.round, place.number))
@@ -336,7 +337,7 @@ impl Counters {
     }
 }
 
-/// Whether the ticket's owner lives, and if so, whether it is silent.
+/// Whether the ticket's owner lives, and if so, whether it has been silent for [`SILENT_MAX`].
 fn waits(path: &Path) -> Result<Option<bool>, TurnError> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -345,7 +346,7 @@ fn waits(path: &Path) -> Result<Option<bool>, TurnError> {
     };
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => {
-            // Another's removal of it is as good.
+            // Another shim's removal of the ticket is as good.
             let _ = fs::remove_file(path);
             return Ok(None);
         }
@@ -359,7 +360,8 @@ fn waits(path: &Path) -> Result<Option<bool>, TurnError> {
     ))
 }
 
-/// A child that is just being started has a copy of the descriptor, and with it the lock, a moment longer.
+/// Releases a lock. A child that is just being started has a copy of the descriptor, and with it the lock, a moment
+/// longer.
 fn unlock(file: &File) {
     // The descriptor is open, so this cannot fail.
     let _ = flock(file, FlockOperation::Unlock);
@@ -371,7 +373,7 @@ fn record(file: &File) -> Option<Place> {
     Place::decode(std::str::from_utf8(&bytes[..read]).ok()?.trim_end())
 }
 
-/// For a file name: no tenant chooses what it looks like.
+/// The tenant's part of a file name: a hash, so that no tenant chooses what a name looks like.
 fn tenant_name(tenant: &str) -> String {
     hex(&Sha256::digest(tenant)[..8])
 }
