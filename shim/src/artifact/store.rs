@@ -132,7 +132,7 @@ impl Store {
         File::open(format!("/proc/self/fd/{}", artifact.as_raw_fd())).map_err(StoreError::Delivered)
     }
 
-    /// Removes an artifact that the guest did not take.
+    /// Removes an artifact that does not fit this host any more.
     pub fn forget(&self, key: &ArtifactKey) {
         let disk = self.disk().ok().flatten();
         for folder in self.memory().into_iter().chain(disk) {
