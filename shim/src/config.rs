@@ -26,54 +26,54 @@ mod layer;
 #[cfg(test)]
 mod tests;
 
-/// Where the configuration lies; it may be absent.
+/// Path of the configuration; the file may be absent.
 pub const CONFIG_PATH: &str = "/etc/wasmvm/config.toml";
-/// Longest configuration, bytes.
+/// Longest configuration that is read, bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
-/// Largest `default_memory_mib`.
+/// Largest `default_memory_mib` in a configuration.
 const MEMORY_MIB_MAX: u32 = 16 * 1024;
-/// Largest `compilers_max`.
+/// Largest `compilers_max` in a configuration.
 const COMPILERS_MAX: u64 = 256;
 /// Largest sizes of artifacts, MiB.
 const ARTIFACTS_MIB_MAX: u64 = 1 << 30;
-/// Longest timeout, seconds.
+/// Longest timeout in a configuration, seconds.
 const TIMEOUT_S_MAX: u64 = 24 * 3600;
 
-/// Whose VMs share the memory pages of a compiled program, the guest's kernel and its initramfs.
+/// VMs that share the memory pages of a compiled program, the guest's kernel and its initramfs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sharing {
-    /// All of the host.
+    /// All VMs of the host share pages.
     #[default]
     Host,
-    /// Those of one tenant: a pod's namespace, else containerd's.
+    /// The VMs of one tenant share pages: a pod's namespace, else containerd's.
     Tenant,
-    /// None: each has copies of its own, charged to it.
+    /// No VMs share pages: each has copies of its own, charged to it.
     None,
 }
 
-/// The operator's choices.
+/// The operator's settings for the shim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Guest RAM of a task without a memory limit, MiB.
     pub default_memory_mib: u32,
-    /// Forward the guests' early-printk console to the log, live.
+    /// Whether to forward the guests' early-printk console to the log, live.
     pub console: bool,
-    /// From the VM's start to an agent that listens, seconds.
+    /// Longest time from the VM's start to an agent that listens, seconds.
     pub boot_timeout_s: u64,
-    /// Seconds from a compiled program to one that can start.
+    /// Longest time from a compiled program to one that can start, seconds.
     pub load_timeout_s: u64,
-    /// For compiling one program, seconds.
+    /// Longest time for compiling one program, seconds.
     pub compile_timeout_s: u64,
     /// Most compiler VMs at once, of all shims.
     pub compilers_max: u64,
-    /// Where artifacts are kept across restarts of the host.
+    /// Directory that keeps artifacts across restarts of the host.
     pub artifact_dir: PathBuf,
-    /// The most that is kept there, MiB.
+    /// Most that is kept in the directory, MiB.
     pub artifact_dir_mib_max: u64,
     /// The most that is kept in memory for VMs to map, MiB.
     pub artifact_memory_mib_max: u64,
-    /// Whose VMs share memory pages.
+    /// VMs that share memory pages.
     pub sharing: Sharing,
 }
 
@@ -97,57 +97,57 @@ impl Default for Config {
 /// Why the configuration or the installation cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It exists but cannot be read.
+    /// The file exists but cannot be read.
     #[error("{}: cannot be read", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of opening or reading the file.
         #[source]
         source: io::Error,
     },
-    /// Not TOML, an unknown key, or a value of the wrong type.
+    /// The text is not TOML, or has an unknown key, or a value of the wrong type.
     #[error("{}:{line}: {message}", path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Counted from one.
+        /// Line of the error, counted from one.
         line: usize,
-        /// What the parser says.
+        /// Message of the parser.
         message: String,
     },
-    /// A value out of range.
+    /// A value is out of range.
     #[error("{}:{line}: {key} = {value} is refused: {reason}", path.display())]
     Value {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Counted from one.
+        /// Line of the value, counted from one.
         line: usize,
-        /// The key.
+        /// Name of the key.
         key: &'static str,
-        /// Its value.
+        /// Value of the key.
         value: String,
-        /// One sentence.
+        /// Reason for the refusal, in one sentence.
         reason: String,
     },
-    /// This program cannot tell where it lies.
+    /// The path of this program cannot be read.
     #[error("/proc/self/exe: cannot be read")]
     Executable(#[source] io::Error),
-    /// A file that belongs to the installation is not there.
+    /// A file that belongs to the installation does not exist.
     #[error("{what} is missing at {}; install it with `make install`", path.display())]
     Missing {
-        /// As in "the guest kernel".
+        /// Name of the file, such as "the guest kernel".
         what: &'static str,
-        /// Where it is looked for.
+        /// Path where the file was looked for.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// Error of looking at the file.
         #[source]
         source: io::Error,
     },
 }
 
 impl ConfigError {
-    /// containerd's status code for it.
+    /// containerd's status code for this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -175,7 +175,7 @@ impl Config {
         }
     }
 
-    /// This, with what a file says instead. It must exist.
+    /// The configuration, with a file's settings laid over it. The file must exist.
     ///
     /// # Errors
     /// [`ConfigError`], with the line.
@@ -190,7 +190,7 @@ impl Config {
         self.with_text(&text, path)
     }
 
-    /// This, with what a text says instead; `name` stands for it in errors.
+    /// The configuration, with a text's settings laid over it; `name` stands for the text in errors.
     ///
     /// # Errors
     /// [`ConfigError`], with the line.
@@ -198,47 +198,47 @@ impl Config {
         layer::lay(self, text, name)
     }
 
-    /// From the VM's start to an agent that listens.
+    /// Longest time from the VM's start to an agent that listens.
     #[must_use]
     pub fn boot_timeout(&self) -> Duration {
         Duration::from_secs(self.boot_timeout_s)
     }
 
-    /// For the guest to load a program. Nothing is compiled meanwhile, but its files may be cold.
+    /// Longest time for the guest to load a program. Nothing is compiled meanwhile, but its files may be cold.
     #[must_use]
     pub fn load_timeout(&self) -> Duration {
         Duration::from_secs(self.load_timeout_s)
     }
 
-    /// For compiling one program.
+    /// Longest time for compiling one program.
     #[must_use]
     pub fn compile_timeout(&self) -> Duration {
         Duration::from_secs(self.compile_timeout_s)
     }
 }
 
-/// What a VM is made of. Every file exists.
+/// Files that a VM is made of. Each file existed when the installation was looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestFiles {
-    /// The program that is a VM.
+    /// Executable of the VMM.
     pub vmm: PathBuf,
-    /// The guest kernel, ELF.
+    /// Guest kernel: uncompressed ELF.
     pub kernel: PathBuf,
-    /// The initramfs of task VMs, cpio.
+    /// Initramfs of task VMs: cpio.
     pub agent: PathBuf,
-    /// The initramfs of compiler VMs, cpio.
+    /// Initramfs of compiler VMs: cpio.
     pub compiler: PathBuf,
 }
 
-/// Where installations are, for a shim that lies in none.
+/// Prefixes that installations have, for a shim that lies in none.
 const PREFIXES: [&str; 2] = ["/usr/local", "/usr"];
 
 impl GuestFiles {
-    /// In `../lib/wasmvm`, seen from this program; where there is no such directory, in that of
-    /// [`PREFIXES`]: containerd can be told to run a copy of the shim from anywhere.
+    /// Finds the files in `../lib/wasmvm`, seen from this program; where there is no such directory, in that of
+    /// [`PREFIXES`]: containerd can be configured to run a copy of the shim from anywhere.
     ///
     /// # Errors
-    /// [`ConfigError::Missing`] for the first that is not there.
+    /// [`ConfigError::Missing`] for the first file that does not exist.
     pub fn find() -> Result<Self, ConfigError> {
         let program = std::fs::read_link("/proc/self/exe").map_err(ConfigError::Executable)?;
         let own = program.ancestors().nth(2).unwrap_or(Path::new("/"));
@@ -251,10 +251,10 @@ impl GuestFiles {
         }
     }
 
-    /// In this directory.
+    /// Finds the files in this directory.
     ///
     /// # Errors
-    /// [`ConfigError::Missing`] for the first that is not there.
+    /// [`ConfigError::Missing`] for the first file that does not exist.
     pub fn find_in(directory: &Path) -> Result<Self, ConfigError> {
         let find = |name, what| {
             let path = directory.join(name);

@@ -1,4 +1,4 @@
-//! `process.capabilities`: what a program may do beyond its user's rights.
+//! `process.capabilities`: the rights of a program beyond its user's.
 
 use rustix::thread::CapabilitySet;
 use serde::Deserialize;
@@ -16,8 +16,8 @@ pub struct Capabilities {
     ambient: u64,
 }
 
-/// As the specification has it. `effective` says nothing more: the program is executed with all that it is
-/// permitted.
+/// The sets as the specification has them. `effective` adds nothing: the program is executed with all permitted
+/// capabilities.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Given {
@@ -28,8 +28,8 @@ struct Given {
 }
 
 impl Capabilities {
-    /// Takes them out of a document, before a library looks at it that knows only the names of its day. A name
-    /// that nobody knows is a right that nobody gives, so it is ignored.
+    /// Takes the capabilities out of a document, before a library parses the document that has a fixed list of
+    /// names. An unknown name is a right that no kernel gives, so it is ignored.
     pub(super) fn take(document: &mut Value) -> Result<Option<Self>, BundleError> {
         let process = document.get_mut("process").and_then(Value::as_object_mut);
         let given = match process.and_then(|process| process.remove("capabilities")) {
@@ -45,8 +45,8 @@ impl Capabilities {
         }))
     }
 
-    /// What a program of user `uid` has after `execve(2)` with no_new_privs, as under runc: root what the
-    /// bounding set allows and is permitted, everybody else the ambient set.
+    /// The capabilities of a program of user `uid` after `execve(2)` with no_new_privs, as under runc: root gets
+    /// those that the bounding set allows and that are permitted, every other user the ambient set.
     #[must_use]
     pub fn of_user(self, uid: u32) -> u64 {
         if uid == 0 {

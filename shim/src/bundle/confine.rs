@@ -1,4 +1,4 @@
-//! What a spec takes from a program beyond its limits.
+//! The parts of a spec that confine a program beyond its limits: sysctls, masked paths, labels.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -19,14 +19,14 @@ const UNCONFINED: &str = "unconfined";
 /// The SELinux type of a process that is a VM, as CRI gives it to those of Kata.
 const VM_TYPE: &str = "container_kvm_t";
 
-/// Most settings of one task.
+/// Most sysctls of one task.
 const SYSCTLS_MAX: usize = 256;
-/// Longest value of a setting, bytes: the kernel takes one page.
+/// Longest value of a sysctl, bytes: the kernel takes one page.
 const SYSCTL_BYTES_MAX: usize = 4096;
 
-/// `linux.sysctl`: settings of a network namespace that is the task's own. The others of a namespace
-/// (`kernel.shm*`, `kernel.msg*`, `fs.mqueue.*`) are about IPC that no Wasm program can reach, and those of
-/// the whole host are nobody's to set.
+/// `linux.sysctl`: settings of a network namespace that is the task's own. A namespace's other settings
+/// (`kernel.shm*`, `kernel.msg*`, `fs.mqueue.*`) are about IPC that no Wasm program can reach, and settings of
+/// the whole host are not a task's to change.
 pub(super) fn sysctls(
     given: Option<BTreeMap<String, String>>,
     network: &Network,
@@ -68,8 +68,9 @@ fn sysctl(name: String, value: String, network: &Network) -> Result<Sysctl, Bund
     Ok(Sysctl { name, path, value })
 }
 
-/// As sysctl(8) has it: the first separator, `.` or `/`, is the one between directories, and the other
-/// stands for itself or its counterpart within a name (`net/ipv4/conf/eth0.1/forwarding`).
+/// The path of a sysctl's name, as sysctl(8) has it: the first separator, `.` or `/`, is the one between
+/// directories, and the other stands for itself or its counterpart within a name
+/// (`net/ipv4/conf/eth0.1/forwarding`).
 fn sysctl_path(name: &str) -> Option<PathBuf> {
     let by_dots = name
         .find(['.', '/'])
@@ -89,7 +90,7 @@ fn sysctl_path(name: &str) -> Option<PathBuf> {
     (has_directory && path.split('/').all(plain)).then(|| path.into())
 }
 
-/// `linux.maskedPaths` and `linux.readonlyPaths`.
+/// Reads `linux.maskedPaths` or `linux.readonlyPaths`.
 pub(super) fn paths(field: &str, document: &Value) -> Result<Vec<PathBuf>, BundleError> {
     let given: Vec<PathBuf> = list(document, field)?;
     if given.len() > PATHS_MAX {
@@ -116,7 +117,7 @@ pub(super) fn paths(field: &str, document: &Value) -> Result<Vec<PathBuf>, Bundl
     Ok(given)
 }
 
-/// The labels of process and mounts. An empty string is no label.
+/// Reads the labels of process and mounts. An empty string is no label.
 pub(super) fn labels(process: &Process, mount: Option<String>) -> Result<Labels, BundleError> {
     let profile = process.apparmor_profile().clone();
     let label = checked("process.selinuxLabel", process.selinux_label().clone())?;
@@ -141,7 +142,8 @@ fn checked(field: &str, label: Option<String>) -> Result<Option<String>, BundleE
     Ok(Some(label))
 }
 
-/// `user:role:type:level` with the type of a VM; user, role and level, so the categories, are kept.
+/// The label with the type of a VM, in the form `user:role:type:level`; user, role and level, so the categories, are
+/// kept.
 fn vm_label(label: &str) -> Result<String, BundleError> {
     let parts: Vec<&str> = label.splitn(4, ':').collect();
     match parts[..] {

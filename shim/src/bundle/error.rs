@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use crate::error::ErrorCode;
 
-/// The bundle's document, in sentences.
+/// Name of the bundle's document in errors.
 pub(super) const CONFIG: &str = "config.json";
-/// An exec's, likewise.
+/// Name of an exec's spec in errors.
 pub(super) const EXEC: &str = "the spec of the exec";
-/// An Update's resources, likewise.
+/// Name of an Update's resources in errors.
 pub(super) const UPDATE: &str = "the update";
 
 /// Why a bundle was refused. Each sentence names the field and its value.
@@ -18,86 +18,86 @@ pub enum BundleError {
     /// `config.json` cannot be read.
     #[error("{}: cannot be read", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of opening or reading the file.
         #[source]
         source: io::Error,
     },
-    /// Larger than any honest one.
+    /// The file is larger than any honest one.
     #[error("{}: more than {bytes_max} bytes", path.display())]
     TooLong {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The limit.
+        /// Largest size that is read, bytes.
         bytes_max: u64,
     },
-    /// Not JSON.
+    /// The document is not JSON.
     #[error("{}: not JSON", path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where and why.
+        /// Error of the parser, with the place.
         #[source]
         source: serde_json::Error,
     },
-    /// JSON, but not an object.
+    /// The document is JSON, but not an object.
     #[error("{}: not an OCI runtime spec, which is an object", path.display())]
     Shape {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A field whose type is not what the specification says.
+    /// A field whose type is not the specification's.
     #[error("{document}: {field} is not as the OCI specification has it")]
     Type {
-        /// What is read.
+        /// Name of the document.
         document: &'static str,
-        /// Its path in the document.
+        /// Path of the field in the document.
         field: String,
-        /// Why.
+        /// Error of the parser.
         #[source]
         source: serde_json::Error,
     },
     /// A field that cannot be honoured and must not be ignored.
     #[error("{document}: {field} = {value} is refused: {reason}")]
     Refused {
-        /// What is read.
+        /// Name of the document.
         document: &'static str,
-        /// Its path in the document.
+        /// Path of the field in the document.
         field: String,
-        /// Its value, shortened.
+        /// Value of the field, shortened.
         value: String,
-        /// One sentence.
+        /// Reason and remedy, in one sentence.
         reason: String,
     },
     /// A field without which there is no task.
     #[error("{document}: {field} is missing: {reason}")]
     Missing {
-        /// What is read.
+        /// Name of the document.
         document: &'static str,
-        /// Its path in the document.
+        /// Path of the field in the document.
         field: &'static str,
-        /// One sentence.
+        /// Reason why it is needed, in one sentence.
         reason: &'static str,
     },
-    /// The root directory is not there.
+    /// The root directory does not exist, or is not a directory.
     #[error("config.json: root.path = {}: no such directory", path.display())]
     Rootfs {
         /// The path, made absolute.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// Error of looking at the directory.
         #[source]
         source: io::Error,
     },
 }
 
 impl BundleError {
-    /// The same, said of an exec's spec.
+    /// The error, with an exec's spec as its document.
     pub(super) fn of_exec(self) -> Self {
         self.of(EXEC)
     }
 
-    /// The same, said of another document.
+    /// The error, with another document.
     pub(super) fn of(mut self, name: &'static str) -> Self {
         match &mut self {
             Self::Type { document, .. }
@@ -108,7 +108,7 @@ impl BundleError {
         self
     }
 
-    /// containerd's status code for it. Never `Unimplemented`: containerd 2 would try again with an
+    /// containerd's status code for this error. Never `Unimplemented`: containerd 2 would try again with an
     /// older dialect.
     #[must_use]
     pub fn code(&self) -> ErrorCode {

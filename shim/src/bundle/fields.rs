@@ -13,16 +13,16 @@ use super::error::CONFIG;
 /// Longest value quoted in an error, characters.
 const QUOTED_CHARS_MAX: usize = 80;
 
-/// What becomes of a field.
+/// Effect of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Taken over into the `TaskSpec`.
     Honoured,
     /// Accepted without effect, because it means nothing to a Wasm program in its own VM.
     Ignored,
-    /// Accepted without effect, because something of ours does its work always: this.
+    /// Accepted without effect, because something of ours does its work always: this sentence says which.
     Replaced(&'static str),
-    /// An error, unless the value says nothing; for this reason.
+    /// An error, unless the value says nothing; this sentence is the reason.
     Refused(&'static str),
 }
 
@@ -167,9 +167,9 @@ pub fn honoured_hooks() -> Vec<&'static str> {
 /// A field that has no effect, and its path in the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unused {
-    /// As in `linux.resources.cpu.idle` or `mounts[3].foo`.
+    /// Path of the field, such as `linux.resources.cpu.idle` or `mounts[3].foo`.
     pub path: String,
-    /// In the table, as ignored or replaced; otherwise unknown.
+    /// Whether the table has the field, as ignored or replaced; otherwise the field is unknown.
     pub known: bool,
 }
 
@@ -183,7 +183,7 @@ pub(super) fn sift(document: &mut Value) -> Result<Vec<Unused>, BundleError> {
     Ok(unused)
 }
 
-/// `pattern` is the path as the table writes it, `path` as the reader wants it.
+/// Checks the fields below one. `pattern` is the path as the table writes it, `path` as the reader wants it.
 fn sift_below(
     value: &mut Value,
     pattern: &str,

@@ -1,4 +1,4 @@
-//! `hooks`: programs to run on the host.
+//! The spec's `hooks`: programs to run on the host.
 
 use serde_json::Value;
 
@@ -7,10 +7,10 @@ use super::fields::{quoted, refused};
 use super::load::list;
 use crate::hooks::{Hook, Hooks, Stage};
 
-/// All hooks together in JSON, bytes: they are kept in the journal.
+/// Most bytes of all hooks together in JSON: the journal keeps them.
 pub(super) const HOOKS_BYTES_MAX: usize = 256 * 1024;
 
-/// Reads the lists that are honoured.
+/// Reads and checks the lists that are honoured.
 pub(super) fn parse(document: &Value) -> Result<Hooks, BundleError> {
     let Some(hooks) = document.get("hooks") else {
         return Ok(Hooks::default());

@@ -32,7 +32,7 @@ impl TaskSpec {
         Ok(spec)
     }
 
-    /// `path` is named in errors; relative paths in the document start at `bundle`.
+    /// Reads a document. `path` is named in errors; relative paths in the document start at `bundle`.
     pub(super) fn parse(bytes: &[u8], path: &Path, bundle: &Path) -> Result<Self, BundleError> {
         let parse = |source| BundleError::Parse {
             path: path.to_owned(),
@@ -45,7 +45,7 @@ impl TaskSpec {
             });
         }
         sift(&mut document, CONFIG)?;
-        // A container without the section has none, as under runc.
+        // A container without the section has no capabilities, as under runc.
         let capabilities = Capabilities::take(&mut document)?.unwrap_or_default();
         Self::from_document(&document, bundle, capabilities)
     }
@@ -115,7 +115,7 @@ fn preopen_cwd(annotations: &BTreeMap<String, String>) -> Result<bool, BundleErr
     }
 }
 
-/// Takes out what has no effect, and says so in the log.
+/// Takes fields without effect out, and logs each of them.
 pub(super) fn sift(document: &mut Value, name: &'static str) -> Result<(), BundleError> {
     for unused in fields::sift(document)? {
         let field = unused.path;
@@ -159,7 +159,7 @@ pub(super) fn section<T: DeserializeOwned>(
     }
 }
 
-/// A list, element by element, so that an error names the one that is wrong.
+/// A list, element by element, so that an error names the element that is wrong.
 pub(super) fn list<T: DeserializeOwned>(
     document: &Value,
     field: &str,
@@ -188,7 +188,7 @@ pub(super) fn missing(field: &'static str, reason: &'static str) -> BundleError 
     }
 }
 
-/// Without a `root` section; `Root::default()` would name a directory.
+/// A root for a document without a `root` section; `Root::default()` would name a directory.
 fn no_root() -> Root {
     let mut root = Root::default();
     root.set_path(PathBuf::new());
@@ -237,8 +237,8 @@ fn oom_score_adj(process: &Process) -> Result<Option<i32>, BundleError> {
     }
 }
 
-/// Of the namespaces only the network's has a meaning: the others are the VM's own in any case, so one that
-/// is shared with others cannot be had.
+/// Of the namespaces only the network's has a meaning: the others are the VM's own in any case, and cannot be
+/// shared with others.
 fn network(namespaces: &[LinuxNamespace]) -> Result<Network, BundleError> {
     let mut network = Network::Host;
     for (i, namespace) in namespaces.iter().enumerate() {
@@ -262,8 +262,8 @@ fn network(namespaces: &[LinuxNamespace]) -> Result<Network, BundleError> {
     Ok(network)
 }
 
-/// A namespace by path: one that others are in. The IPC and UTS namespaces of a pod are named in every spec
-/// of CRI; no program can reach the one, and the other's host name stands in the spec.
+/// Checks a namespace by path, which other processes are in. The IPC and UTS namespaces of a pod are named in every
+/// spec of CRI; no program can reach the IPC namespace, and the UTS namespace's host name stands in the spec.
 fn check_joined(kind: LinuxNamespaceType, path: &Path, i: usize) -> Result<(), BundleError> {
     let reason = match kind {
         LinuxNamespaceType::Network if !path.is_absolute() => "the path must be absolute",

@@ -1,8 +1,8 @@
 //! From a memory limit to the guest's RAM and to WebAssembly's own limit.
 //!
-//! The cgroup's `memory.max` is the OCI limit, exactly. In it live the VMM, the guest's kernel and
+//! The cgroup's `memory.max` is the OCI limit, exactly. It covers the VMM, the guest's kernel and
 //! agent, and the module. Guest RAM is address space, touched on demand, so its size is a class, and
-//! `memory.grow` fails before the cgroup kills.
+//! `memory.grow` fails before the cgroup's limit OOM-kills.
 
 const MIB: u64 = 1 << 20;
 
@@ -12,7 +12,7 @@ pub const MEMORY_BYTES_MIN: u64 = 24 * MIB;
 const RAM_MIB_MIN: u64 = 256;
 /// Largest guest RAM, MiB: below the artifact slot (`wasmvm_protocol::slot::SLOT_ADDRESS`).
 pub const RAM_MIB_MAX: u32 = 16 * 1024;
-/// What VMM, guest kernel and agent take besides the module, bytes, in the smallest guest.
+/// Memory of VMM, guest kernel and agent besides the module, bytes, in the smallest guest.
 const OVERHEAD_BYTES: u64 = 16 * MIB;
 /// The guest kernel keeps 64 bytes for each page of 4096 of its RAM.
 const RAM_BYTES_PER_MAP_BYTE: u64 = 4096 / 64;
@@ -32,7 +32,7 @@ pub fn ram_mib(limit_bytes: Option<u64>, default_mib: u32) -> u32 {
 }
 
 /// The most that an instance's linear memories and tables may take together, bytes: the limit (or the
-/// guest's RAM without one) less what else lives there. Never zero, which would mean "no bound".
+/// guest's RAM without one) less the overhead. Never zero, which would mean "no bound".
 #[must_use]
 pub fn wasm_memory_bytes_max(limit_bytes: Option<u64>, ram_mib: u32) -> u64 {
     let ram_bytes = u64::from(ram_mib) * MIB;

@@ -1,4 +1,4 @@
-//! The spec's mounts: which enter the tree, and as what.
+//! The spec's mounts: which of them enter the tree, and in which form.
 
 use std::path::{Path, PathBuf};
 
@@ -10,15 +10,15 @@ use super::{AccessTimes, BundleError, MountSource, TmpfsOptions, TreeMount, path
 /// Most mounts of one task.
 const MOUNTS_MAX: usize = 1024;
 
-/// File systems of the kernel's own: the guest has its own, or none.
+/// Types of file systems of the kernel's own: the guest has its own, or none.
 const GUEST_OWN_TYPES: [&str; 7] = [
     "proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs",
 ];
 
-/// Of mqueue, which `--ipc host` binds from the host.
+/// Mount point of mqueue, which `--ipc host` binds from the host.
 const QUEUES: &str = "/dev/mqueue";
 
-/// What `mounts` says.
+/// The mounts of a spec, sorted by what serves them.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
     pub tree: Vec<TreeMount>,
@@ -73,12 +73,12 @@ pub(super) fn convert(mounts: &[Mount], bundle: &Path) -> Result<Mounts, BundleE
     Ok(sorted)
 }
 
-/// Why no mount propagates: a proc that somebody mounts below a propagated source would be served as a file
-/// system of the tenant's.
+/// Why no mount propagates: a proc that a process of the host mounts below a propagated source would be served as a
+/// file system of the tenant's.
 const NO_PROPAGATION: &str = "a mount made later on the host never enters the task's tree; use rprivate \
      (in Kubernetes mountPropagation: None)";
 
-/// Options that promise what the tree does not do.
+/// Refuses options that promise what the tree does not do.
 fn check_options(options: &[String], i: usize) -> Result<(), BundleError> {
     for option in options {
         let reason = match option.as_str() {
@@ -99,7 +99,7 @@ fn propagates(option: &str) -> bool {
     matches!(option, "shared" | "rshared" | "slave" | "rslave")
 }
 
-/// `linux.rootfsPropagation`: private in one of its forms, or nothing.
+/// Checks `linux.rootfsPropagation`: private in one of its forms, or absent.
 pub(super) fn check_root_propagation(given: Option<String>) -> Result<(), BundleError> {
     let given = given.unwrap_or_default();
     let reason = match given.as_str() {
@@ -114,7 +114,7 @@ pub(super) fn check_root_propagation(given: Option<String>) -> Result<(), Bundle
     ))
 }
 
-/// As runc does: the option decides, whatever the type says.
+/// Whether the mount is a bind: by the option, as runc decides, whatever the type says.
 fn is_bind(kind: &str, options: &[String]) -> bool {
     kind == "bind"
         || options
@@ -134,7 +134,7 @@ fn is_read_only(options: &[String]) -> bool {
         .unwrap_or(false)
 }
 
-/// Absolute (older specs allow relative ones: from the root), cleaned, not the root itself.
+/// A mount's place: absolute (older specs allow relative ones: from the root), cleaned, not the root itself.
 fn destination(mount: &Mount, i: usize) -> Result<PathBuf, BundleError> {
     let given = mount.destination();
     let field = format!("mounts[{i}].destination");
@@ -176,8 +176,8 @@ fn bind_source(
     })
 }
 
-/// Parameters of the file system, and flags of its mount. `nosuid` and `nodev` hold for all that enters the
-/// tree; propagation has been looked at.
+/// Parameters of the file system, and flags of its mount. `nosuid` and `nodev` hold for everything that enters the
+/// tree; propagation was checked before.
 fn tmpfs_options(options: &[String], i: usize) -> Result<TmpfsOptions, BundleError> {
     let mut tmpfs = TmpfsOptions::default();
     for option in options {
@@ -203,7 +203,7 @@ fn tmpfs_options(options: &[String], i: usize) -> Result<TmpfsOptions, BundleErr
     Ok(tmpfs)
 }
 
-/// Whether it is one that a tmpfs may have.
+/// Takes over a flag; false when a tmpfs has no such flag.
 fn tmpfs_flag(option: &str, tmpfs: &mut TmpfsOptions) -> bool {
     match option {
         "noexec" => tmpfs.no_exec = true,

@@ -11,14 +11,14 @@ use super::fields::{self, refused};
 use super::load::{missing, section, sift};
 use super::{BundleError, Capabilities, ProcessSpec, User, paths};
 
-/// What containerd calls the JSON of an exec's spec.
+/// Type URL that containerd gives to the JSON of an exec's spec.
 pub const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
 /// Longest arguments and environment together, bytes: Linux's own default for `execve(2)`, and half of
 /// what one message to the agent may hold.
 const ARGS_BYTES_MAX: usize = 2 << 20;
 
-/// All permission bits.
+/// Largest umask: all permission bits.
 const UMASK_MAX: u32 = 0o777;
 
 impl ProcessSpec {
@@ -111,7 +111,7 @@ fn env(process: &Process) -> Result<Vec<String>, BundleError> {
     Ok(last_of_each(env))
 }
 
-/// One entry for each name: the last that was given, as under runc. libc would find the first.
+/// The entries with each name once: the last that was given, as under runc. libc would find the first.
 fn last_of_each(env: Vec<String>) -> Vec<String> {
     let mut names = BTreeSet::new();
     let mut kept: Vec<String> = Vec::with_capacity(env.len());

@@ -1,4 +1,4 @@
-//! `linux.resources`: what the task may use, in `config.json` and in containerd's Update.
+//! Resources that the task may use: `linux.resources`, in `config.json` and in containerd's Update.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::fields::{quoted, refused};
 use super::memory::MEMORY_BYTES_MIN;
 use super::{BundleError, CpuLimits, Limit, Resources, load};
 
-/// Where resources lie in `config.json`.
+/// Path of the resources in `config.json`.
 const FIELD: &str = "linux.resources";
 
 /// Most files of `linux.resources.unified`.
@@ -20,7 +20,7 @@ const UPDATE_BYTES_MAX: usize = 1 << 20;
 
 impl Resources {
     /// Reads the resources of an Update: a `LinuxResources` in JSON, by the same table of fields as
-    /// `config.json`. What is not given stays as it is.
+    /// `config.json`. A field that is not given stays as it is.
     ///
     /// # Errors
     /// [`BundleError`], with the field and its value.
@@ -28,7 +28,7 @@ impl Resources {
         parse_update(json).map_err(|error| error.of(UPDATE))
     }
 
-    /// Those of a new task, in which a limit that is not given is none.
+    /// Resources of a new task: a limit that is not given means no limit.
     pub(super) fn of_task(resources: &LinuxResources) -> Result<Self, BundleError> {
         let resources = Self::new(resources)?;
         match resources {
@@ -89,7 +89,7 @@ fn swap_alone(swap: u64) -> BundleError {
     refused(SWAP, &swap.to_string(), reason)
 }
 
-/// In OCI zero means "not given" and a negative number "no limit".
+/// A limit as OCI has it: zero means "not given" and a negative number "no limit".
 fn limit(value: i64) -> Option<Limit> {
     match value {
         0 => None,

@@ -1,4 +1,4 @@
-//! What one task is: the typed form of its bundle.
+//! A task: the typed form of its bundle.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,72 +6,72 @@ use std::path::PathBuf;
 use super::Capabilities;
 use crate::hooks::Hooks;
 
-/// Everything of the bundle that matters here, checked.
+/// Everything of the bundle that matters to wasmvm, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskSpec {
-    /// `ociVersion`, 1 point something.
+    /// `ociVersion`: version 1, any minor.
     pub oci_version: String,
-    /// What runs, and as whom.
+    /// Program to run, with its arguments and user.
     pub process: ProcessSpec,
     /// Host name; empty when the spec has none.
     pub hostname: String,
-    /// What it may use.
+    /// Limits of the task.
     pub resources: Resources,
-    /// `linux.cgroupsPath` as given; none means the default.
+    /// `linux.cgroupsPath` as given; `None` means the default.
     pub cgroup_path: Option<String>,
-    /// How likely the host's OOM killer takes the VMM, -1000 to 1000.
+    /// Preference of the host's OOM killer for the VMM, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
-    /// Where the task's sockets would live.
+    /// Network namespace that the task's sockets would live in.
     pub network: Network,
-    /// What is written in that namespace before anything runs in it.
+    /// Settings written in that namespace before any program runs in it.
     pub sysctls: Vec<Sysctl>,
-    /// What is mounted into the tree, in the spec's order.
+    /// Mounts that enter the tree, in the spec's order.
     pub mounts: Vec<TreeMount>,
-    /// Paths of the tree that show nothing; absolute, not the root itself.
+    /// Paths of the tree whose content is hidden; absolute, not the root itself.
     pub masked_paths: Vec<PathBuf>,
-    /// Paths of the tree where nothing may be changed; absolute, not the root itself.
+    /// Paths of the tree that are read-only; absolute, not the root itself.
     pub readonly_paths: Vec<PathBuf>,
     /// Labels of the host's security modules.
     pub labels: Labels,
-    /// The guest mounts its own device files over the tree's `/dev`.
+    /// Whether the guest mounts its own device files over the tree's `/dev`.
     pub guest_dev: bool,
-    /// The guest mounts its own proc over the tree's `/proc`.
+    /// Whether the guest mounts its own proc over the tree's `/proc`.
     pub guest_proc: bool,
-    /// Preview 1 modules get their working directory as the preopened directory `.`.
+    /// Whether preview 1 modules get their working directory as the preopened directory `.`.
     pub preopen_cwd: bool,
-    /// The root directory on the host; absolute.
+    /// Root directory on the host; absolute.
     pub rootfs: PathBuf,
-    /// The tree's root is read-only; mounts decide for themselves.
+    /// Whether the tree's root is read-only; mounts have their own setting.
     pub rootfs_readonly: bool,
-    /// Programs of the operator's to run on the host.
+    /// Programs of the operator's, to run on the host.
     pub hooks: Hooks,
-    /// Annotations, as given.
+    /// Annotations of the bundle, as given.
     pub annotations: BTreeMap<String, String>,
 }
 
-/// One program to run: `process` of the bundle, or the spec of an exec.
+/// A program to run: `process` of the bundle, or the spec of an exec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSpec {
     /// The program and its arguments; never empty, without zero bytes.
     pub args: Vec<String>,
-    /// `KEY=value`, without zero bytes, each key once.
+    /// Environment: `KEY=value`, without zero bytes, each key once.
     pub env: Vec<String>,
     /// Working directory; absolute, without `.` and `..`.
     pub cwd: PathBuf,
-    /// Who the program runs as.
+    /// User and groups that the program runs as.
     pub user: User,
-    /// What it may do beyond that user's rights; `None`: an exec's spec that leaves it to its task's.
+    /// Capabilities beyond that user's rights; `None`: an exec's spec that has none, so that the task's apply.
     pub capabilities: Option<Capabilities>,
 }
 
-/// `process.user`.
+/// User and groups: `process.user`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     /// User id in the guest and towards the files.
     pub uid: u32,
-    /// Group id.
+    /// Group id in the guest and towards the files.
     pub gid: u32,
-    /// Supplementary groups.
+    /// Supplementary groups, by id.
     pub additional_gids: Vec<u32>,
     /// Mask of new files' modes, at most 0777.
     pub umask: Option<u32>,
@@ -86,17 +86,17 @@ impl TaskSpec {
     }
 }
 
-/// A limit that was given.
+/// A limit that was given, expressly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// None, expressly.
+    /// No limit: a negative number in OCI.
     Unlimited,
-    /// This much.
+    /// A limit of this much, in the field's unit.
     At(u64),
 }
 
 impl Limit {
-    /// The number, if there is one.
+    /// The limit's number; `None` when unlimited.
     #[must_use]
     pub const fn at(self) -> Option<u64> {
         match self {
@@ -110,7 +110,7 @@ impl Limit {
 /// value, for a running one the present value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
-    /// Memory, bytes.
+    /// Memory of the cgroup, bytes.
     pub memory: Option<Limit>,
     /// Memory and swap together, bytes, as OCI counts; at least `memory`.
     pub memory_swap: Option<Limit>,
@@ -127,7 +127,7 @@ pub struct Resources {
 pub struct CpuLimits {
     /// CPU time in one period, microseconds.
     pub quota_us: Option<Limit>,
-    /// The period, microseconds.
+    /// Period in which the quota may be used, microseconds.
     pub period_us: Option<u64>,
     /// Weight in cgroup v1's scale, 2 to 262144.
     pub shares: Option<u64>,
@@ -137,58 +137,58 @@ pub struct CpuLimits {
     pub mems: Option<String>,
 }
 
-/// The network namespace the VMM runs in.
+/// Network namespace that the VMM runs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Network {
-    /// The spec has no network namespace: the host's is meant.
+    /// The host's: the spec has no network namespace.
     Host,
-    /// A new, empty one.
+    /// A new, empty namespace.
     New,
-    /// The one at this path.
+    /// The namespace at this path.
     Path(PathBuf),
 }
 
-/// One setting of the network namespace's kernel side (`linux.sysctl`).
+/// A setting of the network namespace's kernel side (`linux.sysctl`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sysctl {
-    /// As the spec has it.
+    /// Name, as the spec has it.
     pub name: String,
-    /// Below `/proc/sys`, relative, without `.` and `..`.
+    /// Path below `/proc/sys`, relative, without `.` and `..`.
     pub path: PathBuf,
-    /// What is written there.
+    /// Value to write to the path.
     pub value: String,
 }
 
-/// What the host's security modules are to call the task.
+/// Labels that the host's security modules give to the task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels {
-    /// `process.apparmorProfile`.
+    /// AppArmor profile of the process: `process.apparmorProfile`.
     pub apparmor_profile: Option<String>,
-    /// `process.selinuxLabel`, with the type of a VM.
+    /// SELinux label of the process: `process.selinuxLabel`, with the type of a VM.
     pub selinux_process: Option<String>,
-    /// `linux.mountLabel`.
+    /// SELinux label of the mounts: `linux.mountLabel`.
     pub selinux_mount: Option<String>,
 }
 
-/// One mount of the spec that enters the tree.
+/// A mount of the spec that enters the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeMount {
-    /// Where, inside the tree; absolute, symlinks followed inside the tree.
+    /// Place inside the tree; absolute, symlinks followed inside the tree.
     pub destination: PathBuf,
-    /// What.
+    /// Content of the mount.
     pub source: MountSource,
-    /// Whether nothing in it may be changed.
+    /// Whether the mount is read-only.
     pub read_only: bool,
 }
 
-/// What a [`TreeMount`] shows.
+/// Content of a [`TreeMount`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountSource {
     /// A file or directory of the host.
     Bind {
-        /// Absolute, or relative to the bundle made absolute.
+        /// Path on the host: absolute, or relative to the bundle made absolute.
         path: PathBuf,
-        /// With the mounts below it (`rbind`).
+        /// Whether the mounts below the path come along (`rbind`).
         recursive: bool,
     },
     /// An empty tmpfs of the host.
@@ -200,24 +200,24 @@ pub enum MountSource {
 pub struct TmpfsOptions {
     /// `key=value` options for the file system itself (`size`, `mode`, `uid`, `gid`, `nr_inodes`).
     pub parameters: Vec<(String, String)>,
-    /// `noexec`: programs in it cannot be started on the host's word; Wasm is only read.
+    /// `noexec`: the host starts no program in it; Wasm is only read.
     pub no_exec: bool,
-    /// `nodiratime`.
+    /// `nodiratime`: times of access of directories do not change.
     pub no_directory_times: bool,
-    /// `relatime`, `noatime`, `strictatime`.
+    /// Times of access of files: `relatime`, `noatime` or `strictatime`.
     pub access_times: AccessTimes,
-    /// `tmpcopyup`: what the tmpfs hides is seen in it, and can be changed.
+    /// `tmpcopyup`: the tmpfs starts with a copy of what it hides.
     pub copy_up: bool,
 }
 
 /// When a file's time of access changes, mount(8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AccessTimes {
-    /// When it is older than the file's last change.
+    /// When the time of access is older than the file's last change.
     #[default]
     Relative,
-    /// Never.
+    /// At no access to the file.
     Never,
-    /// With every access.
+    /// At every access to the file.
     Always,
 }

@@ -1,4 +1,4 @@
-//! One TOML text, laid over the configuration so far.
+//! A TOML text, laid over the configuration so far.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use super::{
     ARTIFACTS_MIB_MAX, COMPILERS_MAX, Config, ConfigError, MEMORY_MIB_MAX, Sharing, TIMEOUT_S_MAX,
 };
 
-/// What one text may say. The keys with capitals come from containerd's CRI plugin, which passes its
+/// Settings that one text may have. The keys with capitals come from containerd's CRI plugin, which passes its
 /// whole `options` table on when there is no `ConfigPath` in it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -24,10 +24,10 @@ struct Layer {
     artifact_dir_mib_max: Option<Spanned<u64>>,
     artifact_memory_mib_max: Option<Spanned<u64>>,
     sharing: Option<Sharing>,
-    /// Accepted: the form of `linux.cgroupsPath` says how it is meant.
+    /// Accepted and ignored: the form of `linux.cgroupsPath` says how it is meant.
     #[serde(rename = "SystemdCgroup")]
     _systemd_cgroup: Option<bool>,
-    /// Accepted: containerd's own, as are the next two.
+    /// Accepted and ignored: a key of containerd's own, as are the next two.
     #[serde(rename = "TypeUrl")]
     _type_url: Option<String>,
     #[serde(rename = "ConfigPath")]
@@ -42,7 +42,7 @@ struct Text<'a> {
     path: &'a Path,
 }
 
-/// `config` with what `text` says; `path` names it in errors.
+/// `config` with the settings of `text` laid over it; `path` names the text in errors.
 pub(super) fn lay(config: Config, text: &str, path: &Path) -> Result<Config, ConfigError> {
     let layer: Layer = toml::from_str(text).map_err(|err| ConfigError::Parse {
         path: path.to_owned(),
