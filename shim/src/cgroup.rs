@@ -1,12 +1,12 @@
 //! The task's cgroup: made from the spec, entered by the VMM at its birth, changed by Update, read by
 //! Stats, removed at Delete. Only the VMM lives in it.
 //!
-//! Only what this task has made is removed, known by its inode. An empty cgroup that is there already was
-//! prepared by somebody: the task joins it, limits of it that the spec or an Update names are put back when
-//! the task has ended, and it stays.
+//! Only directories that this task has made are removed, known by their inodes. An empty cgroup that exists already
+//! was prepared by an operator: the task joins it, its limits that the spec or an Update names are put back when
+//! the task has ended, and its directories stay.
 //!
 //! A host has one hierarchy (cgroup v2), several (v1) or both kinds (hybrid); the cgroup is one
-//! directory in each of them ([`Place`]). A controller is used where it is: a v1 hierarchy of its own
+//! directory in each of them ([`Place`]). A controller is used where the host has it: in a v1 hierarchy of its own
 //! before the unified one.
 
 use std::io;
@@ -44,25 +44,25 @@ mod tests;
 #[derive(Debug)]
 pub struct Cgroup {
     directories: Vec<Directory>,
-    /// Takes the first values of a joined directory's limits; none stands behind a fake.
+    /// Records the first values of a joined directory's limits; `None` in a test's fake.
     journal: Option<Arc<Journal>>,
 }
 
-/// How a process is born into a cgroup.
+/// Descriptors by which a process is born into a cgroup.
 #[derive(Debug)]
 pub struct Birth {
-    /// For `clone3(CLONE_INTO_CGROUP)`, where there is a unified hierarchy.
+    /// Directory for `clone3(CLONE_INTO_CGROUP)`, where the host has a unified hierarchy.
     pub unified: Option<OwnedFd>,
     /// `cgroup.procs` of the v1 hierarchies, into which the child writes itself before all else.
     pub procs: Vec<OwnedFd>,
 }
 
 impl Cgroup {
-    /// Makes the cgroup with its limits, or joins the empty one that is there. All that has to be undone is
+    /// Makes the cgroup with its limits, or joins an empty one that exists. Every step that has to be undone is
     /// in the journal, also when this fails.
     ///
     /// # Errors
-    /// [`CgroupError`]; `InUse` when somebody is in it.
+    /// [`CgroupError`]; `InUse` when the cgroup has processes or cgroups of its own, or another task holds it.
     pub fn create(
         place: &Place,
         resources: &Resources,
@@ -79,7 +79,7 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Which cgroup version Stats reports.
+    /// Version of cgroups that Stats reports.
     #[must_use]
     pub fn version(&self) -> Version {
         let legacy = |directory: &Directory| matches!(directory.kind, Kind::Legacy(_));
@@ -90,10 +90,10 @@ impl Cgroup {
         }
     }
 
-    /// For a process that is to be born into it.
+    /// Descriptors for a process that is to be born into the cgroup.
     ///
     /// # Errors
-    /// A descriptor cannot be made.
+    /// A descriptor cannot be opened or copied.
     pub fn birth(&self) -> Result<Birth, CgroupError> {
         let (mut unified, mut procs) = (None, Vec::new());
         for directory in &self.directories {
@@ -105,13 +105,13 @@ impl Cgroup {
         Ok(Birth { unified, procs })
     }
 
-    /// Reads one file of a controller; `None` when there is no such file, or the cgroup is gone.
+    /// Reads one file of a controller; `None` when there is no such file, or the cgroup was removed.
     #[must_use]
     pub fn read(&self, controller: &str, file: &str) -> Option<String> {
         self.of(controller)?.0.read(file).ok()
     }
 
-    /// How many processes in it the kernel has OOM-killed (cgroup-v2.rst,
+    /// Number of processes in the cgroup that the kernel has OOM-killed (cgroup-v2.rst,
     /// `memory.events`; v1: `memory.oom_control`).
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
@@ -129,7 +129,7 @@ impl Cgroup {
             .unwrap_or(0)
     }
 
-    /// Where a controller is, or would be.
+    /// The directory that a controller is in, or would be in.
     fn of(&self, controller: &str) -> Option<(&Directory, Version)> {
         let legacy = self.directories.iter().find(|directory| {
             matches!(&directory.kind, Kind::Legacy(names) if names.iter().any(|name| name == controller))

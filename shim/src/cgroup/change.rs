@@ -1,7 +1,7 @@
 //! Writes limits into a cgroup: all of a change or none of it.
 //!
-//! A memory limit below what the VM holds is the dangerous one: version 2 ends the VM when it cannot
-//! reclaim enough. So `memory.high` goes first, under which the kernel reclaims and slows but never
+//! A memory limit below the VM's usage is the dangerous change: version 2 OOM-kills the VM when the kernel cannot
+//! reclaim enough. So `memory.high` is written first, under which the kernel reclaims and slows but never
 //! kills; the limit follows only when the usage has come below it. Version 1 refuses by itself (EBUSY).
 
 use std::io;
@@ -17,9 +17,9 @@ impl Cgroup {
     /// Changes the limits of a running VM: all of them, or none.
     ///
     /// # Errors
-    /// [`CgroupError`] for the first that cannot be held.
+    /// [`CgroupError`] for the first limit that cannot be held.
     pub fn change(&self, resources: &Resources) -> Result<(), CgroupError> {
-        // What stood in the files, the last written last.
+        // Former values of the files, in the order of writing.
         let mut written = Vec::new();
         for line in lines(resources, self)? {
             match write(self, &line) {
@@ -37,7 +37,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Puts back what stood there.
+    /// Puts the former values back.
     fn undo(&self, written: &[Line]) {
         for line in written.iter().rev() {
             if let Err(error) = write(self, line) {
@@ -51,7 +51,7 @@ impl Cgroup {
     }
 }
 
-/// Writes one file; returns what stood there. `None` when there is no such file and need not be.
+/// Writes one file; returns its former value. `None` when an optional file does not exist.
 pub(super) fn write(cgroup: &Cgroup, line: &Line) -> Result<Option<String>, CgroupError> {
     let Some((directory, version)) = place(cgroup, line) else {
         return if line.optional {
@@ -80,7 +80,7 @@ pub(super) fn write(cgroup: &Cgroup, line: &Line) -> Result<Option<String>, Cgro
     Ok(Some(before))
 }
 
-/// Writes down what stands in a file of a joined directory, before the file is changed for the first time.
+/// Records the value of a joined directory's file in the journal, before the file is changed for the first time.
 pub(super) fn keep(
     cgroup: &Cgroup,
     directory: &Directory,
@@ -99,8 +99,8 @@ pub(super) fn keep(
     Ok(())
 }
 
-/// What has to be written to have `before` again. A file of io has a line for each device that has a limit
-/// (cgroup-v2.rst, "IO Interface Files"): a device that had none has to be told so.
+/// The value that brings `before` back. A file of io has a line for each device that has a limit
+/// (cgroup-v2.rst, "IO Interface Files"): a device that had none needs a line that says so.
 fn to_come_back(line: &Line, before: &str) -> String {
     let none = match line.file.as_str() {
         "io.max" => "rbps=max wbps=max riops=max wiops=max",
@@ -146,7 +146,7 @@ fn put(directory: &Directory, line: &Line) -> Result<(), CgroupError> {
     })
 }
 
-/// Makes the usage of a cgroup come below a limit that is going to be set, without killing.
+/// Makes the usage of a cgroup come below a limit that is going to be set, without an OOM-kill.
 fn reclaim_below(cgroup: &Cgroup, directory: &Directory, line: &Line) -> Result<(), CgroupError> {
     const HIGH: &str = "memory.high";
     let used = || directory.read("memory.current").ok()?.trim().parse().ok();
@@ -178,7 +178,8 @@ fn reclaim_below(cgroup: &Cgroup, directory: &Directory, line: &Line) -> Result<
     }
 }
 
-/// The files of `linux.resources.unified` are version 2's, whatever has the controller.
+/// The directory for a line. Files of `linux.resources.unified` are version 2's, whatever hierarchy has the
+/// controller.
 fn place<'a>(cgroup: &'a Cgroup, line: &Line) -> Option<(&'a Directory, Version)> {
     let found = cgroup.of(&line.controller);
     let unified_only = line.field.starts_with("linux.resources.unified");

@@ -1,4 +1,4 @@
-//! One directory of a cgroup, held open and locked: what has its path later is another one.
+//! A directory of a cgroup, held open and locked: a later directory of the same path is another one.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,40 +17,40 @@ use super::host::Kind;
 /// Longest file of a cgroup that is read, bytes; `io.stat` grows with the host's disks.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Names one directory for the journal. The kernel gives a number of cgroupfs to no second directory
-/// before the next boot (64 bits, counted up, `fs/kernfs/dir.c`), so a directory of the same path that
-/// somebody made later is told apart.
+/// Name of a directory in the journal. The kernel gives a number of cgroupfs to no second directory
+/// before the next boot (64 bits, counted up, `fs/kernfs/dir.c`), so a later directory of the same path has
+/// another identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Absolute.
+    /// Absolute path of the directory.
     pub path: PathBuf,
-    /// `st_ino` of stat(2).
+    /// `st_ino` of the directory (stat(2)).
     pub inode: u64,
 }
 
 /// Where a directory of a cgroup comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// Made by this task, removed with it.
+    /// Made by this task, and removed with it.
     Made,
-    /// Found empty: somebody's, whose limits come back and whose directory stays.
+    /// Found empty: an operator's, whose limits are put back and whose directory stays.
     Joined,
 }
 
-/// One directory of a cgroup.
+/// A directory of a cgroup, open and locked.
 #[derive(Debug)]
 pub(super) struct Directory {
     pub path: PathBuf,
     pub kind: Kind,
     pub origin: Origin,
     dir: File,
-    /// Files whose first value the journal holds; of a joined directory only.
+    /// Files whose first value is in the journal; always empty for a directory that this task made.
     kept: Mutex<BTreeSet<String>>,
 }
 
 impl Directory {
     /// Opens a directory, and locks it for as long as this value and its clones live: no other task
-    /// takes it as its own, not even while it is still empty.
+    /// can take it as its own, not even while it is still empty.
     ///
     /// # Errors
     /// [`CgroupError::InUse`] when another task holds it.
@@ -73,7 +73,7 @@ impl Directory {
         })
     }
 
-    /// For the journal.
+    /// The directory's name for the journal.
     pub fn identity(&self) -> Result<Identity, CgroupError> {
         Ok(Identity {
             path: self.path.clone(),
@@ -82,7 +82,7 @@ impl Directory {
         })
     }
 
-    /// Whether the file's first value has to be written down before the file is changed: once for each
+    /// Whether the file's first value has to be recorded before the file is changed: once for each
     /// file of a joined directory.
     pub fn is_to_be_kept(&self, file: &str) -> bool {
         // A set is whole after every insert.
@@ -95,7 +95,7 @@ impl Directory {
         clone.map_err(|source| CgroupError::at(&self.path, "open again", source))
     }
 
-    /// For a child that writes itself into it.
+    /// Opens `cgroup.procs` for a child, which enters by writing itself into the file.
     pub fn open_procs(&self) -> Result<OwnedFd, CgroupError> {
         let file = open_file(&self.dir, "cgroup.procs", OFlags::WRONLY);
         file.map(OwnedFd::from)
@@ -117,7 +117,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
-/// What [`Identity`] holds of an open directory.
+/// Inode number of an open directory, as in [`Identity`].
 pub(super) fn inode(dir: &File) -> io::Result<u64> {
     Ok(fstat(dir)?.st_ino)
 }

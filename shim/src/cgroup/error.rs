@@ -10,108 +10,108 @@ use crate::journal::JournalError;
 /// Why a cgroup could not be made, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// Not a cgroup, or a host that has none.
+    /// The path is part of no hierarchy, or the host has none.
     #[error("{} is part of no cgroup hierarchy; wasmvm needs cgroup v2 or v1, mounted", path.display())]
     Version {
-        /// What was looked at.
+        /// Path that was looked at.
         path: PathBuf,
     },
-    /// A path of the spec that cannot be one.
+    /// The spec's path is refused.
     #[error("config.json: linux.cgroupsPath = {given:?} is refused: {reason}")]
     Path {
-        /// As given.
+        /// Path as the spec has it.
         given: String,
-        /// One sentence.
+        /// Reason for the refusal, in one sentence.
         reason: &'static str,
     },
-    /// Another task holds it, or it has processes or cgroups of its own.
+    /// Another task holds the cgroup, or it has processes or cgroups of its own.
     #[error(
         "the cgroup {} is in use: another task holds it, or it has processes or cgroups; give the task one that \
          is empty, or none",
         path.display()
     )]
     InUse {
-        /// The cgroup.
+        /// Path of the cgroup.
         path: PathBuf,
     },
-    /// It could not be emptied.
+    /// The cgroup has processes after they were killed.
     #[error("the cgroup {} has processes {} ms after they were killed", path.display(), waited.as_millis())]
     Busy {
-        /// The cgroup.
+        /// Path of the cgroup.
         path: PathBuf,
-        /// How long it was waited.
+        /// How long their exits were waited for.
         waited: Duration,
     },
-    /// A directory or file of it.
+    /// A directory or file of the cgroup cannot be used.
     #[error("cannot {action} {}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What was tried, as a verb.
+        /// Action that failed, as a verb.
         action: &'static str,
-        /// Why it failed.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
     /// The kernel refused a value of the spec.
     #[error("{field} = {value} is refused by the kernel ({})", file.display())]
     Refused {
-        /// The field of the spec.
+        /// Path of the field in the spec.
         field: String,
-        /// As written.
+        /// Value, as written to the file.
         value: String,
-        /// The file it was written to.
+        /// Path of the file that the value was written to.
         file: PathBuf,
-        /// Why.
+        /// Error of the write.
         #[source]
         source: io::Error,
     },
-    /// Less memory than the VM has touched, and cannot give back.
+    /// The limit is below what the VM has touched, and cannot give back.
     #[error(
         "linux.resources.memory.limit = {limit_bytes} is refused: the VM holds {used_bytes} bytes that \
          the kernel cannot reclaim; a lower limit would end it"
     )]
     MemoryHeld {
-        /// What was wanted, bytes.
+        /// Limit in the request, bytes.
         limit_bytes: u64,
-        /// What is used, bytes.
+        /// Usage of the cgroup, bytes.
         used_bytes: u64,
     },
-    /// Memory and swap together that do not fit the present memory limit.
+    /// Memory and swap together do not fit the present memory limit.
     #[error("linux.resources.memory.swap = {both} is refused: {reason}")]
     Swap {
-        /// As given, bytes.
+        /// Memory and swap together in the request, bytes.
         both: u64,
-        /// One sentence.
+        /// Reason for the refusal, in one sentence.
         reason: &'static str,
     },
-    /// A file of ours cannot be written.
+    /// A file of the cgroup cannot be written.
     #[error("cannot write {value:?} to {}", file.display())]
     Write {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// The value.
+        /// Value that was to be written.
         value: String,
-        /// Why it failed.
+        /// Error of the write.
         #[source]
         source: io::Error,
     },
-    /// What is about to be done cannot be written down, and so is not done.
+    /// The change cannot be recorded in the journal, and so is not made.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// A limit whose controller is not there.
+    /// A limit's controller is not available.
     #[error(
         "{field} = {value} cannot be held: the controller {controller} is not available in {}",
         path.display()
     )]
     Controller {
-        /// The field of the spec.
+        /// Path of the field in the spec.
         field: String,
-        /// Its value.
+        /// Value of the field.
         value: String,
-        /// The controller.
+        /// Name of the controller.
         controller: String,
-        /// The cgroup.
+        /// Path of the cgroup.
         path: PathBuf,
     },
 }
@@ -125,7 +125,7 @@ impl CgroupError {
         }
     }
 
-    /// containerd's status code for it.
+    /// containerd's status code for this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -135,7 +135,7 @@ impl CgroupError {
             | Self::MemoryHeld { .. } => ErrorCode::FailedPrecondition,
             Self::Path { .. } | Self::Swap { .. } => ErrorCode::InvalidArgument,
             Self::Refused { source, .. } => match source.raw_os_error() {
-                // Not a value of the file, or none that its parent allows.
+                // Not a value of the file, or none that the parent allows.
                 Some(
                     libc::EINVAL | libc::ERANGE | libc::EACCES | libc::EOVERFLOW | libc::E2BIG,
                 ) => ErrorCode::InvalidArgument,

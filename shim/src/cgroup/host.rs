@@ -1,4 +1,4 @@
-//! Which cgroup hierarchies the host has, and where in them a task lies.
+//! The cgroup hierarchies of the host, and a task's place in them.
 //!
 //! Version 2 is one tree for everything. Version 1 has a tree for each controller or group of them, and
 //! may have version 2's beside them, with or without controllers ("hybrid").
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use super::CgroupError;
 use crate::tree::mountinfo::unescape;
 
-/// Where hierarchies are mounted.
+/// Directory below which hierarchies are mounted.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
-/// `CGROUP_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
+/// File system of version 1: `CGROUP_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
 const CGROUP1_MAGIC: u64 = 0x0027_e0eb;
-/// `CGROUP2_SUPER_MAGIC`, there.
+/// File system of version 2: `CGROUP2_SUPER_MAGIC`, in the same header.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
-/// What a task enters of version 1: what limits and counts it, and systemd's own tree, so that its
-/// processes are not taken for containerd's.
+/// Hierarchies of version 1 that a task enters: those that limit and count, and systemd's own tree, so that the
+/// task's processes are not taken for containerd's.
 const WANTED: [&str; 7] = [
     "blkio",
     "cpu",
@@ -27,21 +27,21 @@ const WANTED: [&str; 7] = [
     "pids",
 ];
 
-/// The version a host counts by, as containerd's own metrics see it: 2 only when there is no other.
+/// Version of cgroups on a host, as containerd's own metrics see it: 2 only when there is no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// Controllers in trees of their own.
+    /// Version 1: each controller, or group of them, has a tree of its own.
     V1,
-    /// One tree.
+    /// Version 2: one tree for all controllers.
     V2,
 }
 
-/// Which tree it is.
+/// Kind of a hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Version 2.
+    /// Tree of version 2.
     Unified,
-    /// Version 1, with these controllers.
+    /// Tree of version 1, with these controllers.
     Legacy(Vec<String>),
 }
 
@@ -51,15 +51,15 @@ struct Hierarchy {
     kind: Kind,
 }
 
-/// The host's hierarchies.
+/// All hierarchies of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchies(Vec<Hierarchy>);
 
 impl Hierarchies {
-    /// Looks at the host.
+    /// Finds the hierarchies that are mounted.
     ///
     /// # Errors
-    /// [`CgroupError::Version`] when there is none.
+    /// [`CgroupError::Version`] when the host has none.
     pub fn find() -> Result<Self, CgroupError> {
         let root = Path::new(CGROUP_ROOT);
         if magic(root) == Some(CGROUP2_MAGIC) {
@@ -72,7 +72,7 @@ impl Hierarchies {
         Self::parse(&text)
     }
 
-    /// From `/proc/self/mountinfo` (proc(5)). Of several mounts of a hierarchy the first counts: later ones
+    /// Parses `/proc/self/mountinfo` (proc(5)). Of several mounts of a hierarchy the first counts: later ones
     /// are those of containers.
     fn parse(mountinfo: &[u8]) -> Result<Self, CgroupError> {
         let mut found: Vec<Hierarchy> = Vec::new();
@@ -90,7 +90,7 @@ impl Hierarchies {
         Ok(Self(found))
     }
 
-    /// Below all roots, the directories of this relative path.
+    /// The place of the cgroup with this relative path: a directory below each root.
     #[must_use]
     pub fn place(&self, inner: &Path) -> Place {
         let directories = self.0.iter();
@@ -123,12 +123,12 @@ fn parse_line(line: &[u8]) -> Option<Hierarchy> {
     Some(Hierarchy { root, kind })
 }
 
-/// Where one cgroup lies: a directory in each hierarchy.
+/// Place of a cgroup: a directory in each hierarchy.
 #[derive(Clone, Debug)]
 pub struct Place(pub(super) Vec<(PathBuf, Kind)>);
 
 impl Place {
-    /// Its directories, absolute.
+    /// Absolute paths of the directories.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.iter().map(|(path, _)| path.as_path())
     }

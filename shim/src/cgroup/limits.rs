@@ -5,14 +5,14 @@ use super::directory::Origin;
 use super::{Cgroup, CgroupError, Version};
 use crate::bundle::{CpuLimits, Limit, Resources};
 
-/// The period of a CPU quota that names none, microseconds; the kernel's default.
+/// Period of a CPU quota that names none, microseconds; the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 /// Fewest processes that are allowed: the VMM's own threads live here, the guest's do not.
 const PIDS_MIN: u64 = 32;
-/// Most processes where the spec says nothing. A VMM has about ten threads; what breaks out of a guest
-/// is not to have many more.
+/// Most processes where the spec has no limit. A VMM has about ten threads; code that breaks out of a guest
+/// must not get many more.
 const PIDS_DEFAULT: u64 = 64;
-/// Shares of cgroup v1.
+/// Range of shares in cgroup v1.
 const SHARES: std::ops::RangeInclusive<u64> = 2..=262_144;
 
 const MEMORY: &str = "linux.resources.memory.limit";
@@ -21,15 +21,15 @@ const QUOTA: &str = "linux.resources.cpu.quota";
 const PERIOD: &str = "linux.resources.cpu.period";
 const PIDS: &str = "linux.resources.pids.limit";
 
-/// One file to write.
+/// A file to write, with the new value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
     pub controller: String,
     pub file: String,
     pub value: String,
-    /// The field of the spec that wants it.
+    /// Path of the field in the spec that asks for the value.
     pub field: String,
-    /// The kernel's configuration may leave the file out; then the limit has no effect.
+    /// Whether the kernel's configuration may lack the file; the limit then has no effect.
     pub optional: bool,
 }
 
@@ -43,7 +43,7 @@ fn line(file: &str, value: String, field: &str) -> Line {
     }
 }
 
-/// What is to be written, in the order in which the kernel accepts it whether values rise or fall.
+/// Files to write, in an order that the kernel accepts whether values rise or fall.
 pub(super) fn lines(resources: &Resources, cgroup: &Cgroup) -> Result<Vec<Line>, CgroupError> {
     let version = |controller| {
         let found = cgroup.of(controller);
@@ -79,13 +79,13 @@ pub(super) fn lines(resources: &Resources, cgroup: &Cgroup) -> Result<Vec<Line>,
     Ok(lines)
 }
 
-/// The same for a new cgroup.
+/// Files to write for a new cgroup.
 pub(super) fn first_lines(
     resources: &Resources,
     cgroup: &Cgroup,
 ) -> Result<Vec<Line>, CgroupError> {
     let mut lines = lines(resources, cgroup)?;
-    // A joined cgroup has its operator's.
+    // A joined cgroup has its operator's limit.
     let joined = cgroup
         .of("pids")
         .is_some_and(|(pids, _)| pids.origin == Origin::Joined);
@@ -98,7 +98,7 @@ pub(super) fn first_lines(
     Ok(lines)
 }
 
-/// OCI counts memory and swap together, cgroup v2 swap alone.
+/// Files of version 2's memory. OCI counts memory and swap together, cgroup v2 swap alone.
 fn memory_v2(resources: &Resources, cgroup: &Cgroup) -> Result<Vec<Line>, CgroupError> {
     let max = |limit: Limit| limit.at().map_or("max".to_owned(), |at| at.to_string());
     let memory = resources
@@ -128,11 +128,12 @@ fn memory_v2(resources: &Resources, cgroup: &Cgroup) -> Result<Vec<Line>, Cgroup
     Ok(memory.into_iter().chain(swap).collect())
 }
 
-/// `memory.memsw.limit_in_bytes` is never below `memory.limit_in_bytes`, also in between.
+/// Files of version 1's memory. `memory.memsw.limit_in_bytes` is never below `memory.limit_in_bytes`, also in
+/// between.
 fn memory_v1(resources: &Resources, cgroup: &Cgroup) -> Vec<Line> {
     let bytes = |limit: Limit| limit.at().map_or("-1".to_owned(), |at| at.to_string());
     let both = match resources.memory_swap {
-        // Else the present one would stand in the way.
+        // Otherwise the present limit would prevent the change.
         None if resources.memory == Some(Limit::Unlimited) => Some(Limit::Unlimited),
         given => given,
     };
@@ -154,7 +155,7 @@ fn memory_v1(resources: &Resources, cgroup: &Cgroup) -> Vec<Line> {
     }
 }
 
-/// `cpu.max` holds both; what is not given stays.
+/// Files of version 2's CPU. `cpu.max` holds quota and period; one that is not given keeps its value.
 fn cpu_v2(cpu: &CpuLimits, cgroup: &Cgroup) -> Vec<Line> {
     let mut lines = Vec::new();
     if cpu.quota_us.is_some() || cpu.period_us.is_some() {
@@ -180,7 +181,7 @@ fn cpu_v2(cpu: &CpuLimits, cgroup: &Cgroup) -> Vec<Line> {
     lines
 }
 
-/// A parent's share of the CPU is never exceeded in between: the period first, unless both fall.
+/// Files of version 1's CPU. A parent's share is never exceeded in between: the period first, unless both fall.
 fn cpu_v1(cpu: &CpuLimits, cgroup: &Cgroup) -> Vec<Line> {
     const QUOTA_FILE: &str = "cpu.cfs_quota_us";
     const PERIOD_FILE: &str = "cpu.cfs_period_us";
@@ -211,14 +212,14 @@ fn cpu_v1(cpu: &CpuLimits, cgroup: &Cgroup) -> Vec<Line> {
     [first, second, shares].into_iter().flatten().collect()
 }
 
-/// A file's number; `None` for `max`, -1 or no file.
+/// A file's number; `None` for `max`, -1 or a file that does not exist.
 fn number(cgroup: &Cgroup, controller: &str, file: &str) -> Option<u64> {
     cgroup.read(controller, file)?.trim().parse().ok()
 }
 
-/// From shares, 2 to 262144, to a weight, 1 to 10000, as runc does since 1.3.2: a curve through both ends
+/// The weight, 1 to 10000, for shares, 2 to 262144, as runc has it since 1.3.2: a curve through both ends
 /// and through the default of both, 1024 and 100. A line between the ends alone gives a task with the
-/// default of version 1 (1024) less than half of what one without any limit has.
+/// default of version 1 (1024) less than half of what a task without any limit has.
 fn weight(shares: u64) -> String {
     let shares = shares.clamp(*SHARES.start(), *SHARES.end());
     let log2 = f64::from(u32::try_from(shares).unwrap_or(u32::MAX)).log2();

@@ -1,10 +1,10 @@
-//! Makes a cgroup's directories, or joins those that are there, and hands controllers down to them.
+//! Makes a cgroup's directories, or joins existing ones, and hands controllers down to them.
 //!
 //! ```text
 //! journal: these paths do not exist ─► mkdir each, mark it ─► open, lock ─► journal: made, joined, by inode
 //! ```
 //!
-//! A directory that exists is joined when nobody is in it: an operator has prepared it. One that a task of
+//! A directory that exists is joined when it is empty: an operator has prepared it. A directory that a task of
 //! ours has left after a crash bears our mark, and is made anew.
 
 use std::fs;
@@ -24,13 +24,14 @@ use crate::journal::{Journal, Step};
 const CONTROLLERS: [&str; 8] = [
     "cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma",
 ];
-/// A directory that another task removes meanwhile is made again this often.
+/// Most times that a directory is made again, because another task has removed it meanwhile.
 const CREATE_TRIES_MAX: usize = 64;
 /// The extended attribute by which a directory that wasmvm has made is known, parents included: any later
-/// task may remove an empty one that has it, and none that has not.
+/// task may remove an empty directory that has the mark, and none that has not.
 const MARK: &str = "trusted.wasmvm";
 
-/// Makes or joins the directories of a place, without limits. What was made is in the journal in any case.
+/// Makes or joins the directories of a place, without limits. Directories that were made are in the journal in any
+/// case.
 pub(super) fn directories(place: &Place, journal: &Journal) -> Result<Vec<Directory>, CgroupError> {
     let missing = missing(place)?;
     if !missing.is_empty() {
@@ -45,7 +46,7 @@ pub(super) fn directories(place: &Place, journal: &Journal) -> Result<Vec<Direct
     result.map(|()| directories)
 }
 
-/// What is not there now, from the roots down.
+/// Directories on the paths that do not exist now, from the roots down.
 fn missing(place: &Place) -> Result<Vec<PathBuf>, CgroupError> {
     let mut missing = Vec::new();
     for path in place.paths() {
@@ -70,7 +71,7 @@ fn note(directories: &[Directory], journal: &Journal) -> Result<(), CgroupError>
     Ok(())
 }
 
-/// The directory itself, and what is missing above. What was there may vanish with its last task
+/// Makes or joins the directory, and makes missing parents. A parent that exists may be removed with its last task
 /// meanwhile.
 fn make_or_join(root: &Path, path: &Path, kind: &Kind) -> Result<Directory, CgroupError> {
     let mut tries = 1;
@@ -106,7 +107,7 @@ fn try_make_or_join(root: &Path, path: &Path, kind: &Kind) -> Result<Directory, 
     match fs::remove_dir(path) {
         Err(err) if is_busy(&err) => Err(in_use()),
         Err(err) => Err(CgroupError::at(path, "remove the left-over", err)),
-        // Somebody else's, if there is one again.
+        // Another task has made the directory again, if it exists.
         Ok(()) if !make_one(path)? => Err(in_use()),
         Ok(()) => Directory::open(path, kind.clone(), Origin::Made),
     }
@@ -126,7 +127,7 @@ fn is_empty(directory: &Directory) -> Result<bool, CgroupError> {
     Ok(procs.trim().is_empty() && !has_cgroups)
 }
 
-/// From the root down, without `path` itself.
+/// The directories above `path`, from the root down, without `path` itself.
 pub(super) fn parents<'a>(root: &Path, path: &'a Path) -> Vec<&'a Path> {
     let above = path.ancestors().skip(1);
     let mut parents: Vec<&Path> = above
@@ -136,7 +137,7 @@ pub(super) fn parents<'a>(root: &Path, path: &'a Path) -> Vec<&'a Path> {
     parents
 }
 
-/// Whether it is new.
+/// Makes a directory and marks it; false when it exists already.
 fn make_one(path: &Path) -> Result<bool, CgroupError> {
     match fs::create_dir(path) {
         Ok(()) => {
@@ -172,7 +173,7 @@ pub(super) fn hand_down(cgroup: &Cgroup) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Hands the controllers down. One that cannot be handed down is missed later, if a limit needs it.
+/// Hands the controllers down. A controller that cannot be handed down is missed later, if a limit needs it.
 fn delegate(path: &Path) -> Result<(), CgroupError> {
     let available = read(path, "cgroup.controllers")?;
     let handed = read(path, "cgroup.subtree_control")?;
@@ -188,7 +189,7 @@ fn delegate(path: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// What a new cgroup of v1's cpuset lacks, and has to have before a process may enter it
+/// Files that a new cgroup of v1's cpuset has empty, and that need a value before a process may enter
 /// (cgroup-v1/cpusets.rst).
 const CPUSET_FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
@@ -205,7 +206,7 @@ fn inherit_cpuset(path: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// The same for the cgroup's own directory, whose first values are kept.
+/// Does the same as [`inherit_cpuset`] for the cgroup's own directory, whose first values are recorded.
 fn inherit_own_cpuset(cgroup: &Cgroup, directory: &Directory) -> Result<(), CgroupError> {
     for file in CPUSET_FILES {
         let before = directory.read(file).unwrap_or_default();

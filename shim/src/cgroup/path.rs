@@ -1,17 +1,17 @@
-//! Where a task's cgroup lies.
+//! The path of a task's cgroup below the hierarchies' roots.
 
 use std::path::{Component, PathBuf};
 
 use super::CgroupError;
 
-/// The slice of units that name none.
+/// Slice of a unit that names no slice.
 const SLICE_DEFAULT: &str = "system.slice";
-/// What is wrong with a path.
+/// Reason why a path is refused.
 const NOT_A_PATH: &str = "'..' and zero bytes are not allowed";
 
-/// Where a task lies below the root of every hierarchy: `given` (`linux.cgroupsPath`), or
+/// The path of a task below the root of every hierarchy: `given` (`linux.cgroupsPath`), or
 /// `<namespace>/<id>`. A path in systemd's notation, `slice:prefix:name`, becomes the directory that
-/// systemd would give it.
+/// systemd would give the unit.
 ///
 /// # Errors
 /// [`CgroupError::Path`].
@@ -43,7 +43,7 @@ pub fn cgroup_path(given: Option<&str>, namespace: &str, id: &str) -> Result<Pat
     Ok(path)
 }
 
-/// `a-b.slice` lies in `a.slice` (systemd.slice(5)); the unit is `prefix-name.scope`.
+/// The path of a unit: `a-b.slice` lies in `a.slice` (systemd.slice(5)); the unit is `prefix-name.scope`.
 fn systemd_path(slice: &str, prefix: &str, name: &str) -> Result<PathBuf, &'static str> {
     let slice = if slice.is_empty() {
         SLICE_DEFAULT

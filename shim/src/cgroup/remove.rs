@@ -1,6 +1,6 @@
-//! Undoes what a task has done to a cgroup, and only that: directories that it made, known by their inode,
-//! are removed with all that lives in them; those that it joined get their limits back, and stay. What is
-//! part of no hierarchy is never touched, whatever a journal says.
+//! Undoes a task's changes to a cgroup, and only those: directories that the task made, known by their inodes,
+//! are removed with all processes and cgroups in them; directories that it joined get their limits back, and stay. A
+//! path that is part of no hierarchy is never touched, whatever a journal says.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,9 +18,9 @@ use super::host::{Version, is_of_hierarchy, root_of, version_of};
 use super::make::{is_marked, parents};
 use crate::sys::watch::poll_until;
 
-/// Removes a directory that the task has made, if it is there: kills what is in it, waits for the end of
-/// that at most `patience`, and removes the directory, with the parents that wasmvm has made and nobody
-/// uses now. Another directory of the same path is left alone.
+/// Removes a directory that the task has made, if it exists: kills the processes in it, waits for their exits
+/// at most `patience`, and removes the directory, with the parents that wasmvm has made and that are empty
+/// now. Another directory of the same path is left alone.
 ///
 /// # Errors
 /// [`CgroupError`]; `Busy` when processes outlive the wait.
@@ -31,7 +31,7 @@ pub fn remove(made: &Identity, patience: Duration) -> Result<(), CgroupError> {
     }
     let root = root_of(path)?;
     for parent in parents(&root, path).into_iter().skip(1).rev() {
-        // Siblings keep it, rightly.
+        // A parent with other children stays, rightly.
         if !is_marked(parent) || fs::remove_dir(parent).is_err() {
             break;
         }
@@ -39,11 +39,11 @@ pub fn remove(made: &Identity, patience: Duration) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Removes what has this path, with all that lives in it: journals of earlier versions name what they
-/// made by its path alone.
+/// Removes the directory of this path, with all processes and cgroups in it: journals of earlier versions name
+/// directories by their paths alone.
 ///
 /// # Errors
-/// As [`remove`]'s.
+/// Those of [`remove`].
 pub fn remove_by_path(path: &Path, patience: Duration) -> Result<(), CgroupError> {
     root_of(path)?;
     match open(path) {
@@ -56,20 +56,20 @@ pub fn remove_by_path(path: &Path, patience: Duration) -> Result<(), CgroupError
     }
 }
 
-/// Removes a directory that was about to be made, if it is empty. `noted` says that the journal tells what
-/// became of it: then it is ours only if it bears our mark.
+/// Removes a directory that was about to be made, if it is empty. `noted` says that the journal has the outcome of
+/// the making: then the directory is ours only if it bears our mark.
 pub fn remove_wanted(path: &Path, noted: bool) {
     if version_of(path).is_some() && (!noted || is_marked(path)) {
-        // Not made, or not empty, and so somebody's.
+        // The directory was not made, or is not empty, and so another's.
         let _ = fs::remove_dir(path);
     }
 }
 
-/// Puts a limit of a joined directory back, unless the directory is gone. A value that the kernel does not
-/// take any more is logged: no later try would have another end.
+/// Puts a limit of a joined directory back, unless the directory was removed. A value that the kernel does not
+/// take any more is logged: no later try could succeed.
 ///
 /// # Errors
-/// [`CgroupError`], when the directory cannot be looked at.
+/// [`CgroupError`], when the directory cannot be opened.
 pub fn restore(joined: &Identity, file: &str, value: &str) -> Result<(), CgroupError> {
     let Some(dir) = find(joined)? else {
         return Ok(());
@@ -88,11 +88,11 @@ pub fn restore(joined: &Identity, file: &str, value: &str) -> Result<(), CgroupE
     Ok(())
 }
 
-/// Opens a directory of the journal; `None` when it is gone, or its path is another's now.
+/// Opens a directory of the journal; `None` when it was removed, or when its path is another directory's now.
 fn find(wanted: &Identity) -> Result<Option<File>, CgroupError> {
     let path = &wanted.path;
     let found = match open(path) {
-        // A number of another file system may be the same.
+        // A directory of another file system may have the same number.
         Ok(dir) if !is_of_hierarchy(&dir) => Ok(None),
         Ok(dir) => inode(&dir).map(|inode| (inode == wanted.inode).then_some(dir)),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -104,7 +104,7 @@ fn find(wanted: &Identity) -> Result<Option<File>, CgroupError> {
 fn remove_open(dir: &File, path: &Path, patience: Duration) -> Result<(), CgroupError> {
     match fs::remove_dir(path) {
         Err(err) if is_busy(&err) => {
-            // A daemon and a `delete` that containerd runs beside it may both be at it.
+            // A daemon and a `delete` that containerd runs beside it may both be removing it.
             match empty_and_remove(dir, path, patience) {
                 Err(err) if path.exists() => Err(err),
                 _ => Ok(()),
@@ -148,7 +148,7 @@ pub(super) fn is_busy(err: &io::Error) -> bool {
 }
 
 /// Version 1 has neither `cgroup.kill` nor an event: each process is killed and waited for, until there
-/// is none. Whether it is empty by the deadline.
+/// is none. Returns whether the cgroup is empty by the deadline.
 fn kill_each(dir: &File, path: &Path, deadline: Instant) -> Result<bool, CgroupError> {
     loop {
         let procs = read_file(dir, "cgroup.procs")
@@ -163,7 +163,7 @@ fn kill_each(dir: &File, path: &Path, deadline: Instant) -> Result<bool, CgroupE
             let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
                 continue;
             };
-            // It may have ended by itself.
+            // The process may have exited by itself.
             let _ = pidfd_send_signal(&pidfd, Signal::KILL);
             if !wait_for(&pidfd, PollFlags::IN, deadline, path)? {
                 return Ok(false);
@@ -175,7 +175,8 @@ fn kill_each(dir: &File, path: &Path, deadline: Instant) -> Result<bool, CgroupE
     }
 }
 
-/// `cgroup.events` raises POLLPRI when it changes (cgroup-v2.rst, "Populated Notification").
+/// Waits for the last exit. `cgroup.events` raises POLLPRI when it changes (cgroup-v2.rst, "Populated
+/// Notification").
 fn wait_until_empty(dir: &File, path: &Path, deadline: Instant) -> Result<bool, CgroupError> {
     let events = open_file(dir, "cgroup.events", OFlags::RDONLY)
         .map_err(|err| CgroupError::at(path, "open cgroup.events of", err))?;

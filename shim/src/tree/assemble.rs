@@ -1,4 +1,4 @@
-//! The whole tree, in order.
+//! Assembles the whole tree, step by step.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,29 +10,29 @@ use super::{TreeError, bind, mask, rootfs, tmpfs};
 use crate::bundle::{MountSource, TaskSpec};
 use crate::sys::mounts::{MountChange, change_mount};
 
-/// A tree ready to become a VMM's root. The calling thread's working directory is its root.
+/// A tree ready to become a VMM's root, which is the calling thread's working directory.
 #[derive(Debug)]
 pub struct AssembledTree {
-    /// Its root, which is a mount point (`O_PATH`).
+    /// Root of the tree, which is a mount point (`O_PATH`).
     pub root: OwnedFd,
     /// Files on which the guest is to mount devices of its own.
     pub devices: Vec<DeviceMount>,
 }
 
-/// A device of the host's that the spec binds into the tree: the guest has one that is as good.
+/// A device of the host's that the spec binds into the tree: the guest mounts its own of the same kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceMount {
-    /// Its name in the guest, as in `/dev`.
+    /// Name of the device in the guest's `/dev`.
     pub device: &'static str,
-    /// The file in the tree that it goes onto.
+    /// File in the tree that the device is mounted on.
     pub destination: PathBuf,
 }
 
-/// Puts the tree of `spec` together, in the calling thread's mount namespace. The thread has done
-/// `unshare(CLONE_FS | CLONE_NEWNS)` and made all mounts private; nobody else is in that namespace.
+/// Assembles the tree of `spec`, in the calling thread's mount namespace. The thread has done
+/// `unshare(CLONE_FS | CLONE_NEWNS)` and made all mounts private; no other thread is in that namespace.
 ///
 /// # Errors
-/// [`TreeError`]. What was mounted by then goes with the namespace.
+/// [`TreeError`]. Mounts that were made until then are released with the namespace.
 pub fn assemble(
     spec: &TaskSpec,
     rootfs_mounts: &[RootfsMount],
@@ -68,7 +68,7 @@ pub fn assemble(
     Ok(AssembledTree { root, devices })
 }
 
-/// The spec's mounts in its order, so that a later one may lie on an earlier one.
+/// Mounts the spec's mounts in its order, so that a later one may lie on an earlier one.
 fn mount_all(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<Vec<DeviceMount>, TreeError> {
     let mut devices = Vec::new();
     for mount in &spec.mounts {

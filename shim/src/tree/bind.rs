@@ -1,4 +1,4 @@
-//! Bind mounts: a copy of the host's mounts, taken through a descriptor and stripped of what must not
+//! Bind mounts: a copy of the host's mounts, taken through a descriptor and stripped of mounts that must not
 //! enter.
 
 use std::io;
@@ -13,7 +13,7 @@ use super::mountinfo::{self, Mount};
 use super::point::{self, PointKind};
 use crate::sys::mounts::{MountChange, change_mount};
 
-/// Most mounts dropped from one bind; a host has about twenty of such.
+/// Most mounts dropped from one bind; a host has about twenty that must not enter.
 const DROPPED_MAX: usize = 4096;
 
 /// Name, major and minor of the host's devices that a guest has too (kernel
@@ -26,8 +26,8 @@ const GUEST_DEVICES: [(&str, u32, u32); 5] = [
     ("urandom", 1, 9),
 ];
 
-/// The guest's own device of that name, where `source` is one: `/dev/null` above all, with which files are
-/// masked. Whatever else it is, binding it says what is wrong.
+/// The guest's own device of that name, where `source` is one: `/dev/null` above all, which masks files.
+/// For any other kind of `source` the answer is `None`, and the bind reports what is wrong.
 pub(super) fn guest_device(source: &Path) -> Option<&'static str> {
     let stat = rustix::fs::stat(source).ok()?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
@@ -109,8 +109,8 @@ pub(super) fn attach(tree: &OwnedFd, point: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::mount::move_mount(tree, c"", point, c"", flags)?)
 }
 
-/// Unmounts what is an interface to the kernel below `top`. The paths are the kernel's own, so they
-/// hold no symlinks; whoever swaps one for a symlink meanwhile only keeps us from finishing.
+/// Unmounts file systems below `top` that are interfaces to the kernel. The paths are the kernel's own, so they
+/// hold no symlinks; a process that swaps one for a symlink meanwhile only makes this function fail.
 pub(super) fn drop_kernels(top: &OwnedFd, destination: &Path) -> Result<(), TreeError> {
     for _ in 0..DROPPED_MAX {
         let Some(found) = first_kernels(top)? else {

@@ -1,6 +1,7 @@
-//! `tmpcopyup`: a tmpfs in which what it hides is seen, and can be changed without changing that.
+//! `tmpcopyup`: a tmpfs that shows the files it hides, and in which they can be changed without changing the
+//! originals.
 //!
-//! runc copies the files when it mounts. Here the copy is overlayfs's, made file by file when one is changed: a
+//! runc copies the files when it mounts. Here overlayfs makes the copies, file by file when one is changed: a
 //! copy by the shim would be of a size that the image chooses, in memory that no task is charged for.
 //!
 //! ```text
@@ -19,11 +20,11 @@ use rustix::process::{Gid, Uid};
 use super::{TreeError, tmpfs};
 use crate::bundle::{TaskSpec, TmpfsOptions};
 
-/// Directories of the tmpfs.
+/// Directories of the tmpfs: overlayfs's upper and work directory.
 const UPPER: &str = "upper";
 const WORK: &str = "work";
 
-/// Mounts `layer`, a new tmpfs, on `destination`, and over it what shows `hidden` through.
+/// Mounts `layer`, a new tmpfs, on `destination`, and over it an overlay that shows `hidden` through.
 pub(super) fn attach(
     root: BorrowedFd<'_>,
     layer: &OwnedFd,
@@ -44,8 +45,8 @@ pub(super) fn attach(
     tmpfs::attach(root, &overlay, destination)
 }
 
-/// The upper directory is what the program sees as the top: of the tmpfs's mode, and of the owner that the
-/// options give, else of that of the directory that is hidden.
+/// Makes the upper directory, which the program sees as the top: of the tmpfs's mode, and of the owner that the
+/// options give, else of the hidden directory's.
 fn make_layers(layer: &OwnedFd, hidden: &OwnedFd, options: &TmpfsOptions) -> io::Result<()> {
     for name in [UPPER, WORK] {
         rustix::fs::mkdirat(layer, name, Mode::RWXU)?;

@@ -8,56 +8,56 @@ use crate::error::ErrorCode;
 /// Why a tree could not be put together.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
-    /// A step that has nothing to do with the request.
+    /// A step failed that does not depend on the request.
     #[error("cannot {step}")]
     Host {
-        /// As in "make all mounts private".
+        /// Step that failed, as in "make all mounts private".
         step: &'static str,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
     /// The kernel's list of mounts is not as documented in proc(5).
     #[error("/proc/thread-self/mountinfo: cannot read the line {line:?}")]
     Mountinfo {
-        /// The line.
+        /// Line that cannot be parsed.
         line: String,
     },
-    /// One of the request's rootfs mounts failed.
+    /// A rootfs mount of the request failed.
     #[error("rootfs mount {index} ({kind} of {mounted}) failed on {}", target.display())]
     Rootfs {
-        /// Its place in the request.
+        /// Place of the mount in the request, from 0.
         index: usize,
-        /// Its type.
+        /// Type of the mount.
         kind: String,
-        /// Its source.
+        /// Source of the mount.
         mounted: String,
-        /// Where.
+        /// Directory that was mounted on.
         target: PathBuf,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// One of the request's rootfs mounts is of a kind that is not supported.
+    /// A rootfs mount of the request is of a kind that is not supported.
     #[error("rootfs mount {index} ({kind} of {mounted}) is refused: {reason}")]
     RootfsRefused {
-        /// Its place in the request.
+        /// Place of the mount in the request, from 0.
         index: usize,
-        /// Its type.
+        /// Type of the mount.
         kind: String,
-        /// Its source.
+        /// Source of the mount.
         mounted: String,
-        /// One sentence.
+        /// Reason for the refusal, in one sentence.
         reason: String,
     },
     /// A bind mount's source cannot be used.
     #[error("mount on {}: cannot use the source {}", destination.display(), path.display())]
     Source {
-        /// Where it should have gone.
+        /// Place of the mount in the tree.
         destination: PathBuf,
-        /// The source.
+        /// Path of the source on the host.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
@@ -68,66 +68,66 @@ pub enum TreeError {
         destination.display(), path.display()
     )]
     KernelFiles {
-        /// Where it should have gone.
+        /// Place of the mount in the tree.
         destination: PathBuf,
-        /// The source, or what was found below it.
+        /// Path of the source, or of a mount below it.
         path: PathBuf,
-        /// The file system.
+        /// Type of the file system.
         kind: String,
     },
-    /// The place for a mount cannot be made inside the tree.
+    /// The place for a mount cannot be opened or made inside the tree.
     #[error("mount on {}: cannot make the mount point", destination.display())]
     Point {
-        /// Where.
+        /// Place of the mount in the tree.
         destination: PathBuf,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The working directory is not there and cannot be made, or is none.
+    /// The working directory does not exist and cannot be made, or is not a directory.
     #[error("process.cwd = {path:?}: cannot make the working directory")]
     WorkingDirectory {
-        /// As the spec says.
+        /// Path, as the spec has it.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// A directory on a file, or a file on a directory.
+    /// The source is a directory and the place a file, or the reverse.
     #[error(
         "mount on {}: the source is {what}, the place inside the rootfs is not",
         destination.display()
     )]
     Mismatch {
-        /// Where.
+        /// Place of the mount in the tree.
         destination: PathBuf,
-        /// "a directory" or "a file".
+        /// Kind of the source: "a directory" or "a file".
         what: &'static str,
     },
     /// The mount itself failed.
     #[error("mount on {}: cannot mount", destination.display())]
     Attach {
-        /// Where.
+        /// Place of the mount in the tree.
         destination: PathBuf,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// An option of a tmpfs that its driver refuses.
+    /// A tmpfs's driver refuses an option.
     #[error("mount on {}: tmpfs refuses {option}", destination.display())]
     TmpfsOption {
-        /// Where.
+        /// Place of the mount in the tree.
         destination: PathBuf,
-        /// `key=value`.
+        /// Option of the tmpfs, as `key=value`.
         option: String,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
 impl TreeError {
-    /// containerd's status code for it.
+    /// containerd's status code for this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {

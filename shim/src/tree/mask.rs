@@ -1,4 +1,4 @@
-//! Paths of the tree that show nothing, and paths where nothing may be changed.
+//! Masked paths of the tree, whose content is hidden, and read-only paths.
 
 use std::ffi::CStr;
 use std::io;
@@ -14,12 +14,12 @@ use super::{TreeError, bind, tmpfs};
 use crate::bundle::TaskSpec;
 use crate::sys::mounts::{MountChange, change_mount};
 
-/// Name of the file that hides others.
+/// Name of the empty file that hides others.
 const EMPTY: &CStr = c"empty";
 
-/// Does to the tree below `root` what the spec's two lists say, as runc does: what is not there stays so,
-/// symbolic links are followed inside the tree, a file is hidden by an empty one and a directory by an empty
-/// one, both read-only. (runc's hidden file takes what is written to it; ours refuses it.)
+/// Applies the spec's two lists to the tree below `root`, as runc does: a path that does not exist is skipped,
+/// symbolic links are followed inside the tree, a file is hidden by an empty file and a directory by an empty
+/// directory, both read-only. (runc's hidden file takes what is written to it; ours refuses it.)
 pub(super) fn apply(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<(), TreeError> {
     for path in &spec.readonly_paths {
         if let Some(point) = find(root, path)? {
@@ -46,7 +46,8 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> TreeError {
     }
 }
 
-/// The place of the path; `None` where nothing is, or where a link of the image leads to the root itself.
+/// Opens the place of the path; `None` where it does not exist, or where a link of the image leads to the root
+/// itself.
 fn find(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>, TreeError> {
     let found = match open_inside(root, path, OFlags::PATH) {
         Err(error)
@@ -98,8 +99,8 @@ fn hide_directory(point: &OwnedFd, spec: &TaskSpec, path: &Path) -> Result<(), T
     bind::attach(&empty, point.as_fd()).map_err(failed(path))
 }
 
-/// All files are hidden by one, which lies on a tmpfs that is mounted for as long as it takes: the kernel
-/// copies mounts of a namespace only. Over the tree's root it is in nobody's way.
+/// Hides all files by one empty file, which lies on a tmpfs that is mounted for the length of this call: the kernel
+/// copies mounts of a namespace only. Over the tree's root that tmpfs hides nothing that this call needs.
 fn hide_files(
     root: BorrowedFd<'_>,
     spec: &TaskSpec,

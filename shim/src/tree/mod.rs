@@ -9,7 +9,7 @@
 //!   read-only, and fchdir into it
 //! ```
 //!
-//! The namespace ends with its last process, the VMM; nothing is ever unmounted. All that enters is
+//! The namespace ends with its last process, the VMM: the tree itself is never unmounted. Every mount that enters is
 //! `nodev` and `nosuid`. File systems that are the kernel's own interfaces (proc, sysfs, cgroup, …)
 //! never enter: with the VMM's identity map, user 0 could write `/proc/sys/kernel/core_pattern` as an
 //! ordinary file.

@@ -14,18 +14,18 @@ use super::TreeError;
 /// Longest list that is read, bytes: a node with ten thousand mounts has about two million.
 const MOUNTINFO_BYTES_MAX: u64 = 64 << 20;
 
-/// One mount.
+/// A mount of the thread's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
     pub id: u64,
     pub parent: u64,
-    /// From the thread's root.
+    /// Mount point, seen from the thread's root.
     pub point: PathBuf,
     pub kind: String,
 }
 
 impl Mount {
-    /// Whether its files are an interface to the host's kernel.
+    /// Whether the mount's files are an interface to the host's kernel.
     pub fn is_kernels(&self) -> bool {
         is_kernel_file_system(&self.kind)
     }
@@ -50,7 +50,7 @@ pub(super) fn read() -> Result<Vec<Mount>, TreeError> {
         .collect()
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
+/// Parses a line: `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = number(fields.next()?)?;
@@ -70,7 +70,7 @@ fn number(field: &[u8]) -> Option<u64> {
     std::str::from_utf8(field).ok()?.parse().ok()
 }
 
-/// Space, tab, newline and backslash stand as three octal digits.
+/// Decodes a path, in which space, tab, newline and backslash are written as three octal digits.
 pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -2,13 +2,13 @@
 
 use rustix::mount::MountFlags;
 
-/// Options of one mount, taken apart.
+/// Options of one mount, separated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MountOptions {
     pub flags: MountFlags,
-    /// For the file system, in order.
+    /// Options for the file system, in order.
     pub data: Vec<String>,
-    /// `bind` or `rbind` is among them.
+    /// Whether `bind` or `rbind` is among the options.
     pub bind: bool,
 }
 
@@ -26,7 +26,7 @@ impl MountOptions {
     }
 }
 
-/// As containerd's own `parseMountOptions`. Propagation is the tree's own decision, `loop` is not
+/// Separates options as containerd's own `parseMountOptions`. Propagation is decided by the tree; `loop` is not
 /// supported and left to the file system, which refuses it.
 pub(super) fn parse(options: &[String]) -> MountOptions {
     let mut parsed = MountOptions {

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::TreeError;
 
-/// What is to be mounted there.
+/// Kind of a mount point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PointKind {
     Directory,
@@ -34,14 +34,14 @@ impl PointKind {
     }
 }
 
-/// How often a path is resolved anew because something was renamed meanwhile. A guest that renames all the
-/// time could keep the shim at it for ever.
+/// Most times that a path is resolved anew because a component was renamed meanwhile. A guest that renames all the
+/// time could keep the shim resolving for ever.
 const RESOLVE_ATTEMPTS_MAX: u32 = 128;
 
 /// Opens `path` as seen by a process whose root is `root`: symlinks and `..` end there.
 ///
 /// # Errors
-/// openat2(2)'s; EAGAIN when renames have got in the way [`RESOLVE_ATTEMPTS_MAX`] times.
+/// openat2(2)'s; EAGAIN when renames have interfered [`RESOLVE_ATTEMPTS_MAX`] times.
 pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = flags | OFlags::CLOEXEC;
@@ -49,7 +49,7 @@ pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> i
     Ok(unless_renamed(open)?)
 }
 
-/// Repeats what failed because a component was renamed while `..` was followed (EAGAIN of openat2(2)).
+/// Repeats an open that failed because a component was renamed while `..` was followed (EAGAIN of openat2(2)).
 fn unless_renamed<T>(mut open: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     for _ in 1..RESOLVE_ATTEMPTS_MAX {
         match open() {
@@ -67,7 +67,7 @@ pub(super) fn find_directory(
 ) -> Result<Option<OwnedFd>, TreeError> {
     match open_inside(root, destination, OFlags::PATH | OFlags::DIRECTORY) {
         Ok(found) => Ok(Some(found)),
-        // What is in the way is named when the place is made.
+        // A file in the way is reported when the place is made.
         Err(err)
             if matches!(
                 err.kind(),
@@ -83,7 +83,7 @@ pub(super) fn find_directory(
     }
 }
 
-/// The place for a mount, made if it is not there.
+/// Opens the place for a mount, and makes it if it does not exist.
 pub(super) fn ensure(
     root: BorrowedFd<'_>,
     destination: &Path,
@@ -109,8 +109,8 @@ pub(super) fn ensure(
     }
 }
 
-/// The directory in which the task's program begins, made if it is not there: of root and with mode 0755, as
-/// runc makes it.
+/// Makes the directory in which the task's program begins, if it does not exist: owned by root and with mode 0755,
+/// as runc makes it.
 pub(super) fn ensure_working_directory(root: BorrowedFd<'_>, path: &Path) -> Result<(), TreeError> {
     match ensure(root, path, PointKind::Directory) {
         Ok(_) => Ok(()),
@@ -123,8 +123,8 @@ pub(super) fn ensure_working_directory(root: BorrowedFd<'_>, path: &Path) -> Res
     })
 }
 
-/// Makes what is missing of `destination`. Each step is opened from the root anew, so that symlinks on
-/// the way lead where a process inside would be led.
+/// Makes the missing components of `destination`. Each step is opened from the root anew, so that symlinks on
+/// the way lead where they would lead a process inside.
 fn make(root: BorrowedFd<'_>, destination: &Path, kind: PointKind) -> io::Result<OwnedFd> {
     let mut parent = open_inside(root, Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)?;
     let mut path = PathBuf::from("/");
@@ -156,7 +156,7 @@ fn make_one(parent: &OwnedFd, name: &OsStr, kind: PointKind) -> io::Result<()> {
         }
     };
     match made {
-        // Made by somebody else meanwhile, or a symlink to nowhere: opening it tells.
+        // Another process made it meanwhile, or it is a symlink to nowhere: opening it shows which.
         Err(Errno::EXIST) => Ok(()),
         result => Ok(result?),
     }

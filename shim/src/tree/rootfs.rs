@@ -19,7 +19,7 @@ const ROOTFS_MOUNTS_MAX: usize = 64;
 /// Longest option string of `mount(2)`, bytes: one page with its closing zero.
 const DATA_BYTES_MAX: usize = 4095;
 
-/// One of the mounts that Create brings for the rootfs (`containerd.types.Mount`).
+/// A mount that Create brings for the rootfs (`containerd.types.Mount`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootfsMount {
     /// File system type, or `bind`.
@@ -28,7 +28,7 @@ pub struct RootfsMount {
     pub source: String,
     /// A directory below the rootfs; empty in practice, and nothing else is supported.
     pub target: String,
-    /// As in fstab(5).
+    /// Options of the mount, as in fstab(5).
     pub options: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ fn open_root(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
 }
 
-/// A directory becomes a mount point by being bound to itself, without the mounts below it.
+/// Makes a directory a mount point by a bind to itself, without the mounts below it.
 fn mount_directory(target: &Path) -> Result<(), TreeError> {
     let (copy, _) = bind::copy(target, false, Path::new("/"))?;
     let attach = || bind::attach(&copy, open_root(target)?.as_fd());
@@ -92,7 +92,7 @@ fn check(mount: &RootfsMount, index: usize) -> Result<(), TreeError> {
     Ok(())
 }
 
-/// `mount(2)`, or a bind of one directory.
+/// Mounts one of the request's mounts: by `mount(2)`, or as a bind of one directory.
 fn mount_one(
     mount: &RootfsMount,
     index: usize,
@@ -142,7 +142,7 @@ fn mount_fs(mount: &RootfsMount, options: &MountOptions, target: &Path) -> io::R
     )?)
 }
 
-/// The same options with `lowerdir` relative to the directory that its parts have in common, which is
+/// The options with `lowerdir` relative to the directory that its parts have in common, which is
 /// returned too; as containerd does for images of many layers.
 fn relative_lowerdirs(data: &[String]) -> Option<(PathBuf, Vec<String>)> {
     let lower = data

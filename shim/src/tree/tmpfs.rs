@@ -1,4 +1,4 @@
-//! Empty file systems in the tree. Their pages are charged to who writes them: the VMM.
+//! Empty file systems in the tree. Their pages are charged to the process that writes them: the VMM.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::bundle::{AccessTimes, TaskSpec, TmpfsOptions};
 const DEV_BYTES: &str = "262144";
 /// Inodes of the tree's `/dev`.
 const DEV_INODES: &str = "1024";
-/// Empty files of the tree's `/dev`: where the guest's devices of these names go.
+/// Empty files of the tree's `/dev`: mount points for the guest's devices of these names.
 const DEV_POINTS: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 /// Links of the tree's `/dev`, as the OCI specification has them (config-linux, "Dev symbolic links"): where
 /// the guest's proc is mounted they lead to the program's own descriptors.
@@ -27,7 +27,7 @@ const DEV_LINKS: [(&str, &str); 4] = [
 ];
 
 /// Mounts a tmpfs on `destination`. Without a size of its own it is as large as the task's memory, or half of
-/// the host's; without a mode it takes that of the directory that it hides, as under runc.
+/// the host's; without a mode it takes the mode of the directory that it hides, as under runc.
 pub(super) fn mount(
     root: BorrowedFd<'_>,
     options: &TmpfsOptions,
@@ -64,7 +64,7 @@ pub(super) fn mount(
 }
 
 impl TmpfsOptions {
-    /// Flags of the mount. The kernel has one of three ways to keep times of access (mount_setattr(2)).
+    /// Flags of the mount. The kernel keeps times of access in one of three ways (mount_setattr(2)).
     fn attributes(&self) -> MountAttrFlags {
         let mut attributes = MountAttrFlags::empty();
         attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, self.no_exec);
@@ -87,13 +87,13 @@ pub(super) fn parameters(own: &[(&str, &str)], spec: &TaskSpec) -> Vec<(String, 
     own.iter().map(owned).chain(label(spec)).collect()
 }
 
-/// `linux.mountLabel`, as every file of the file system is labelled by it.
+/// The parameter for `linux.mountLabel`, which labels every file of the file system.
 fn label(spec: &TaskSpec) -> Option<(String, String)> {
     let label = spec.labels.selinux_mount.clone()?;
     Some(("context".to_owned(), label))
 }
 
-/// Mounts what lies below the guest's own device files: so the rootfs itself gets no mount points.
+/// Mounts the file system below the guest's own device files: so the rootfs itself gets no mount points.
 pub(super) fn mount_dev(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<(), TreeError> {
     let destination = Path::new("/dev");
     let own = [
