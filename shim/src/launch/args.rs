@@ -4,44 +4,44 @@ use std::path::PathBuf;
 
 use wasmvm_protocol::stream::ID_BYTES_MAX;
 
-/// What the program is asked to do.
+/// Action that the program is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Leave a daemon behind and print its address.
     Start,
-    /// Undo a task from outside, after its daemon is gone.
+    /// Undo a task from outside, after its daemon has exited.
     Delete,
     /// Describe the runtime (containerd 2.2 and later).
     Info,
     /// Print the version for a human.
     Version,
-    /// Be the daemon. Only `start` says this; the listener is standard input.
+    /// Run as the daemon. Only `start` asks for it; the listener is standard input.
     Serve,
 }
 
-/// The command line.
+/// The command line, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Args {
-    /// What to do.
+    /// Action that is asked for.
     pub action: Action,
     /// containerd's namespace; empty for `-info` and `-v` only.
     pub namespace: String,
     /// The task's id; empty for `-info` and `-v` only.
     pub id: String,
-    /// containerd's gRPC socket.
+    /// Address of containerd's gRPC socket.
     pub address: String,
     /// containerd's binary: the legacy way to publish events, unused.
     pub publish_binary: String,
-    /// The bundle; `start` has it as its working directory instead.
+    /// Path of the bundle; `start` has it as its working directory instead.
     pub bundle: Option<PathBuf>,
-    /// containerd logs at level debug or trace.
+    /// Whether containerd logs at level debug or trace.
     pub debug: bool,
 }
 
 /// Why a command line was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ArgsError {
-    /// Not one of containerd's flags.
+    /// A flag is not one of containerd's.
     #[error(
         "flag {0:?} is unknown; containerd's are -namespace, -id, -address, -publish-binary, -bundle, -debug, -info and -v"
     )]
@@ -49,10 +49,10 @@ pub enum ArgsError {
     /// A flag that needs a value is the last word.
     #[error("flag -{0} needs a value")]
     Value(&'static str),
-    /// Neither `start` nor `delete`.
+    /// The action is neither `start` nor `delete`.
     #[error("action {0:?} is unknown; this program is run by containerd, as `start` or `delete`")]
     Action(String),
-    /// A word too many.
+    /// A word follows the action.
     #[error("{0:?} follows the action")]
     Trailing(String),
     /// A flag that the action needs is missing.
@@ -63,9 +63,9 @@ pub enum ArgsError {
         "-{flag} is {value:?}; allowed are 1 to {ID_BYTES_MAX} letters, digits, dots, dashes and underscores, beginning with a letter or digit"
     )]
     Identifier {
-        /// `id` or `namespace`.
+        /// Name of the flag: `id` or `namespace`.
         flag: &'static str,
-        /// The refused value.
+        /// Value that was refused.
         value: String,
     },
 }
@@ -115,7 +115,7 @@ impl Args {
             }
         };
         if let Some(action) = asked {
-            // What needs no name has none, and so none that was not looked at.
+            // An action that needs no name has none, and so none that was not checked.
             let (namespace, id) = (String::new(), String::new());
             return Ok(Self {
                 action,
@@ -150,7 +150,8 @@ fn parse_action(word: Option<&str>) -> Result<Action, ArgsError> {
     }
 }
 
-/// Both become names of directories. containerd's own rule (`pkg/identifiers`) is stricter.
+/// Checks an id or a namespace: both become names of directories. containerd's own rule (`pkg/identifiers`) is
+/// stricter.
 fn check_identifier(flag: &'static str, value: &str) -> Result<(), ArgsError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     if value.is_empty() {

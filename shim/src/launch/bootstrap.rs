@@ -1,7 +1,7 @@
 //! The two dialects of `start`.
 //!
 //! Up to containerd 2.2 standard input is the runtime options as an `Any` (or nothing) and the reply
-//! is the bare address: 1.6 understands nothing else, and 2.x takes a bare address as task API v2,
+//! is the bare address: 1.6 understands no other reply, and 2.x takes a bare address as task API v2,
 //! which the daemon serves as well. From 2.3 on standard input is `BootstrapParams` and the reply is
 //! `BootstrapResult`. On the wire the two inputs can be mistaken for each other (fields 1 and 2 are
 //! both text), so `BootstrapParams` is only believed when it repeats the command line, which is the
@@ -12,15 +12,15 @@ use protobuf::well_known_types::any::Any;
 use wasmvm_protocol::agent::containerd::TASK_API_VERSION;
 use wasmvm_protocol::agent::containerd::bootstrap_api::{BootstrapParams, BootstrapResult};
 
-/// Where containerd keeps the sockets of its shims, in every version.
+/// Directory in which containerd keeps the sockets of its shims, in every version.
 pub const SOCKET_DIR: &str = "/run/containerd/s";
-/// With a slash and 64 hexadecimal digits it fills the 107 bytes of a socket's path.
+/// Longest `socket_dir`: with a slash and 64 hexadecimal digits it fills the 107 bytes of a socket's path.
 const SOCKET_DIR_BYTES_MAX: usize = 42;
 
 /// Why the parameters of `start` were refused.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
-    /// No room for the socket's name.
+    /// `socket_dir` leaves no room for the socket's name, or is not absolute.
     #[error("socket_dir {0:?} has more than {SOCKET_DIR_BYTES_MAX} bytes, or is not absolute")]
     SocketDir(String),
     /// The reply cannot be encoded.
@@ -28,23 +28,23 @@ pub enum BootstrapError {
     Encode(#[source] protobuf::Error),
 }
 
-/// How containerd speaks to `start`.
+/// Dialect that containerd speaks to `start`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Dialect {
-    /// containerd 1.6 to 2.2: bare address. With the runtime's options, if there are any.
+    /// containerd 1.6 to 2.2: bare address. Has the runtime's options, if there are any.
     Legacy(Option<Any>),
     /// containerd 2.3 and later: protobuf both ways.
     Bootstrap(Box<BootstrapParams>),
 }
 
 impl Dialect {
-    /// Tells the dialect from what containerd wrote to standard input.
+    /// The dialect of what containerd wrote to standard input.
     pub fn of(input: &[u8], namespace: &str, id: &str) -> Self {
         match BootstrapParams::parse_from_bytes(input) {
             Ok(params) if params.instance_id == id && params.namespace == namespace => {
                 Self::Bootstrap(Box::new(params))
             }
-            // What is no Any either says nothing that could be honoured.
+            // An input that is no `Any` either has no options that could be honoured.
             _ => Self::Legacy(
                 Any::parse_from_bytes(input)
                     .ok()
@@ -67,7 +67,7 @@ impl Dialect {
         }
     }
 
-    /// Where events go, when not said by `TTRPC_ADDRESS`.
+    /// Address for events, where `TTRPC_ADDRESS` does not give it.
     pub fn events_address(&self) -> Option<&str> {
         match self {
             Self::Bootstrap(params) => Some(params.containerd_ttrpc_address.as_str()),
@@ -97,7 +97,7 @@ impl Dialect {
         }
     }
 
-    /// What `start` prints.
+    /// The reply that `start` prints.
     pub fn reply(&self, address: &str) -> Result<Vec<u8>, BootstrapError> {
         match self {
             Self::Legacy(_) => Ok(address.as_bytes().to_vec()),

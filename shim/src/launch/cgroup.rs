@@ -4,21 +4,21 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// Where the hierarchy, or with cgroup v1 each of them, is mounted.
+/// Directory where the hierarchy, or with cgroup v1 each of them, is mounted.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
-/// Takes a process' pid.
+/// File that takes a process' pid.
 const PROCS: &str = "cgroup.procs";
 
-/// Why the shim is not where it should be.
+/// Why the shim could not enter its cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum ShimCgroupError {
-    /// Not below the root.
+    /// The path has a `..`, which could lead out of the hierarchy.
     #[error("options: shim_cgroup = {0:?} is refused: '..' is not allowed")]
     Path(String),
-    /// As with runc's shim it has to be there.
+    /// The cgroup does not exist. As with runc's shim it has to.
     #[error("options: shim_cgroup = {0:?}: there is no such cgroup")]
     Absent(String),
-    /// The kernel refuses.
+    /// The kernel refused the move.
     #[error("options: shim_cgroup: cannot write {}", .0.display())]
     Write(PathBuf, #[source] io::Error),
 }
@@ -50,7 +50,7 @@ fn move_below(root: &Path, path: &str, pid: u32) -> Result<(), ShimCgroupError> 
     }
 }
 
-/// The unified one alone has its files at the root.
+/// The hierarchies below `root`. Only the unified one has its files at the root itself.
 fn hierarchies(root: &Path) -> Vec<PathBuf> {
     if root.join(PROCS).exists() {
         return vec![root.to_owned()];

@@ -1,7 +1,7 @@
 //! `delete`: undo a task from outside.
 //!
-//! containerd runs it after *every* task, crashed or not, for that id only: a daemon of the same pod
-//! may be alive and serve others. The journal says what there is to undo.
+//! containerd runs `delete` after *every* task, crashed or not, for that task's id only: a daemon of the same pod
+//! may be alive and serve others. The journal has the steps to undo.
 
 use std::io;
 
@@ -17,10 +17,10 @@ use crate::journal;
 /// Why a task could not be deleted from outside.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
-    /// Neither `-bundle` nor a working directory.
+    /// There is neither `-bundle` nor a working directory.
     #[error("cannot find the bundle: -bundle is missing, and so is the working directory")]
     Bundle(#[source] io::Error),
-    /// Something is left.
+    /// A step could not be undone, and something is left.
     #[error(transparent)]
     Cleanup(#[from] CleanupError),
     /// The reply cannot be encoded.
@@ -28,7 +28,7 @@ pub enum DeleteError {
     Encode(#[source] protobuf::Error),
 }
 
-/// Removes everything that is left of the task and returns what to print.
+/// Removes everything that is left of the task and returns the reply to print.
 pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
     let bundle = match &args.bundle {
         Some(bundle) => bundle.clone(),
@@ -38,7 +38,7 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
     crate::log::init(&bundle, &args.id, args.debug);
     let root = journal::root_of(&args.namespace, &args.id);
     let outcome = cleanup::undo_of_bundle(root, &args.namespace, &args.id, &bundle);
-    // Noted before the daemon ran; without a note `start` itself was killed, and the name is known.
+    // The socket was noted before the daemon ran; without a note `start` itself was killed, and the name is known.
     let path = socket::noted(&bundle).unwrap_or_else(|| {
         socket::path(
             bootstrap::SOCKET_DIR,

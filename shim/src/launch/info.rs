@@ -1,4 +1,4 @@
-//! `-info` and `-v`: what containerd or a human may ask without a task.
+//! `-info` and `-v`: answers that containerd or a human may ask for without a task.
 
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message as _, MessageField};
@@ -9,12 +9,12 @@ use crate::bundle;
 
 /// The name under which containerd finds this program.
 pub const RUNTIME_NAME: &str = "io.containerd.wasmvm.v1";
-/// containerd's name for the type of [`features`].
+/// Type URL that containerd gives to [`features`].
 const FEATURES_TYPE_URL: &str =
     "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// `RuntimeInfo` as containerd 2.0 and later wants it. A failure is not worth one: then it is empty,
-/// and containerd goes on without.
+/// `RuntimeInfo` as containerd 2.0 and later wants it. A failure to encode is no error: the answer is empty then,
+/// and containerd continues without.
 pub fn runtime_info() -> Vec<u8> {
     RuntimeInfo {
         name: RUNTIME_NAME.to_owned(),
@@ -33,8 +33,8 @@ pub fn runtime_info() -> Vec<u8> {
     .unwrap_or_default()
 }
 
-/// What this runtime makes of a bundle, as the OCI runtime specification's features.md has it. The kubelet's
-/// containerd reads `rro` in it, and that user namespaces are not offered.
+/// The fields of a bundle that this runtime honours, as the OCI runtime specification's features.md has it. The
+/// kubelet's containerd reads `rro` in it, and that user namespaces are not offered.
 fn features() -> Value {
     let (no, yes) = (json!({ "enabled": false }), json!({ "enabled": true }));
     json!({
@@ -55,7 +55,7 @@ fn features() -> Value {
     })
 }
 
-/// One line for a human.
+/// Name and version, in one line for a human.
 pub fn version() -> String {
     format!(
         "{} {} ({RUNTIME_NAME})\n",

@@ -7,8 +7,8 @@
 //! containerd ─ exec … -info ──► info: print RuntimeInfo, exit
 //! ```
 //!
-//! `start`, `delete` and `-info` run for every task, so they start no async runtime. Whatever they
-//! print besides the reply corrupts it: containerd reads standard output and standard error together.
+//! `start`, `delete` and `-info` run for every task, so they start no async runtime. Any output
+//! besides the reply corrupts the reply: containerd reads standard output and standard error together.
 
 mod args;
 mod bootstrap;
@@ -30,16 +30,16 @@ use std::io::{self, Read, Write};
 /// Longest standard input that is read: containerd's options, far below ttrpc's largest message.
 const STDIN_BYTES_MAX: u64 = 4 << 20;
 
-/// Why a launch failed; printed to standard error, from where containerd quotes it.
+/// Why a launch failed; printed to standard error, which containerd quotes.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The command line is not containerd's.
     #[error("cannot read the command line")]
     Args(#[from] ArgsError),
-    /// No daemon came about.
+    /// No daemon was started.
     #[error("cannot start the shim")]
     Start(#[from] StartError),
-    /// Something of the task may be left.
+    /// The task could not be undone as a whole, and parts of it may be left.
     #[error("cannot delete the task")]
     Delete(#[from] DeleteError),
     /// The daemon could not begin to serve.
@@ -50,7 +50,7 @@ pub enum LaunchError {
     Stdio(&'static str, #[source] io::Error),
 }
 
-/// Does what the command line says.
+/// Acts as the command line says.
 ///
 /// # Errors
 /// [`LaunchError`], whose chain is one sentence for the operator.

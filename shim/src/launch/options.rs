@@ -1,8 +1,8 @@
-//! Runtime options: what containerd's configuration, `ctr --runtime-config-path` or a client says about
-//! this runtime.
+//! Runtime options: settings for this runtime from containerd's configuration, `ctr --runtime-config-path` or a
+//! client.
 //!
-//! They arrive as an `Any`, at `start` (standard input) and again in Create; what Create says wins over
-//! `start`, and that over `/etc/wasmvm/config.toml`.
+//! Options arrive as an `Any`, at `start` (standard input) and again in Create; Create's win over those of
+//! `start`, and those over `/etc/wasmvm/config.toml`.
 //!
 //! | type | what becomes of it |
 //! |---|---|
@@ -23,41 +23,41 @@ use wasmvm_protocol::agent::containerd::shim::oci;
 use crate::config::{Config, ConfigError};
 use crate::error::ErrorCode;
 
-/// In the bundle: what `start` was given.
+/// Name of the file in the bundle with the options that `start` was given.
 const OPTIONS_FILE: &str = "options";
-/// `ConfigBody`, in errors.
+/// Name of `ConfigBody` in errors.
 const BODY_NAME: &str = "ConfigBody of the runtime's options";
 
 /// Why options cannot be honoured.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
-    /// Not a message of its type.
+    /// The bytes are not a message of the options' type.
     #[error("options of type {type_url:?} cannot be decoded")]
     Decode {
-        /// What it is said to be.
+        /// Type of the options, as given.
         type_url: String,
-        /// Where it breaks off.
+        /// Error of the decoder.
         #[source]
         source: protobuf::Error,
     },
-    /// The TOML.
+    /// The options' TOML was refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// What `start` leaves for the daemon.
+    /// The file in which `start` leaves the options for the daemon cannot be used.
     #[error("cannot {action} {}", path.display())]
     File {
-        /// `read` or `write`.
+        /// Action that failed: `read` or `write`.
         action: &'static str,
-        /// In the bundle.
+        /// Path of the file in the bundle.
         path: PathBuf,
-        /// What the operating system says.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
 impl OptionsError {
-    /// containerd's code for it.
+    /// containerd's status code for this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -68,14 +68,14 @@ impl OptionsError {
     }
 }
 
-/// Options, decoded.
+/// Options, decoded by their type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Options {
-    /// Ours.
+    /// Our own options: a file and a text.
     Toml { path: PathBuf, body: String },
-    /// runc's.
+    /// runc's options, of which one is honoured.
     Runc { shim_cgroup: String },
-    /// Somebody's.
+    /// Options of another runtime, which are ignored.
     Unknown,
 }
 
@@ -109,7 +109,7 @@ impl Options {
     }
 }
 
-/// The text fields of these numbers in a message, of which we have no generated type:
+/// The text fields of these numbers in a message, for which we have no generated type:
 /// `message Options { string type_url = 1; string config_path = 2; bytes config_body = 3; }`, in containerd's
 /// `api/types/runtimeoptions/v1`, and `message CreateOptions { … string shim_cgroup = 9; … }`, in 1.7's
 /// `runtime/linux/runctypes`.
@@ -134,7 +134,7 @@ fn end_of_group() -> protobuf::Error {
     io::Error::from(io::ErrorKind::InvalidData).into()
 }
 
-/// The cgroup that the shim is to live in.
+/// Cgroup that the options want the shim in.
 pub fn shim_cgroup(options: &Any) -> Result<Option<String>, OptionsError> {
     match Options::of(options)? {
         Options::Runc { shim_cgroup } if !shim_cgroup.is_empty() => Ok(Some(shim_cgroup)),
@@ -142,7 +142,7 @@ pub fn shim_cgroup(options: &Any) -> Result<Option<String>, OptionsError> {
     }
 }
 
-/// Leaves what `start` was given to the daemon.
+/// Writes the options that `start` was given into the bundle, for the daemon.
 pub fn keep(bundle: &Path, options: &Any) -> Result<(), OptionsError> {
     let path = bundle.join(OPTIONS_FILE);
     let written = options
@@ -170,7 +170,7 @@ fn kept(bundle: &Path) -> Result<Option<Any>, OptionsError> {
     })
 }
 
-/// The configuration of a task: the host's, under what `start` was given, under what Create says.
+/// The configuration of a task: the host's, under the options of `start`, under the options of Create.
 ///
 /// # Errors
 /// [`OptionsError`], naming the text, its line and the key.

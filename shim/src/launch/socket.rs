@@ -1,4 +1,4 @@
-//! The daemon's listening socket: its name, its binding, and what a dead one leaves.
+//! The daemon's listening socket: its name, its binding, and the removal of a dead daemon's.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -11,45 +11,45 @@ use sha2::{Digest as _, Sha256};
 
 use crate::sha256::hex;
 
-/// Before the path in an address; without it containerd would dial an abstract socket.
+/// Scheme before the path in an address; without it containerd would dial an abstract socket.
 const SCHEME: &str = "unix://";
-/// containerd 1.6 and 1.7 read it from the bundle when they come back after a restart.
+/// File with the address in the bundle: containerd 1.6 and 1.7 read it after their restart.
 const ADDRESS_FILE: &str = "address";
 
 /// Why there is no listening socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The directory of all shims' sockets.
+    /// The directory of all shims' sockets could not be made.
     #[error("cannot create the socket directory {0}")]
     Directory(PathBuf, #[source] io::Error),
-    /// The socket itself.
+    /// The socket could not be bound.
     #[error("cannot listen on {0}")]
     Bind(PathBuf, #[source] io::Error),
-    /// Left over by a dead shim.
+    /// A dead shim's socket could not be removed.
     #[error("cannot remove the dead socket {0}")]
     Stale(PathBuf, #[source] io::Error),
-    /// Written into the bundle.
+    /// The address could not be written into the bundle.
     #[error("cannot write the address to {0}")]
     AddressFile(PathBuf, #[source] io::Error),
 }
 
-/// What `start` found under the socket's name.
+/// Result of binding the socket.
 #[derive(Debug)]
 pub enum Bound {
-    /// Ours to hand to a new daemon.
+    /// A new socket, to hand to a new daemon.
     New(UnixListener),
-    /// A living daemon of the same group serves it already.
+    /// A living daemon of the same group serves the socket already.
     Served,
 }
 
-/// `dir/sha256(address/namespace/group)`, as containerd's `shim.SocketAddress` computes it; its own
-/// tests look for the socket there.
+/// The socket's path: `dir/sha256(address/namespace/group)`, as containerd's `shim.SocketAddress` computes it;
+/// containerd's own tests look for the socket there.
 pub fn path(dir: &str, address: &str, namespace: &str, group: &str) -> PathBuf {
     let joined = clean(&format!("{address}/{namespace}/{group}"));
     Path::new(dir).join(hex(&Sha256::digest(joined.as_bytes())))
 }
 
-/// Go's `path.Join`: no empty and no `.` components. `..` cannot occur in a listening address.
+/// The path as Go's `path.Join` cleans it: no empty and no `.` components. `..` cannot occur in a listening address.
 fn clean(path: &str) -> String {
     let root = if path.starts_with('/') { "/" } else { "" };
     let parts: Vec<&str> = path
@@ -93,7 +93,7 @@ pub fn bind(path: &Path) -> Result<Bound, SocketError> {
     }
 }
 
-/// The mode comes from the umask, so that nobody can connect in between. `start` has one thread.
+/// Binds with a mode that comes from the umask, so that no one can connect in between. `start` has one thread.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let before = rustix::process::umask(Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(path);
@@ -101,7 +101,7 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     listener
 }
 
-/// Leaves the address in the bundle, at once or not at all.
+/// Writes the address into the bundle, as a whole or not at all.
 pub fn write_address(bundle: &Path, address: &str) -> Result<(), SocketError> {
     let file = bundle.join(ADDRESS_FILE);
     let temporary = bundle.join(".address");
@@ -110,13 +110,13 @@ pub fn write_address(bundle: &Path, address: &str) -> Result<(), SocketError> {
         .map_err(|error| SocketError::AddressFile(file, error))
 }
 
-/// The socket that `start` noted in the bundle.
+/// Path of the socket that `start` noted in the bundle.
 pub fn noted(bundle: &Path) -> Option<PathBuf> {
     let address = fs::read_to_string(bundle.join(ADDRESS_FILE)).ok()?;
     Some(unix_path(address.trim()).to_owned())
 }
 
-/// Removes a socket on which nobody listens any more: a killed daemon cannot do so itself, and a
+/// Removes a socket on which no process listens any more: a killed daemon cannot remove its own, and a
 /// living one may serve other tasks.
 pub fn remove_dead(path: &Path) {
     let refused = UnixStream::connect(path)

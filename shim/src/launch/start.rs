@@ -1,7 +1,7 @@
 //! `start`: bind the socket, leave a daemon behind that inherits it, reply with its address.
 //!
-//! The socket listens before the daemon runs, so containerd's first request waits in its backlog
-//! and nothing has to be awaited here. The listener is the daemon's standard input: a descriptor
+//! The socket listens before the daemon runs, so containerd's first request waits in the socket's backlog
+//! and `start` need not wait for the daemon. The listener is the daemon's standard input: a descriptor
 //! number that needs no unsafe code on either side.
 
 use std::fs;
@@ -17,24 +17,24 @@ use super::cgroup::{self, ShimCgroupError};
 use super::options::{self, OptionsError};
 use super::socket::{self, Bound, SocketError};
 
-/// Names containerd's event socket, in the environment of shims.
+/// Name of the variable with the address of containerd's event socket, in the environment of shims.
 pub const EVENTS_ADDRESS_VARIABLE: &str = "TTRPC_ADDRESS";
-/// The kernel's upper bound of `oom_score_adj`.
+/// Largest `oom_score_adj` that the kernel takes.
 const OOM_SCORE_ADJ_MAX: i32 = 1000;
 
 /// Why no daemon was started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No socket, or no record of it.
+    /// The socket could not be bound, or its address not written.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The parameters on standard input.
+    /// The parameters on standard input were refused.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
-    /// The runtime's options.
+    /// The runtime's options were refused, or could not be kept.
     #[error(transparent)]
     Options(#[from] OptionsError),
-    /// Where they want the daemon.
+    /// The daemon could not enter the cgroup that the options name.
     #[error(transparent)]
     Cgroup(#[from] ShimCgroupError),
     /// Our own executable or working directory cannot be named.
@@ -54,7 +54,7 @@ pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
 
 fn start_in(bundle: &Path, args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     let dialect = Dialect::of(input, &args.namespace, &args.id);
-    // The task's own id groups it with nobody. Pods will be grouped by their sandbox.
+    // No other task has this task's own id, so the task forms a group of one. Pods will be grouped by their sandbox.
     let path = socket::path(
         &dialect.socket_dir()?,
         &args.address,
@@ -63,7 +63,7 @@ fn start_in(bundle: &Path, args: &Args, input: &[u8]) -> Result<Vec<u8>, StartEr
     );
     let address = socket::address(&path);
     let reply = dialect.reply(&address)?;
-    // For Create, whichever daemon it reaches.
+    // Create reads the options, in whichever daemon it is served.
     if let Some(options) = dialect.options() {
         options::keep(bundle, options)?;
     }
@@ -73,7 +73,7 @@ fn start_in(bundle: &Path, args: &Args, input: &[u8]) -> Result<Vec<u8>, StartEr
             .map_err(StartError::from)
             .and_then(|()| spawn(args, &dialect, listener));
         if let Err(error) = started {
-            // Nobody will ever listen there; the error tells what matters.
+            // No daemon will ever listen there; the error says what matters.
             let _ = fs::remove_file(&path);
             return Err(error);
         }
@@ -98,7 +98,7 @@ fn spawn(args: &Args, dialect: &Dialect, listener: UnixListener) -> Result<(), S
         .args((args.debug || dialect.debug()).then_some("-debug"))
         .arg("serve")
         .stdin(OwnedFd::from(listener))
-        // containerd reads ours until everybody has closed them.
+        // containerd reads our standard output and error until every process has closed them.
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     if let Some(address) = dialect.events_address() {
@@ -111,7 +111,7 @@ fn spawn(args: &Args, dialect: &Dialect, listener: UnixListener) -> Result<(), S
     if let Some(path) = cgroup
         && let Err(error) = cgroup::move_into(&path, child.id())
     {
-        // It has done nothing yet. Failures mean that it has ended.
+        // The daemon has done nothing yet. A failure means that it has exited.
         let _ = child.kill();
         let _ = child.wait();
         return Err(error.into());
@@ -119,7 +119,7 @@ fn spawn(args: &Args, dialect: &Dialect, listener: UnixListener) -> Result<(), S
     Ok(())
 }
 
-/// The daemon dies before containerd does when memory runs out: containerd's own score plus one. A
+/// Makes the OOM killer prefer the daemon to containerd: containerd's own score plus one. A
 /// kernel that refuses leaves containerd's score, which is no reason to fail.
 fn adjust_oom_score(daemon: u32) {
     let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());

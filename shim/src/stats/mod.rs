@@ -1,7 +1,7 @@
-//! What a task has used, as containerd, the kubelet and `ctr task metrics` read it.
+//! A task's usage of resources, as containerd, the kubelet and `ctr task metrics` read it.
 //!
-//! The type follows the host: `io.containerd.cgroups.v2.Metrics` where cgroup v2 is all there is, and
-//! `io.containerd.cgroups.v1.Metrics` beside v1 hierarchies. Everything comes from the task's cgroup, so
+//! The type follows the host: `io.containerd.cgroups.v2.Metrics` where the host has cgroup v2 alone, and
+//! `io.containerd.cgroups.v1.Metrics` beside v1 hierarchies. Every number comes from the task's cgroup, so
 //! the guest is not asked and a paused VM has its numbers. A file that the host's kernel lacks counts as
 //! zeros; no section is ever left out, since readers follow them unchecked.
 
@@ -17,11 +17,11 @@ use wasmvm_protocol::agent::containerd::{cgroups, cgroups_v2};
 
 use crate::cgroup::{Cgroup, Version};
 
-/// containerd's type names, without `type.googleapis.com/`: it knows them by these.
+/// Type URLs of containerd's metrics, which have no `type.googleapis.com/` before the name.
 const V1_TYPE_URL: &str = "io.containerd.cgroups.v1.Metrics";
 const V2_TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
 
-/// The numbers of one moment.
+/// Usage of a task at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Metrics {
     /// For a host with v1 hierarchies.
@@ -40,7 +40,7 @@ impl Metrics {
         }
     }
 
-    /// Adds what the guest's own kernel has ended for want of memory.
+    /// Adds the number of processes that the guest's own kernel has OOM-killed.
     pub fn add_oom_kills(&mut self, kills: u64) {
         let count = match self {
             Self::V1(metrics) => &mut filled(&mut metrics.memory_oom_control).oom_kill,
@@ -49,7 +49,7 @@ impl Metrics {
         *count = count.saturating_add(kills);
     }
 
-    /// What was ended for want of memory.
+    /// Number of OOM-kills: the host kernel's, and the guest's as far as they were added.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
         match self {
@@ -58,7 +58,7 @@ impl Metrics {
         }
     }
 
-    /// For the reply.
+    /// The metrics as the reply carries them.
     ///
     /// # Errors
     /// protobuf's, when the message is too long.

@@ -2,7 +2,7 @@
 
 use crate::cgroup::Cgroup;
 
-/// One file of `key value` lines.
+/// A file of `key value` lines.
 #[derive(Debug)]
 pub(super) struct Keyed(String);
 
@@ -11,7 +11,7 @@ impl Keyed {
         Self(cgroup.read(controller, file).unwrap_or_default())
     }
 
-    /// The value of a key; 0 without it.
+    /// The value of a key; 0 when the file does not have it.
     pub fn get(&self, key: &str) -> u64 {
         let mut pairs = self.0.lines().filter_map(|line| line.split_once(' '));
         pairs
@@ -20,7 +20,7 @@ impl Keyed {
     }
 }
 
-/// One number: 0 without a file, the largest for `max`.
+/// The number in a file: 0 without a file, the largest for `max`.
 pub(super) fn number(cgroup: &Cgroup, controller: &str, file: &str) -> u64 {
     let text = cgroup.read(controller, file);
     text.map_or(0, |text| count(&text))
@@ -33,7 +33,7 @@ pub(super) fn count(text: &str) -> u64 {
     }
 }
 
-/// A device, as in `253:16`.
+/// Major and minor number of a device, written as `253:16`.
 pub(super) fn device(text: &str) -> Option<(u64, u64)> {
     let (major, minor) = text.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))

@@ -10,9 +10,9 @@ use wasmvm_protocol::agent::containerd::cgroups::metrics::{
 use super::text::{Keyed, count, device, number};
 use crate::cgroup::Cgroup;
 
-/// `cpuacct.stat` counts in these: `USER_HZ` is 100 on x86-64.
+/// Nanoseconds of a tick, in which `cpuacct.stat` counts: `USER_HZ` is 100 on x86-64.
 const NS_PER_TICK: u64 = 10_000_000;
-/// Most lines that are reported of one file.
+/// Most lines of one file that are reported.
 const ENTRIES_MAX: usize = 4096;
 
 pub(super) fn read(cgroup: &Cgroup) -> Metrics {
@@ -125,7 +125,7 @@ fn entry(cgroup: &Cgroup, prefix: &str) -> MessageField<MemoryEntry> {
     })
 }
 
-/// `8:0 Read 4096`; the last line is a total without a device.
+/// Reads lines such as `8:0 Read 4096`; the last line is a total without a device.
 fn io(cgroup: &Cgroup, file: &str) -> Vec<BlkIOEntry> {
     let text = cgroup.read("blkio", file).unwrap_or_default();
     let entry = |line: &str| {

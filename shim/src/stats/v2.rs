@@ -112,7 +112,7 @@ fn events(cgroup: &Cgroup) -> MemoryEvents {
     }
 }
 
-/// `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6`
+/// Reads lines such as `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6`.
 fn io(cgroup: &Cgroup) -> Vec<IOEntry> {
     let text = cgroup.read("io", "io.stat").unwrap_or_default();
     let entry = |line: &str| {
@@ -136,8 +136,8 @@ fn io(cgroup: &Cgroup) -> Vec<IOEntry> {
     text.lines().filter_map(entry).take(DEVICES_MAX).collect()
 }
 
-/// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and `full` (accounting/psi.rst). Nothing where the
-/// kernel accounts no pressure: zeros would say that there is none.
+/// Reads lines such as `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and `full` (accounting/psi.rst). None where
+/// the kernel accounts no pressure: zeros would say that there is none.
 fn pressure(cgroup: &Cgroup, controller: &str, file: &str) -> MessageField<PSIStats> {
     let Some(text) = cgroup.read(controller, file) else {
         return MessageField::none();

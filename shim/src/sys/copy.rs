@@ -13,19 +13,19 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use super::spawn::{clone_process, enter_cgroups, errno};
 use crate::vm::process::readable_within;
 
-/// Copied at once, bytes.
+/// Bytes copied at a time.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What is copied, and who pays for it.
+/// A copy: its source and target, and the cgroup that pays for the pages.
 #[derive(Debug)]
 pub struct CopyRequest<'a> {
-    /// Read from its start to its end, whatever its own position.
+    /// File to read, from its start to its end, whatever its own position.
     pub source: BorrowedFd<'a>,
-    /// Written, whatever its own position.
+    /// File to write, whatever its own position.
     pub target: BorrowedFd<'a>,
-    /// Where in the target the copy begins, bytes.
+    /// Offset in the target at which the copy begins, bytes.
     pub target_offset: u64,
-    /// No more than this is copied.
+    /// Most bytes that are copied.
     pub bytes_max: u64,
     /// Directory of the cgroup that pays, in the unified hierarchy.
     pub cgroup: Option<BorrowedFd<'a>>,
@@ -33,10 +33,10 @@ pub struct CopyRequest<'a> {
     pub cgroup_procs: &'a [OwnedFd],
 }
 
-/// Copies, and waits for the end of it.
+/// Copies, and waits until the child has exited.
 ///
 /// # Errors
-/// The child's errno; when it was ended by a signal, for want of memory or because `limit` is over.
+/// The child's errno, or an error when a signal ended the child: it was OOM-killed, or `limit` had passed.
 pub fn copy_in_cgroup(request: &CopyRequest<'_>, limit: Duration) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     // SAFETY: the child runs `run_child` only, which makes system calls on what is allocated here and
@@ -47,7 +47,7 @@ pub fn copy_in_cgroup(request: &CopyRequest<'_>, limit: Duration) -> io::Result<
     };
     let in_time = readable_within(&child.pidfd, limit);
     if !matches!(in_time, Ok(true)) {
-        // It may have ended a moment ago.
+        // The child may have exited a moment ago.
         let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
     }
     let status = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED)?;
@@ -67,7 +67,7 @@ pub fn copy_in_cgroup(request: &CopyRequest<'_>, limit: Duration) -> io::Result<
     }
 }
 
-/// The child: system calls only, no allocation, no return. Its status is the errno of what failed.
+/// The child: system calls only, no allocation, no return. Its exit status is the errno of the call that failed.
 fn run_child(request: &CopyRequest<'_>, buffer: &mut [u8]) -> ! {
     // SAFETY: takes numbers only. The parent's thread waits for this process and has no other end.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
@@ -85,7 +85,7 @@ fn run_child(request: &CopyRequest<'_>, buffer: &mut [u8]) -> ! {
 /// Closes the copies of the shim's other descriptors: locks and sockets live as long as one is open.
 fn close_all_but(one: RawFd, other: RawFd) {
     let (low, high) = (one.min(other).unsigned_abs(), one.max(other).unsigned_abs());
-    // Each range without its end; the last one is open.
+    // Each range without its end; the last range is open.
     for (first, end) in [(0, low), (low + 1, high), (high + 1, u32::MAX)] {
         if first < end {
             // SAFETY: this process uses the two others only, and ends without returning to their owners.

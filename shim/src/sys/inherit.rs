@@ -10,12 +10,12 @@ use rustix::io::fcntl_dupfd_cloexec;
 /// The first number after the standard streams.
 const FIRST: RawFd = 3;
 
-/// Keeps the numbers taken until the command has been spawned.
+/// Guard: holds the fixed numbers until the command has been spawned.
 #[derive(Debug)]
 pub struct Held(#[expect(dead_code, reason = "held, never read")] Vec<OwnedFd>);
 
-/// Makes `fds` the descriptors 3, 4, … of what `command` runs. The command owns them from now on. What
-/// is returned is to be dropped after the spawn.
+/// Makes `fds` the descriptors 3, 4, … of the program that `command` runs. The command owns them from now on. The
+/// guard that is returned is to be dropped after the spawn.
 ///
 /// # Errors
 /// `fcntl(2)`'s.
@@ -44,7 +44,7 @@ pub fn pass_descriptors<const N: usize>(
 }
 
 /// Takes every free number below `above`: the pipe on which std's child reports a failed exec must not
-/// get one of them.
+/// get a number of `fds`.
 fn occupy(sources: &[OwnedFd], above: RawFd) -> io::Result<Held> {
     let mut held = Vec::new();
     let Some(any) = sources.first() else {

@@ -1,4 +1,4 @@
-//! The shim's only unsafe code: what no safe wrapper offers.
+//! The shim's only unsafe code: calls for which there is no safe wrapper.
 //!
 //! * [`copy`][]: a file copied at another cgroup's cost.
 //! * [`inherit`][]: descriptors under fixed numbers in a child.

@@ -1,4 +1,4 @@
-//! `mount_setattr(2)`, which rustix does not have.
+//! Changes of mounts by `mount_setattr(2)`, which rustix does not have.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,14 +13,14 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// What to change on a mount.
+/// Changes to make on a mount.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MountChange {
-    /// Nothing in it may be changed.
+    /// Makes the mount read-only.
     pub read_only: bool,
-    /// Neither device files nor setuid bits work, and nothing propagates from or to other namespaces.
+    /// Disables device files and setuid bits, and propagation from and to other namespaces.
     pub harmless: bool,
-    /// The same for every mount below.
+    /// Makes the changes on every mount below, too.
     pub recursive: bool,
 }
 

@@ -2,11 +2,11 @@
 //!
 //! `std::process` can do none of the three, and moving a process into its cgroup afterwards costs an
 //! RCU grace period. The child is a copy of a multi-threaded process, so between `clone3` and exec it
-//! may only make system calls: all it needs is allocated before, and it never returns.
+//! may only make system calls: everything that it needs is allocated before, and it never returns.
 //!
 //! The calling thread's mount namespace and working directory become the child's: the caller has left
-//! the host's ones (`unshare(CLONE_FS | CLONE_NEWNS)`), stands in the root of the task's tree, and ends
-//! afterwards, so that the VMM's death is the unmount.
+//! the host's (`unshare(CLONE_FS | CLONE_NEWNS)`), stands in the root of the task's tree, and ends
+//! afterwards, so that the VMM's exit is the unmount.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -21,19 +21,19 @@ use wasmvm_protocol::control::CONTROL_FD;
 /// Descriptors are first moved above this number, out of the way of the child's fixed ones.
 const FD_FLOOR: RawFd = 16;
 
-/// `clone3(2)` flag, `linux/sched.h`; libc's type for it overflows.
+/// Flag of `clone3(2)`, `linux/sched.h`; libc's type for it overflows.
 const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
-/// `clone3(2)` flag, `linux/sched.h`.
+/// Flag of `clone3(2)`, `linux/sched.h`.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// What the VMM inherits.
+/// Descriptors and settings that the VMM inherits.
 #[derive(Debug)]
 pub struct SpawnRequest<'a> {
-    /// The VMM's executable.
+    /// Executable of the VMM.
     pub executable: BorrowedFd<'a>,
-    /// Becomes [`CONTROL_FD`].
+    /// Socket that becomes [`CONTROL_FD`].
     pub control: BorrowedFd<'a>,
-    /// Becomes standard output and standard error.
+    /// Descriptor that becomes standard output and standard error.
     pub log: BorrowedFd<'a>,
     /// Directory of the cgroup to be born in, in the unified hierarchy.
     pub cgroup: Option<BorrowedFd<'a>>,
@@ -41,27 +41,27 @@ pub struct SpawnRequest<'a> {
     pub cgroup_procs: &'a [OwnedFd],
     /// Gives the child a network namespace of its own, with nothing in it.
     pub new_network: bool,
-    /// Gives the child a cookie of core scheduling: with no other process does it share a processor's core at
+    /// Gives the child a cookie of core scheduling: it shares a processor's core with no other process at
     /// the same time (`Documentation/admin-guide/hw-vuln/core-scheduling.rst`).
     pub own_core: bool,
 }
 
-/// A running child.
+/// A child process, while it runs.
 #[derive(Debug)]
 pub struct Spawned {
-    /// In the shim's PID namespace.
+    /// Number of the child in the shim's PID namespace.
     pub pid: u32,
-    /// For waiting and killing, without the races of a number.
+    /// Descriptor of the child, for waiting and killing without the races of a number.
     pub pidfd: OwnedFd,
 }
 
 /// Why no VMM was spawned.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// Before the child existed.
+    /// A step before the child existed failed.
     #[error("cannot prepare the VMM's descriptors")]
     Prepare(#[source] io::Error),
-    /// `clone3(2)`.
+    /// `clone3(2)` made no child.
     #[error("cannot clone a process into the VMM's namespaces and cgroup")]
     Clone(#[source] io::Error),
     /// The child could not enter its cgroup (version 1).
@@ -73,12 +73,12 @@ pub enum SpawnError {
          the kernel needs CONFIG_SCHED_CORE"
     )]
     CoreScheduling(#[source] io::Error),
-    /// The child's system calls up to exec.
+    /// A system call of the child failed, up to exec.
     #[error("cannot execute the VMM")]
     Exec(#[source] io::Error),
 }
 
-/// All that the child touches, allocated before it exists.
+/// Everything that the child touches, allocated before it exists.
 struct Child {
     executable: OwnedFd,
     stdin: OwnedFd,
@@ -91,11 +91,11 @@ struct Child {
 
 /// Why the child did not execute: the step, and its errno.
 type Failure = [i32; 2];
-/// Entering the cgroup; every other step is part of executing.
+/// Step of entering the cgroup of version 1.
 const ENTER: i32 = 1;
-/// The cookie of core scheduling.
+/// Step of taking a cookie of core scheduling.
 const OWN_CORE: i32 = 3;
-/// The rest.
+/// Every other step up to exec.
 const EXECUTE: i32 = 2;
 
 /// Spawns the VMM and waits until it has executed.
@@ -132,7 +132,7 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
     let (mut step, mut errno) = ([0; 4], [0; 4]);
     let failed = failure_reader.read_exact(&mut step);
     match failed.and_then(|()| failure_reader.read_exact(&mut errno)) {
-        // The pipe closed on exec.
+        // The pipe was closed by exec.
         Err(_) => Ok(spawned),
         Ok(()) => {
             let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
@@ -183,8 +183,8 @@ fn clone_child(request: &SpawnRequest<'_>, child: &Child) -> Result<Spawned, Spa
     }
 }
 
-/// `clone3(2)` with a descriptor of the child, which has these namespaces of its own and is born into this
-/// cgroup; `None` in the child.
+/// Calls `clone3(2)`, which returns a descriptor of the child besides its pid. The child has these namespaces of its
+/// own and is born into this cgroup; `None` in the child.
 ///
 /// # Safety
 /// The child is a copy of a process with other threads: it may only make system calls, on what was
@@ -256,7 +256,7 @@ fn run_child(child: &Child) -> ! {
 }
 
 /// Moves this process, before it holds anything, into the cgroups of version 1, where 0 means the writer
-/// (cgroup-v1/cgroups.rst); returns 0 or the errno of what failed.
+/// (cgroup-v1/cgroups.rst); returns 0 or the errno of the write that failed.
 pub(super) fn enter_cgroups(cgroup_procs: &[OwnedFd]) -> i32 {
     for procs in cgroup_procs {
         // SAFETY: writes one byte of a constant to an open descriptor.
@@ -267,8 +267,8 @@ pub(super) fn enter_cgroups(cgroup_procs: &[OwnedFd]) -> i32 {
     0
 }
 
-/// Takes a new cookie for this process and all its threads to come; returns 0 or the errno of what failed.
-/// `ENODEV` is a host without SMT, on which no core is shared.
+/// Takes a new cookie for this process and all its threads to come; returns 0 or the errno of the call.
+/// `ENODEV` means a host without SMT, on which no core is shared.
 fn take_core(wanted: bool) -> i32 {
     if !wanted {
         return 0;
@@ -289,7 +289,7 @@ fn take_core(wanted: bool) -> i32 {
     }
 }
 
-/// What of `prctl(PR_SCHED_CORE_CREATE)` is a failure.
+/// The errno of `prctl(PR_SCHED_CORE_CREATE)`, or 0 where that is no failure.
 const fn core_failure(errno: i32) -> i32 {
     match errno {
         libc::ENODEV => 0,
@@ -297,7 +297,7 @@ const fn core_failure(errno: i32) -> i32 {
     }
 }
 
-/// Sets up the descriptors and the signal mask, executes; returns the errno of what failed.
+/// Sets up the descriptors and the signal mask, executes; returns the errno of the call that failed.
 fn exec_child(child: &Child) -> i32 {
     const NAME: &CStr = c"wasmvm-vmm";
     let moves = [

@@ -21,7 +21,7 @@ pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Blocks until one of the descriptors has an event that is asked for, at most until `deadline`, whatever
-/// signals come meanwhile. Whether one has.
+/// signals come meanwhile. Returns whether one has.
 ///
 /// # Errors
 /// `poll(2)`'s but `EINTR`.
