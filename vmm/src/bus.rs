@@ -6,7 +6,7 @@ use crate::layout::{MMIO_DEVICE_BYTES, MMIO_START};
 use crate::virtio::ActivateError;
 use crate::virtio::mmio::MmioTransport;
 
-/// Where an access went when no device answers at its address.
+/// Kind of an address at which no device answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoDevice {
     /// The address is in the window of the read-only slots.

@@ -45,9 +45,9 @@ pub const MP_TABLE_ADDRESS: u64 = 0x9_fc00;
 /// Start of the RAM above the legacy hole.
 pub const HIGH_MEMORY_START: u64 = MIB;
 
-/// Where low RAM ends at the latest.
+/// Guest-physical address at which low RAM ends at the latest.
 pub const RAM_HOLE_START: u64 = 3 * GIB;
-/// Where the rest of RAM starts.
+/// Guest-physical address at which the rest of RAM starts.
 pub const RAM_HOLE_END: u64 = 4 * GIB;
 
 /// Registers of the first virtio-mmio device; the others follow at [`MMIO_DEVICE_BYTES`].

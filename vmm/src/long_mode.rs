@@ -16,7 +16,7 @@ const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
 const EFER_LONG_MODE_ENABLE: u64 = 1 << 8;
 const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
 
-/// Where a guest's tables lie, guest-physical.
+/// Selectors of a guest's segments, and guest-physical addresses of its tables.
 #[derive(Clone, Copy, Debug)]
 pub struct LongMode {
     /// Selector of the [`CODE`] descriptor.

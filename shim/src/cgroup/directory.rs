@@ -28,7 +28,7 @@ pub struct Identity {
     pub inode: u64,
 }
 
-/// Where a directory of a cgroup comes from.
+/// Origin of a cgroup's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// Made by this task, and removed with it.

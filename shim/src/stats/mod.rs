@@ -24,9 +24,9 @@ const V2_TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
 /// Usage of a task at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Metrics {
-    /// For a host with v1 hierarchies.
+    /// Metrics of a host with v1 hierarchies.
     V1(Box<cgroups::metrics::Metrics>),
-    /// For a host with cgroup v2 alone.
+    /// Metrics of a host with cgroup v2 alone.
     V2(Box<cgroups_v2::metrics::Metrics>),
 }
 

@@ -33,7 +33,7 @@ const TABLE_ENTRIES: u64 = 512;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRINGS: u64 = 1;
 
-/// Where the vCPU starts.
+/// Place at which the vCPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Guest-physical address of the first instruction, in the identity-mapped GiB.

@@ -35,7 +35,7 @@ pub enum KernelError {
         #[source]
         source: io::Error,
     },
-    /// Not an ELF file for x86-64, such as a bzImage.
+    /// The file is not an ELF file for x86-64; a bzImage is none.
     #[error("the kernel is no 64-bit x86 ELF file (an uncompressed vmlinux is wanted)")]
     NotElf,
     /// A program header table that a kernel does not have.

@@ -19,7 +19,7 @@ const E820_RAM: u32 = 1;
 /// Size of the seed: ChaCha20's key, and the most that the kernel mixes in from one seed.
 const SEED_BYTES: usize = 32;
 
-/// Where the initramfs lies in guest RAM.
+/// Place of the initramfs in guest RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Initramfs {
     /// Guest-physical address, page aligned.

@@ -18,10 +18,10 @@ use super::message::{self, BYTES_MAX};
 type Memory = GuestMemoryMmap<BitmapMmapRegion>;
 
 const TABLE: GuestAddress = GuestAddress(0);
-/// Behind the first descriptor, of 16 bytes.
+/// Address of the second descriptor, behind the first one of 16 bytes.
 const ANSWER_DESCRIPTOR: GuestAddress = GuestAddress(16);
 const AVAILABLE: GuestAddress = GuestAddress(0x100);
-/// Behind the flags, of 16 bits.
+/// Address of the available ring's index, behind the flags of 16 bits.
 const AVAILABLE_INDEX: GuestAddress = GuestAddress(0x102);
 const USED: GuestAddress = GuestAddress(0x200);
 const MESSAGE: GuestAddress = GuestAddress(0x1000);
@@ -102,7 +102,7 @@ impl Letterbox {
     /// The first `length` bytes of the answer.
     ///
     /// # Errors
-    /// When the answer has no room for as many.
+    /// `InvalidData` when the answer has no room for so many bytes.
     pub(super) fn answer(&mut self, length: usize) -> io::Result<&[u8]> {
         let answer = self.scratch.get_mut(..length);
         let answer = answer.ok_or(io::ErrorKind::InvalidData)?;

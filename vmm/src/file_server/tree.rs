@@ -62,7 +62,7 @@ impl Tree {
     /// the descriptors that the guest can make the server hold.
     ///
     /// # Errors
-    /// When the working directory cannot be opened, which the library does as well.
+    /// When the working directory cannot be opened: the library keeps a descriptor of it.
     pub fn new(root: &Path, proc_self_fd: OwnedFd, guest_fds: u64) -> io::Result<Self> {
         let config = Config {
             root_dir: root.to_string_lossy().into_owned(),

@@ -121,7 +121,7 @@ impl Connection {
         self.host.as_ref()
     }
 
-    /// When [`Connection::expire`] has something to do.
+    /// Time at which [`Connection::expire`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline
     }

@@ -65,7 +65,7 @@ pub enum VsockEvent {
         /// Id of the order.
         id: u32,
     },
-    /// No connection came about.
+    /// No connection was made.
     Refused {
         /// Id of the order.
         id: u32,
@@ -110,7 +110,7 @@ pub enum StoppedReason {
     Os(#[from] io::Error),
 }
 
-/// Why no connection came about.
+/// Why no connection was made.
 #[derive(Debug, thiserror::Error)]
 pub enum RefusedReason {
     /// The guest reset the request: no process listens, or its backlog is full.

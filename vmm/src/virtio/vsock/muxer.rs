@@ -164,7 +164,7 @@ impl Muxer {
         }
     }
 
-    /// When [`Muxer::expire`] has something to do.
+    /// Earliest time at which [`Muxer::expire`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.table.next_deadline()
     }
