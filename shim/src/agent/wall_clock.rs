@@ -67,8 +67,12 @@ impl Told {
 
     /// Whether the guest's time is off by [`DRIFT_MAX`] or more.
     pub fn is_wrong(&self) -> bool {
+        self.is_wrong_at(Moment::now())
+    }
+
+    fn is_wrong_at(&self, now: Moment) -> bool {
         let told_ns = self.0.load(Ordering::Relaxed);
-        let off_ns = Moment::now().offset_ns.abs_diff(told_ns);
+        let off_ns = now.offset_ns.abs_diff(told_ns);
         u128::from(off_ns) >= DRIFT_MAX.as_nanos()
     }
 
@@ -139,12 +143,12 @@ mod tests {
 
     #[test]
     fn what_was_told_just_now_is_right_and_an_hour_ago_wrong() {
-        let told = Told::default();
-        assert!(told.is_wrong(), "nothing was told");
-        told.set(Moment::now());
-        assert!(!told.is_wrong());
+        let (told, now) = (Told::default(), Moment::now());
+        assert!(told.is_wrong_at(now), "nothing was told");
+        told.set(now);
+        assert!(!told.is_wrong_at(now));
         told.spoil(DRIFT_MAX);
-        assert!(told.is_wrong());
-        assert!(Moment::now().wall_ns > 1_700_000_000_000_000_000);
+        assert!(told.is_wrong_at(now));
+        assert!(now.wall_ns > 1_700_000_000_000_000_000);
     }
 }
