@@ -52,6 +52,10 @@ fn converse(u: &mut Unstructured<'_>, vmm: &OwnedFd) -> Result<()> {
             1 => bytes.resize(u.int_in_range(1..=BYTES_MAX)?, u.arbitrary()?),
             _ => {}
         }
+        // An empty packet looks like the end of the socket, and ends the server as that does.
+        if bytes.is_empty() {
+            break;
+        }
         if let Some(length) = exchange(vmm, &bytes, &mut answer) {
             known.learn(opcode, answer.get(..length).unwrap_or_default());
         }
