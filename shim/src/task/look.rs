@@ -22,6 +22,7 @@ use wasmvm_protocol::threads;
 
 use super::{Flow, Task, Vm, exec};
 use crate::error::{chain, printable};
+use crate::vm::process;
 
 /// Most lines about the guest's own report.
 const GUEST_LINES_MAX: usize = 1024;
@@ -81,11 +82,11 @@ impl Task {
 
 /// The threads of the VMM and of its child, the file server.
 fn vmm(pid: u32) -> Vec<String> {
-    let mut lines = process("VMM", pid);
+    let mut lines = threads_of("VMM", pid);
     lines.extend(
         children(pid)
             .into_iter()
-            .flat_map(|pid| process("file server", pid)),
+            .flat_map(|pid| threads_of("file server", pid)),
     );
     lines
 }
@@ -95,17 +96,11 @@ fn vmm(pid: u32) -> Vec<String> {
 fn children(parent: u32) -> Vec<u32> {
     let pids = std::fs::read_dir("/proc").into_iter().flatten();
     let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let is_child = |pid: &u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name, in parentheses, may hold anything.
-        let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let its_parent = behind_name.split_ascii_whitespace().nth(1);
-        its_parent.and_then(|pid| pid.parse().ok()) == Some(parent)
-    };
+    let is_child = |pid: &u32| process::parent(*pid).is_ok_and(|its| its == parent);
     pids.filter(is_child).collect()
 }
 
-fn process(name: &str, pid: u32) -> Vec<String> {
+fn threads_of(name: &str, pid: u32) -> Vec<String> {
     match threads::read(&PathBuf::from("/proc").join(pid.to_string())) {
         Ok(threads) => threads
             .iter()

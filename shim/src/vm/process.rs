@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -147,12 +148,25 @@ pub(crate) fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool
 /// # Errors
 /// No such process, or not in the documented form.
 pub fn start_time(pid: u32) -> io::Result<u64> {
+    stat_field(pid, 22)
+}
+
+/// Field 4 of `/proc/PID/stat` (`proc_pid_stat(5)`): the process's parent.
+///
+/// # Errors
+/// No such process, or not in the documented form.
+pub fn parent(pid: u32) -> io::Result<u32> {
+    stat_field(pid, 4)
+}
+
+/// A field behind the name, by its number in `proc_pid_stat(5)`.
+fn stat_field<T: FromStr>(pid: u32, number: usize) -> io::Result<T> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the name in parentheses and may hold anything, spaces and `)` included.
     stat.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(number.checked_sub(3)?))
         .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field {number}")))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use rustix::fs::FileType;
 use virtiofsd::fuse::{InHeader, Opcode, OutHeader, ROOT_ID};
 use vm_memory::ByteValued;
 
-use super::message::{self, BYTES_MAX, is_answered};
+use super::message::{self, BYTES_MAX, is_answered, object};
 use super::serve::serve_apart;
 use super::{FileServer, pair};
 use crate::virtio::fs::fuzz::{GUEST_FDS, Host, Known, request};
@@ -66,9 +66,7 @@ fn converse(u: &mut Unstructured<'_>, vmm: &OwnedFd) -> Result<()> {
 /// Sends a message and takes its answer, if it has one.
 fn exchange(vmm: &OwnedFd, bytes: &[u8], answer: &mut [u8]) -> Option<usize> {
     message::send(vmm, bytes, None).unwrap();
-    let mut header = InHeader::default();
-    let length = header.as_slice().len().min(bytes.len());
-    header.as_mut_slice()[..length].copy_from_slice(&bytes[..length]);
+    let header: InHeader = object(bytes, 0).unwrap_or_default();
     if !is_answered(header.opcode) {
         return None;
     }

@@ -9,6 +9,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 use virtiofsd::fuse::{Opcode, OutHeader};
+use vm_memory::ByteValued;
 
 /// Longest message, bytes, either way. The longest that Linux sends is a SYMLINK with two names of 4096 bytes; a
 /// READDIR is cut to what fits.
@@ -69,6 +70,15 @@ pub(crate) fn bare_answer(unique: u64, error: i32) -> OutHeader {
         error,
         unique,
     }
+}
+
+/// The object at byte `at`.
+pub(crate) fn object<T: ByteValued + Default>(bytes: &[u8], at: usize) -> Option<T> {
+    let mut object = T::default();
+    let to = object.as_mut_slice();
+    let from = bytes.get(at..)?.get(..to.len())?;
+    to.copy_from_slice(from);
+    Some(object)
 }
 
 /// Sends one packet, with a file beside it or without.

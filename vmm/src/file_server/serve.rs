@@ -9,7 +9,7 @@ use vm_memory::ByteValued;
 
 use super::Tree;
 use super::letterbox::Letterbox;
-use super::message::{self, bare_answer, is_answered};
+use super::message::{self, bare_answer, is_answered, object};
 
 /// Serves `tree` until the VMM's end of the socket is closed.
 ///
@@ -20,7 +20,7 @@ pub(super) fn serve(socket: impl AsFd, tree: &Tree) -> io::Result<()> {
     let mut letterbox = Letterbox::new()?;
     while let Some(message) = letterbox.take_in(&socket)? {
         let length = message.len();
-        let header = header(message);
+        let header: InHeader = object(message, 0).unwrap_or_default();
         let (reader, writer) = letterbox.open(length)?;
         let written = server.handle_message(reader, writer, None::<&mut ()>);
         let opened = tree.take_opened();
@@ -43,15 +43,6 @@ pub(super) fn serve(socket: impl AsFd, tree: &Tree) -> io::Result<()> {
         message::send(&socket, bare_answer(header.unique, bare).as_slice(), None)?;
     }
     Ok(())
-}
-
-/// The header of a message; a message that is too short gives the bytes it has, and zeros.
-fn header(message: &[u8]) -> InHeader {
-    let mut header = InHeader::default();
-    let bytes = header.as_mut_slice();
-    let length = bytes.len().min(message.len());
-    bytes[..length].copy_from_slice(&message[..length]);
-    header
 }
 
 /// Serves on a thread among others: the library changes the working directory and the umask of its thread.

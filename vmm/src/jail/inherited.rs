@@ -18,7 +18,7 @@ use rustix::fs::{
     AtFlags, CWD, Dir, FsWord, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
 };
 
-use super::{JailError, Step};
+use super::{JailError, Step, checked};
 
 const EXECUTABLE: &str = "self/exe";
 
@@ -107,11 +107,7 @@ fn make_read_only(root: impl AsFd) -> io::Result<()> {
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    checked(result).map(drop)
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
+use super::checked;
+
 /// `LANDLOCK_ACCESS_FS_*` of version 2, in the header's order, and two of later versions.
 const EXECUTE_AND_ALL_OF_VERSION_2: u64 = (1 << 14) - 1;
 const TRUNCATE: u64 = 1 << 14;
@@ -105,7 +107,7 @@ pub(super) fn restrict(root: Option<&Path>) -> io::Result<Landlock> {
     // SAFETY: only numbers go in.
     let restricted =
         unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
-    result(restricted).map(|_| landlock)
+    checked(restricted).map(|_| landlock)
 }
 
 /// The offered version; 0, and no error, where the kernel has no Landlock, has it switched off, or a filter hides
@@ -136,7 +138,7 @@ fn create(ruleset: &Ruleset) -> io::Result<OwnedFd> {
             0,
         )
     };
-    let fd = i32::try_from(result(created)?).map_err(io::Error::other)?;
+    let fd = i32::try_from(checked(created)?).map_err(io::Error::other)?;
     // SAFETY: a new descriptor that nobody else knows.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -156,15 +158,7 @@ fn allow_below(ruleset: &OwnedFd, root: impl AsFd, allowed: u64) -> io::Result<(
             0,
         )
     };
-    result(added).map(drop)
-}
-
-fn result(returned: libc::c_long) -> io::Result<libc::c_long> {
-    if returned >= 0 {
-        Ok(returned)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    checked(added).map(drop)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use rustix::process::{
 
 use wasmvm_protocol::control::Role;
 
-use super::{JailError, Step};
+use super::{JailError, Step, checked};
 use crate::vm::SLOT_BYTES_MAX;
 
 /// Most descriptors that the guest can make the file server hold: one for each file it knows, one more
@@ -55,7 +55,7 @@ pub(super) unsafe fn close_fds(first: RawFd, last: RawFd) -> Result<(), JailErro
     let (first, last) = (number(first)?, number(last)?);
     // SAFETY: the caller's promise.
     let result = unsafe { libc::close_range(first, last, 0) };
-    check(result).step(STEP)
+    checked(result).map(drop).step(STEP)
 }
 
 /// Sets limits and umask, and makes SIGTERM end the process: PID 1 of a namespace gets no signal without a handler.
@@ -130,14 +130,6 @@ fn end_on_sigterm() -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
-    }
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
     }
 }
 

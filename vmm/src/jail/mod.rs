@@ -233,6 +233,16 @@ impl Jail {
     }
 }
 
+/// The result of a system call that libc makes by hand: negative means that `errno` has the error.
+fn checked(returned: impl Into<libc::c_long>) -> io::Result<libc::c_long> {
+    let returned = returned.into();
+    if returned >= 0 {
+        Ok(returned)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 fn await_maps(control: BorrowedFd<'_>) -> Result<(), JailError> {
     control::tell(control, &FromVmm::NeedMaps).map_err(JailError::Control)?;
     match control::recv::<ToVmm>(control).map_err(JailError::Control)? {

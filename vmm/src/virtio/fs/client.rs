@@ -10,10 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::FileType;
 use virtiofsd::fuse::{EntryOut, InHeader, Opcode, OutHeader};
-use vm_memory::ByteValued;
 
 use crate::file_server::FileServer;
-use crate::file_server::message::{self, BYTES_MAX};
+use crate::file_server::message::{self, BYTES_MAX, object};
 
 /// Offset in CREATE's answer of the part that is OPEN's whole answer but for its header.
 const CREATED_AT: usize = size_of::<OutHeader>() + size_of::<EntryOut>();
@@ -108,15 +107,6 @@ fn opened(opcode: u32, answer: &[u8], file: OwnedFd) -> Result<Opened, ClientErr
         return Err(ClientError::Answer("its file is not a regular one"));
     }
     Ok((handle, file.into()))
-}
-
-/// The object at byte `at`.
-pub(super) fn object<T: ByteValued + Default>(bytes: &[u8], at: usize) -> Option<T> {
-    let mut object = T::default();
-    let to = object.as_mut_slice();
-    let from = bytes.get(at..)?.get(..to.len())?;
-    to.copy_from_slice(from);
-    Some(object)
 }
 
 fn failed(error: io::Error) -> ClientError {

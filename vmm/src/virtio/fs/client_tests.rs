@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::thread;
 
 use rustix::fs::{CWD, Mode, mknodat};
+use vm_memory::ByteValued;
 
 const UNIQUE: u64 = 7;
 

@@ -9,11 +9,11 @@ use virtiofsd::fuse::{InHeader, Opcode, OutHeader, ReadIn, ReleaseIn, WriteIn};
 use virtiofsd::server::Server;
 use vm_memory::{ByteValued, GuestMemoryMmap};
 
-use super::client::{Client, ClientError, object};
+use super::client::{Client, ClientError};
 use super::open_files::{OpenFiles, REQUEST_BYTES_MAX};
 use super::view::MemoryView;
 use crate::file_server::FileServer;
-use crate::file_server::message::{BYTES_MAX, bare_answer, is_answered, is_served};
+use crate::file_server::message::{BYTES_MAX, bare_answer, is_answered, is_served, object};
 
 /// Most bytes of a message's header and arguments, names among them, without the bytes of a READ or WRITE.
 const HEAD_BYTES_MAX: usize = 2 * 4096;
