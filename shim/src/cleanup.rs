@@ -344,7 +344,8 @@ mod tests {
             let (had, refused): (Vec<_>, Vec<_>) = begun.into_iter().partition(Result::is_ok);
             assert_eq!((had.len(), refused.len()), (1, 3));
             for refused in refused {
-                assert_eq!(refused.unwrap_err().code(), ErrorCode::AlreadyExists);
+                let refused = refused.unwrap_err();
+                assert_eq!(refused.code(), ErrorCode::AlreadyExists, "{refused:?}");
             }
             assert!(journal::is_held(&tasks, "default", "web"), "the winner's");
             undo(&tasks, "default", "web").unwrap();

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Identity;
@@ -183,7 +184,7 @@ impl Journal {
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
                     return Err(JournalError::Exists(directory));
                 }
-                Err(err) if err.kind() == io::ErrorKind::NotFound && tries < CREATE_TRIES_MAX => {
+                Err(err) if is_of_removed_directory(&err) && tries < CREATE_TRIES_MAX => {
                     tries += 1;
                     std::thread::yield_now();
                 }
@@ -226,6 +227,13 @@ pub fn append(root: &Path, namespace: &str, id: &str, step: &Step) -> Result<(),
     let file = OpenOptions::new().append(true).open(&path);
     file.and_then(|file| write(&file, step))
         .map_err(|source| state_error("write", &path, source))
+}
+
+/// Whether the error may say that the directory of a new file was removed since it was found: `ENOENT`, or
+/// `EPERM` of ext4 for an unnamed file (`__ext4_new_inode`, linux/fs/ext4/ialloc.c).
+fn is_of_removed_directory(err: &io::Error) -> bool {
+    let errno = err.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::NOENT | Errno::PERM))
 }
 
 /// Makes the directory and those above. Those that are there need not stay: `NotFound` says so.
