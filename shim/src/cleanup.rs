@@ -99,7 +99,7 @@ pub fn undo_of_bundle(
     let foreign = steps
         .iter()
         .any(|step| matches!(step, Step::Bundle { path } if path != bundle));
-    match journal::take_over(root, namespace, id) {
+    match journal::take_over(root, namespace, id)? {
         LeftOver::Held if foreign => Ok(Outcome::default()),
         // Our own shim may still live, and be at it too.
         LeftOver::Held | LeftOver::Taken(_) => undo(root, namespace, id),
@@ -130,7 +130,7 @@ pub fn begin(
                 other => return Ok(other?),
             }
         }
-        match journal::take_over(root, namespace, id) {
+        match journal::take_over(root, namespace, id)? {
             LeftOver::Held => {
                 return Err(JournalError::Exists(root.join(namespace).join(id)).into());
             }

@@ -400,23 +400,27 @@ pub enum LeftOver {
 }
 
 /// Takes over what is left of a task, if it is nobody's.
-#[must_use]
-pub fn take_over(root: &Path, namespace: &str, id: &str) -> LeftOver {
+///
+/// # Errors
+/// [`JournalError::State`] when the journal cannot be opened: whose the task is, is not known then.
+pub fn take_over(root: &Path, namespace: &str, id: &str) -> Result<LeftOver, JournalError> {
     let path = directory(root, namespace, id).join(JOURNAL_FILE);
     for _ in 0..LOCK_TRIES_MAX {
-        let Ok(journal) = File::open(&path) else {
-            return LeftOver::Gone;
+        let journal = match File::open(&path) {
+            Ok(journal) => journal,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(LeftOver::Gone),
+            Err(source) => return Err(state_error("read", &path, source)),
         };
         if flock(&journal, FlockOperation::NonBlockingLockExclusive).is_ok() {
             if is_at(&journal, &path) {
-                return LeftOver::Taken(journal);
+                return Ok(LeftOver::Taken(journal));
             }
         } else if flock(&journal, FlockOperation::NonBlockingLockShared).is_err() {
-            return LeftOver::Held;
+            return Ok(LeftOver::Held);
         }
         std::thread::yield_now();
     }
-    LeftOver::Held
+    Ok(LeftOver::Held)
 }
 
 /// Whether the path still leads to the file.
@@ -633,7 +637,7 @@ mod tests {
     #[test]
     fn what_is_left_is_taken_over_by_one() {
         let root = tempdir().unwrap();
-        let take = || take_over(root.path(), "default", "web");
+        let take = || take_over(root.path(), "default", "web").unwrap();
         assert!(matches!(take(), LeftOver::Gone));
         let journal = create(root.path(), "web").unwrap();
         assert!(matches!(take(), LeftOver::Held), "its shim lives");
@@ -654,6 +658,17 @@ mod tests {
         drop(first);
         assert!(matches!(take(), LeftOver::Held), "a new shim's");
         drop(second);
+    }
+
+    /// A shim that begins with the id would wait for ever for it to go, and `delete` would say that it went.
+    #[test]
+    fn what_cannot_be_opened_is_not_taken_for_gone() {
+        let root = tempdir().unwrap();
+        let path = root.path().join("default/web/journal");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        let refused = take_over(root.path(), "default", "web").unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Internal);
     }
 
     /// An update of this program finds tasks of the version before.
