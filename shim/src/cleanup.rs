@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crate::cgroup::{self, CgroupError};
 use crate::error::ErrorCode;
 use crate::hooks;
+use crate::host_process::HostProcess;
 use crate::journal::{self, ExitRecord, Journal, JournalError, LeftOver, Step};
-use crate::vm::process::Process;
 
 /// A killed process that has not ended by then is stuck in the kernel.
 pub const KILL_MAX: Duration = Duration::from_secs(3);
@@ -241,7 +241,7 @@ fn undo_steps(steps: &[Step], deadline: Instant) -> Result<Outcome, CleanupError
 
 fn end_process(pid: u32, start_time: u64, patience: Duration) -> Result<(), CleanupError> {
     let failed = |source| CleanupError::Vmm { pid, source };
-    let Some(process) = Process::find(pid, start_time).map_err(failed)? else {
+    let Some(process) = HostProcess::find(pid, start_time).map_err(failed)? else {
         return Ok(());
     };
     process.kill();
@@ -257,7 +257,7 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::process::start_time;
+    use crate::host_process::start_time;
     use std::process::Command;
     use tempfile::tempdir;
 

@@ -19,6 +19,7 @@ mod events;
 pub mod fuzz;
 mod hooks;
 mod host;
+mod host_process;
 mod journal;
 mod launch;
 mod log;

@@ -11,7 +11,7 @@ use arbitrary::{Result, Unstructured};
 
 use super::*;
 use crate::cgroup::Identity;
-use crate::vm::process::start_time;
+use crate::host_process::start_time;
 
 /// What lies in the directory, none of it a cgroup's.
 const PLACES: [&str; 7] = [

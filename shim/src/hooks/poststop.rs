@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::run::{Call, Running};
 use super::{Hook, HookError, HookState, Stage};
 use crate::error::chain;
+use crate::host_process::{HostProcess, start_time};
 use crate::journal::{self, Step};
-use crate::vm::process::{Process, start_time};
 
 /// How long a hook that an earlier shim started is waited for. containerd gives `delete` 5 s.
 const ADOPTED_MAX: Duration = Duration::from_secs(3);
@@ -75,7 +75,7 @@ fn note(root: &Path, namespace: &str, id: &str, index: usize, pid: u32) {
 }
 
 fn adopt(id: &str, pid: u32, start_time: u64) {
-    let ended = match Process::find(pid, start_time) {
+    let ended = match HostProcess::find(pid, start_time) {
         Ok(None) => Ok(true),
         Ok(Some(process)) => process.wait_blocking(ADOPTED_MAX),
         Err(error) => Err(error),

@@ -18,8 +18,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{Hook, HookState, Stage};
 use crate::error::{ErrorCode, printable};
+use crate::host_process::pin;
 use crate::sys::watch::poll_until;
-use crate::vm::process::pin;
 
 /// The limit of a hook that sets none: the kubelet gives up a Create after two minutes.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(110);

@@ -11,12 +11,12 @@ use super::slots::{SlotLease, Slots};
 use super::{SandboxError, SandboxRequest, off_thread};
 use crate::bundle::{Network as SpecNetwork, TaskSpec};
 use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
+use crate::host_process::start_time;
 use crate::journal::{Journal, Step};
 use crate::program::{Found, Program};
 use crate::tree::{self, DeviceMount};
 use crate::vm::launch::{LaunchRequest, launch};
 use crate::vm::network::Network;
-use crate::vm::process::start_time;
 use crate::vm::{Vm, VmError, credentials};
 
 /// Memory limit from which on guest RAM is backed by huge pages, bytes. With a smaller limit, one touch of

@@ -27,8 +27,8 @@ use tokio::time::timeout;
 use super::fifo::OutputFifo;
 use super::uri::LoggerCommand;
 use super::{StdioError, StdioOwner};
+use crate::host_process::{HostProcess, pin};
 use crate::sys::inherit::pass_descriptors;
-use crate::vm::process::{Process, pin};
 
 /// How long a logger may take from its start until it is ready to read.
 const READY_MAX: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ const KILL_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Logger {
     program: PathBuf,
-    process: Option<Process>,
+    process: Option<HostProcess>,
 }
 
 /// A logger and the shim's ends of its pipes.
@@ -103,7 +103,7 @@ impl Drop for Logger {
 }
 
 /// Kills the process and reaps it.
-async fn end(process: Process) {
+async fn end(process: HostProcess) {
     process.kill();
     // The kill takes milliseconds. A failure means that there is nothing to reap.
     let _ = timeout(KILL_MAX, process.wait()).await;
@@ -133,7 +133,7 @@ fn execute(
     logger: &LoggerCommand,
     owner: &StdioOwner<'_>,
     ends: [OwnedFd; 3],
-) -> io::Result<Process> {
+) -> io::Result<HostProcess> {
     let mut command = Command::new(&logger.program);
     command
         .args(&logger.args)
@@ -148,7 +148,7 @@ fn execute(
     let _held = pass_descriptors(&mut command, ends)?;
     let mut child = command.spawn()?;
     let pidfd = pin(&mut child)?;
-    Ok(Process::new(child.id(), pidfd))
+    Ok(HostProcess::new(child.id(), pidfd))
 }
 
 async fn wait_ready(mut ready: pipe::Receiver, says_ready: bool) -> io::Result<()> {

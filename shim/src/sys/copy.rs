@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::spawn::{clone_process, enter_cgroups, errno};
-use crate::vm::process::readable_within;
+use super::watch::readable_within;
 
 /// Bytes copied at a time.
 const BUFFER_BYTES: usize = 256 << 10;

@@ -1,10 +1,10 @@
 //! Waiting for a descriptor: on the runtime's poll loop, or on a thread that may block.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -35,4 +35,15 @@ pub fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool>
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Blocks until `fd` is readable, at most `limit`, whatever signals come meanwhile.
+///
+/// # Errors
+/// `poll(2)`'s but `EINTR`.
+pub fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
+    poll_until(
+        &mut [PollFd::new(&fd, PollFlags::IN)],
+        Instant::now() + limit,
+    )
 }

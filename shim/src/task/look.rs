@@ -22,7 +22,7 @@ use wasmvm_protocol::threads;
 
 use super::{Flow, Task, Vm, exec};
 use crate::error::{chain, printable};
-use crate::vm::process;
+use crate::host_process;
 
 /// Most lines about the guest's own report.
 const GUEST_LINES_MAX: usize = 1024;
@@ -96,7 +96,7 @@ fn vmm(pid: u32) -> Vec<String> {
 fn children(parent: u32) -> Vec<u32> {
     let pids = std::fs::read_dir("/proc").into_iter().flatten();
     let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let is_child = |pid: &u32| process::parent(*pid).is_ok_and(|its| its == parent);
+    let is_child = |pid: &u32| host_process::parent(*pid).is_ok_and(|its| its == parent);
     pids.filter(is_child).collect()
 }
 

@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use wasmvm_protocol::control::{self, ControlError, FromVmm};
 
+use crate::host_process::HostProcess;
 use crate::sys::watch::watch_readable;
 use crate::vm::answers::Answers;
-use crate::vm::process::Process;
 use crate::vm::{VmEnd, VmError};
 
 /// How long a VMM may take to exit after its control socket was closed, or carried a broken message.
@@ -33,7 +33,7 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Driver {
     control: AsyncFd<OwnedFd>,
-    process: Process,
+    process: HostProcess,
     killed: watch::Receiver<bool>,
     state: watch::Sender<State>,
     answers: Answers,
@@ -42,7 +42,7 @@ pub(super) struct Driver {
 impl Driver {
     pub fn new(
         control: OwnedFd,
-        process: Process,
+        process: HostProcess,
         killed: watch::Receiver<bool>,
     ) -> Result<(Self, watch::Receiver<State>, Answers), VmError> {
         let control = watch_readable(control).map_err(|source| VmError::Descriptor {
@@ -195,14 +195,14 @@ mod tests {
     use wasmvm_protocol::control::ToVmm;
 
     use super::*;
+    use crate::host_process::start_time;
     use crate::vm::Vm;
-    use crate::vm::process::start_time;
 
     /// A VMM that neither reads nor answers, and its end of the control socket.
     fn deaf() -> (Child, Vm, OwnedFd) {
         let child = Command::new("sleep").arg("600").spawn().unwrap();
         let start = start_time(child.id()).unwrap();
-        let process = Process::find(child.id(), start).unwrap().unwrap();
+        let process = HostProcess::find(child.id(), start).unwrap().unwrap();
         let (ours, theirs) = control::pair().unwrap();
         (child, Vm::new(process, ours).unwrap(), theirs)
     }

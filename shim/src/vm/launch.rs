@@ -24,9 +24,10 @@ use wasmvm_protocol::control::{self, BootConfig, ControlError, FromVmm, ToVmm};
 use crate::bundle::Sysctl;
 use crate::cgroup::Birth;
 use crate::error::ErrorCode;
+use crate::host_process::HostProcess;
 use crate::sys::spawn::{self, SpawnError, SpawnRequest};
+use crate::sys::watch::readable_within;
 use crate::vm::network::{self, Network, NetworkError};
-use crate::vm::process::{Process, readable_within};
 use crate::vm::{Vm, VmError, log};
 
 /// How long the handshake may take, from exec to a closed jail; the guest's boot comes after.
@@ -126,7 +127,7 @@ impl LaunchError {
 
 /// A VMM whose jail is closed.
 struct Launched {
-    process: Process,
+    process: HostProcess,
     control: OwnedFd,
     log: OwnedFd,
 }
@@ -214,7 +215,7 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
         own_core: wants_own_core(),
     })?;
     drop((theirs, log_writer));
-    let process = Process::new(spawned.pid, spawned.pidfd);
+    let process = HostProcess::new(spawned.pid, spawned.pidfd);
     let boot = ToVmm::Boot(request.boot.clone());
     let led = score_oom(process.pid(), request.oom_score_adj).and_then(|()| {
         lead(

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! [`launch`] spawns the process and leads it through the handshake; [`driver`] is the one task that reads
-//! the socket; [`answers`] hands each answer to the waiter of its order; [`process`] waits for and kills
-//! processes by descriptor; [`log`] carries the VMM's standard error to the shim's log. Dropping the last
+//! the socket; [`answers`] hands each answer to the waiter of its order; [`host_process`](crate::host_process) waits for
+//! and kills processes by descriptor; [`log`] carries the VMM's standard error to the shim's log. Dropping the last
 //! [`Vm`] ends the VMM.
 
 mod answers;
@@ -20,7 +20,6 @@ pub mod label;
 pub mod launch;
 mod log;
 pub mod network;
-pub mod process;
 
 use std::fs::File;
 use std::io;
@@ -36,9 +35,9 @@ use tokio::time::timeout;
 use wasmvm_protocol::control::{self, ControlError, ToVmm};
 
 use crate::error::ErrorCode;
+use crate::host_process::HostProcess;
 use crate::vm::answers::{Answers, Awaited};
 use crate::vm::driver::{Driver, State};
-use crate::vm::process::Process;
 
 /// How long the VMM may take to answer an order, from its own knowledge or after the guest's handshake.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -53,7 +52,7 @@ pub struct Vm {
 
 #[derive(Debug)]
 struct Inner {
-    process: Process,
+    process: HostProcess,
     control: OwnedFd,
     next_id: AtomicU32,
     state: watch::Receiver<State>,
@@ -125,7 +124,7 @@ impl VmError {
 
 impl Vm {
     /// Takes over a VMM whose handshake is done. Called inside the runtime.
-    fn new(process: Process, control: OwnedFd) -> Result<Self, VmError> {
+    fn new(process: HostProcess, control: OwnedFd) -> Result<Self, VmError> {
         // A VMM that does not read must not stop the shim: with a full socket an order fails.
         fcntl_setfl(&control, OFlags::NONBLOCK).map_err(|errno| VmError::Descriptor {
             action: "make the control socket non-blocking",
@@ -161,7 +160,7 @@ impl Vm {
 
     /// The VMM as a process of the host.
     #[must_use]
-    pub fn process(&self) -> &Process {
+    pub fn process(&self) -> &HostProcess {
         &self.inner.process
     }
 

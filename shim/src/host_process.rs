@@ -6,9 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{
@@ -16,11 +15,11 @@ use rustix::process::{
     waitid,
 };
 
-use crate::sys::watch::{poll_until, watch_readable};
+use crate::sys::watch::{readable_within, watch_readable};
 
 /// A process of the host and the descriptor that pins it.
 #[derive(Clone, Debug)]
-pub struct Process {
+pub struct HostProcess {
     pid: u32,
     pidfd: Arc<OwnedFd>,
 }
@@ -41,7 +40,7 @@ pub fn pin(child: &mut Child) -> io::Result<OwnedFd> {
     })
 }
 
-impl Process {
+impl HostProcess {
     /// Takes over the pid and the descriptor that `clone3` returned.
     #[must_use]
     pub fn new(pid: u32, pidfd: OwnedFd) -> Self {
@@ -132,17 +131,6 @@ impl Process {
     }
 }
 
-/// Blocks until `fd` is readable, at most `limit`, whatever signals come meanwhile.
-///
-/// # Errors
-/// `poll(2)`'s but `EINTR`.
-pub(crate) fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
-    poll_until(
-        &mut [PollFd::new(&fd, PollFlags::IN)],
-        Instant::now() + limit,
-    )
-}
-
 /// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): ticks since boot when the process started.
 ///
 /// # Errors
@@ -178,12 +166,12 @@ mod tests {
     fn a_process_is_found_by_pid_and_start_time_only() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let start = start_time(child.id()).unwrap();
-        assert!(Process::find(child.id(), start + 1).unwrap().is_none());
-        let process = Process::find(child.id(), start).unwrap().unwrap();
+        assert!(HostProcess::find(child.id(), start + 1).unwrap().is_none());
+        let process = HostProcess::find(child.id(), start).unwrap().unwrap();
         assert!(!process.wait_blocking(Duration::ZERO).unwrap());
         process.kill();
         assert!(process.wait_blocking(Duration::from_secs(10)).unwrap());
-        assert!(Process::find(child.id(), start).unwrap().is_none());
+        assert!(HostProcess::find(child.id(), start).unwrap().is_none());
         assert!(child.wait().is_err(), "reaped before");
     }
 }
