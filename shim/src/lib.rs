@@ -25,6 +25,7 @@ mod launch;
 mod log;
 mod memory_file;
 mod meter;
+mod mountinfo;
 mod off_thread;
 mod patience;
 mod program;

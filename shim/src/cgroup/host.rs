@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::CgroupError;
-use crate::tree::mountinfo::unescape;
+use crate::mountinfo::unescape;
 
 /// Directory below which hierarchies are mounted.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";

@@ -17,7 +17,7 @@ fn read(u: &mut Unstructured<'_>) -> Result<()> {
         crate::cgroup::fuzz::stays_below(path);
     }
     let rest = u.bytes(u.len())?;
-    crate::tree::mountinfo::fuzz::lines(rest);
+    crate::mountinfo::fuzz::lines(rest);
     if let Ok(path) = place {
         crate::cgroup::fuzz::hierarchies(rest, &path);
     }

@@ -9,8 +9,8 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::TreeError;
-use super::mountinfo::{self, Mount};
 use super::point::{self, PointKind};
+use crate::mountinfo::{self, Mount};
 use crate::sys::mounts::{MountChange, change_mount};
 
 /// Most mounts dropped from one bind; a host has about twenty that must not enter.
@@ -84,7 +84,7 @@ pub(super) fn copy(
     let file = rustix::fs::openat(CWD, source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| failed(errno.into()))?;
     let id = mountinfo::mount_id(&file).map_err(failed)?;
-    let mounts = mountinfo::read()?;
+    let mounts = list_mounts()?;
     let listed = mounts.iter().find(|mount| mount.id == id);
     let kind = listed.map_or("a mount that the kernel does not list", |mount| &mount.kind);
     if listed.is_none_or(Mount::is_kernels) {
@@ -136,12 +136,19 @@ pub(super) fn drop_kernels(top: &OwnedFd, destination: &Path) -> Result<(), Tree
     }
 }
 
+fn list_mounts() -> Result<Vec<Mount>, TreeError> {
+    mountinfo::read().map_err(|source| TreeError::Host {
+        step: "list the mounts",
+        source,
+    })
+}
+
 fn first_kernels(top: &OwnedFd) -> Result<Option<Mount>, TreeError> {
     let id = mountinfo::mount_id(top).map_err(|source| TreeError::Host {
         step: "read a mount's id",
         source,
     })?;
-    let mounts = mountinfo::read()?;
+    let mounts = list_mounts()?;
     let found = mountinfo::below(&mounts, id)
         .into_iter()
         .find(|mount| mount.is_kernels());

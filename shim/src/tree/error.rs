@@ -17,12 +17,6 @@ pub enum TreeError {
         #[source]
         source: io::Error,
     },
-    /// The kernel's list of mounts is not as documented in proc(5).
-    #[error("/proc/thread-self/mountinfo: cannot read the line {line:?}")]
-    Mountinfo {
-        /// Line that cannot be parsed.
-        line: String,
-    },
     /// A rootfs mount of the request failed.
     #[error("rootfs mount {index} ({kind} of {mounted}) failed on {}", target.display())]
     Rootfs {
@@ -131,7 +125,7 @@ impl TreeError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Host { .. } | Self::Mountinfo { .. } | Self::Attach { .. } => ErrorCode::Internal,
+            Self::Host { .. } | Self::Attach { .. } => ErrorCode::Internal,
             Self::Rootfs { source, .. }
             | Self::Source { source, .. }
             | Self::WorkingDirectory { source, .. }

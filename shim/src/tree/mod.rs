@@ -21,7 +21,6 @@ mod error;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
 mod mask;
-pub(crate) mod mountinfo;
 mod options;
 mod point;
 mod rootfs;

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use tempfile::TempDir;
 
+use super::TreeError;
 use super::assemble::AssembledTree;
-use super::{TreeError, mountinfo};
 use crate::bundle::TaskSpec;
 use crate::error::{ErrorCode, chain};
+use crate::mountinfo;
 
 /// A bundle directory with an empty rootfs, and a directory of the host beside it.
 struct Bundle {

@@ -5,9 +5,10 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
-use super::super::{assemble, mountinfo};
+use super::super::assemble;
 use super::{Bundle, host_mount, in_namespace, inside, mount_flags, read, refused};
 use crate::error::ErrorCode;
+use crate::mountinfo;
 
 #[test]
 fn a_file_is_bound_on_a_file_that_is_made_for_it() {

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use rustix::mount::UnmountFlags;
 
-use super::super::{RootfsMount, assemble, mountinfo};
+use super::super::{RootfsMount, assemble};
 use super::{Bundle, host_mount, in_namespace, inside, mount_flags, read, refused};
 use crate::error::ErrorCode;
+use crate::mountinfo;
 
 #[test]
 fn a_directory_becomes_the_root_and_the_host_sees_nothing() {

@@ -9,42 +9,46 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, StatxFlags};
 use wasmvm_protocol::tree::is_kernel_file_system;
 
-use super::TreeError;
-
 /// Longest list that is read, bytes: a node with ten thousand mounts has about two million.
 const MOUNTINFO_BYTES_MAX: u64 = 64 << 20;
 
 /// A mount of the thread's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mount {
+pub struct Mount {
+    /// The kernel's number of the mount, unique while the mount exists.
     pub id: u64,
+    /// The number of the mount that this one is mounted on.
     pub parent: u64,
     /// Mount point, seen from the thread's root.
     pub point: PathBuf,
+    /// The type of the file system, as in `ext4`.
     pub kind: String,
 }
 
 impl Mount {
     /// Whether the mount's files are an interface to the host's kernel.
+    #[must_use]
     pub fn is_kernels(&self) -> bool {
         is_kernel_file_system(&self.kind)
     }
 }
 
 /// Every mount of the calling thread's namespace.
-pub(super) fn read() -> Result<Vec<Mount>, TreeError> {
+///
+/// # Errors
+/// Those of reading the file, and of a line that is not as proc(5) has it.
+pub fn read() -> io::Result<Vec<Mount>> {
     let mut text = Vec::new();
     std::fs::File::open("/proc/thread-self/mountinfo")
-        .and_then(|file| file.take(MOUNTINFO_BYTES_MAX).read_to_end(&mut text))
-        .map_err(|source| TreeError::Host {
-            step: "list the mounts",
-            source,
-        })?;
+        .and_then(|file| file.take(MOUNTINFO_BYTES_MAX).read_to_end(&mut text))?;
     text.split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
         .map(|line| {
-            parse(line).ok_or_else(|| TreeError::Mountinfo {
-                line: String::from_utf8_lossy(line).into_owned(),
+            parse(line).ok_or_else(|| {
+                let line = String::from_utf8_lossy(line);
+                io::Error::other(format!(
+                    "/proc/thread-self/mountinfo: cannot read the line {line:?}"
+                ))
             })
         })
         .collect()
@@ -71,7 +75,8 @@ fn number(field: &[u8]) -> Option<u64> {
 }
 
 /// Decodes a path, in which space, tab, newline and backslash are written as three octal digits.
-pub(crate) fn unescape(field: &[u8]) -> PathBuf {
+#[must_use]
+pub fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {
@@ -86,7 +91,10 @@ pub(crate) fn unescape(field: &[u8]) -> PathBuf {
 }
 
 /// The mount that a descriptor's file lies on.
-pub(super) fn mount_id(fd: impl AsFd) -> io::Result<u64> {
+///
+/// # Errors
+/// `statx(2)`'s, and one on a kernel before Linux 5.12, which gives no mount ids.
+pub fn mount_id(fd: impl AsFd) -> io::Result<u64> {
     let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
         return Err(io::Error::other(
@@ -97,7 +105,8 @@ pub(super) fn mount_id(fd: impl AsFd) -> io::Result<u64> {
 }
 
 /// The mounts below `top`, parents before children; not `top` itself.
-pub(super) fn below(mounts: &[Mount], top: u64) -> Vec<&Mount> {
+#[must_use]
+pub fn below(mounts: &[Mount], top: u64) -> Vec<&Mount> {
     let mut found: Vec<&Mount> = Vec::new();
     let mut wanted = vec![top];
     while let Some(parent) = wanted.pop() {
