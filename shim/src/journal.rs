@@ -18,9 +18,9 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::{Hook, HookState};
 use crate::cgroup::Identity;
 use crate::error::ErrorCode;
-use crate::hooks::{Hook, HookState};
 
 /// What wasmvm has in memory of the host: the state of tasks, the artifacts, the queue of those who compile.
 pub const STATE_ROOT: &str = "/run/wasmvm";

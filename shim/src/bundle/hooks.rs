@@ -1,14 +1,71 @@
 //! The spec's `hooks`: programs to run on the host.
 
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::BundleError;
 use super::fields::{quoted, refused};
 use super::load::list;
-use crate::hooks::{Hook, Hooks, Stage};
 
 /// Most bytes of all hooks together in JSON: the journal keeps them.
 pub(super) const HOOKS_BYTES_MAX: usize = 256 * 1024;
+
+/// A program to run, as `config.json` has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// The absolute path of the program.
+    pub path: PathBuf,
+    /// The arguments, `args[0]` included; without any the path is the name.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// The whole environment of the hook, `KEY=value`.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// The time limit, seconds; a hook that takes longer is killed and has failed.
+    #[serde(default)]
+    pub timeout: Option<u64>,
+}
+
+/// The hooks of a task, each list in its order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Hooks by the older name of `create_runtime`; they run first.
+    pub prestart: Vec<Hook>,
+    /// Once the namespaces exist, before the program is loaded.
+    pub create_runtime: Vec<Hook>,
+    /// Once the program runs.
+    pub poststart: Vec<Hook>,
+    /// Once nothing of the task is left.
+    pub poststop: Vec<Hook>,
+}
+
+/// When a hook runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// In `Create`, before the hooks of `createRuntime`.
+    Prestart,
+    /// In `Create`, before the program is loaded.
+    CreateRuntime,
+    /// In `Start`, once the program runs.
+    Poststart,
+    /// In `Delete`, once nothing of the task is left.
+    Poststop,
+}
+
+impl Stage {
+    /// The field of `config.json`.
+    #[must_use]
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Prestart => "hooks.prestart",
+            Self::CreateRuntime => "hooks.createRuntime",
+            Self::Poststart => "hooks.poststart",
+            Self::Poststop => "hooks.poststop",
+        }
+    }
+}
 
 /// Reads and checks the lists that are honoured.
 pub(super) fn parse(document: &Value) -> Result<Hooks, BundleError> {

@@ -14,6 +14,7 @@ mod error;
 mod fields;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
+mod hook_state;
 mod hooks;
 mod load;
 mod memory;
@@ -28,6 +29,8 @@ mod tests;
 pub use capabilities::Capabilities;
 pub use error::BundleError;
 pub use fields::honoured_hooks;
+pub use hook_state::{HookState, HookStatus};
+pub use hooks::{Hook, Hooks, Stage};
 pub use memory::{RAM_MIB_MAX, ram_mib, wasm_memory_bytes_max};
 pub use paths::cleaned;
 pub use process::PROCESS_TYPE_URL;

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::Capabilities;
-use crate::hooks::Hooks;
+use super::{Capabilities, Hooks};
 
 /// Everything of the bundle that matters to wasmvm, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

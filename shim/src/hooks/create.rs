@@ -11,8 +11,9 @@ use std::thread::JoinHandle;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::oneshot;
 
+use super::HookError;
 use super::run::{Call, Running};
-use super::{Hook, HookError, HookState, Stage};
+use crate::bundle::{Hook, HookState, Stage};
 
 /// Threads whose requests were dropped, by the task's id: each thread kills its hook and ends within
 /// `KILL_MAX` of [`super::run`].

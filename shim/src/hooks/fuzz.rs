@@ -1,7 +1,7 @@
 //! The time of a hook.
 
 use super::run::{Call, Running};
-use super::{Hook, HookState, Stage, Status};
+use crate::bundle::{Hook, HookState, HookStatus, Stage};
 
 /// Limits below this are not armed, seconds: they have nothing to show.
 const SHORT_S: u64 = 1000;
@@ -28,7 +28,7 @@ pub(crate) fn arm(hook: &Hook) {
     let state = HookState {
         oci_version: "1.0.2".into(),
         id: "fuzz".into(),
-        status: Status::Stopped,
+        status: HookStatus::Stopped,
         pid: None,
         bundle: "/".into(),
         annotations: std::collections::BTreeMap::new(),

@@ -7,8 +7,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::HookError;
 use super::run::{Call, Running};
-use super::{Hook, HookError, HookState, Stage};
+use crate::bundle::{Hook, HookState, Stage};
 use crate::error::chain;
 use crate::host_process::{HostProcess, start_time};
 use crate::journal::{self, Step};
@@ -92,8 +93,8 @@ fn adopt(id: &str, pid: u32, start_time: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bundle::HookStatus;
     use crate::cleanup;
-    use crate::hooks::Status;
     use crate::journal::Journal;
     use std::fs;
     use std::process::Command;
@@ -114,7 +115,7 @@ mod tests {
         HookState {
             oci_version: "1.1.0".into(),
             id: "web".into(),
-            status: Status::Stopped,
+            status: HookStatus::Stopped,
             pid: None,
             bundle: "/b".into(),
             annotations: Default::default(),

@@ -16,7 +16,7 @@ use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::{Hook, HookState, Stage};
+use crate::bundle::{Hook, HookState, Stage};
 use crate::error::{ErrorCode, printable};
 use crate::host_process::pin;
 use crate::sys::watch::poll_until;

@@ -3,7 +3,8 @@
 use std::fs;
 
 use super::*;
-use crate::hooks::{Status, run_in_order, wait_for_cancelled};
+use crate::bundle::HookStatus;
+use crate::hooks::{run_in_order, wait_for_cancelled};
 
 fn shell(script: &str) -> Hook {
     Hook {
@@ -18,7 +19,7 @@ fn state() -> HookState {
     HookState {
         oci_version: "1.0.2".into(),
         id: "web".into(),
-        status: Status::Creating,
+        status: HookStatus::Creating,
         pid: Some(7),
         bundle: "/b".into(),
         annotations: Default::default(),

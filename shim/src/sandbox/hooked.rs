@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::SandboxError;
-use crate::bundle::TaskSpec;
-use crate::hooks::{self, HookError, HookState, Stage, Status};
+use crate::bundle::{HookState, HookStatus, Stage, TaskSpec};
+use crate::hooks::{self, HookError};
 use crate::journal::{Journal, Step};
 
 /// The state that the task's hooks read while the task is being created.
@@ -12,7 +12,7 @@ pub(super) fn hook_state(id: &str, bundle: &Path, spec: &TaskSpec, pid: u32) -> 
     HookState {
         oci_version: spec.oci_version.clone(),
         id: id.to_owned(),
-        status: Status::Creating,
+        status: HookStatus::Creating,
         pid: Some(pid),
         bundle: bundle.to_owned(),
         annotations: spec.annotations.clone(),
@@ -29,7 +29,7 @@ pub(super) async fn run_create_hooks(
     if !spec.hooks.poststop.is_empty() {
         journal.record(&Step::Poststop {
             hooks: spec.hooks.poststop.clone(),
-            state: state.at(Status::Stopped),
+            state: state.at(HookStatus::Stopped),
         })?;
     }
     let lists = vec![
@@ -42,5 +42,5 @@ pub(super) async fn run_create_hooks(
 /// Runs the hooks of `Start`, once the program runs.
 pub(super) async fn run_poststart(spec: &TaskSpec, state: HookState) -> Result<(), HookError> {
     let lists = vec![(Stage::Poststart, spec.hooks.poststart.clone())];
-    hooks::run_in_order(lists, state.at(Status::Running)).await
+    hooks::run_in_order(lists, state.at(HookStatus::Running)).await
 }

@@ -12,10 +12,9 @@ use serde_json::{Value, json};
 
 use super::fields::{self, Unused};
 use super::{
-    AccessTimes, BundleError, CpuLimits, Labels, Limit, MountSource, Network, ProcessSpec,
+    AccessTimes, BundleError, CpuLimits, Hooks, Labels, Limit, MountSource, Network, ProcessSpec,
     Resources, TaskSpec, TmpfsOptions, User,
 };
-use crate::hooks::Hooks;
 
 const BUNDLE: &str = "/bundle";
 

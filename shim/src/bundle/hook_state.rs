@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The status of a task, in the specification's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum HookStatus {
     /// While hooks of prestart and createRuntime run.
     Creating,
     /// While hooks of poststart run.
@@ -24,7 +24,7 @@ pub struct HookState {
     /// The version that `config.json` states.
     pub oci_version: String,
     pub id: String,
-    pub status: Status,
+    pub status: HookStatus,
     /// The pid of the VMM, whose namespaces are the task's; absent once the VMM has stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -38,8 +38,8 @@ pub struct HookState {
 impl HookState {
     /// The same task's state with another status; without the pid once the task has stopped.
     #[must_use]
-    pub fn at(&self, status: Status) -> Self {
-        let pid = self.pid.filter(|_| status != Status::Stopped);
+    pub fn at(&self, status: HookStatus) -> Self {
+        let pid = self.pid.filter(|_| status != HookStatus::Stopped);
         Self {
             status,
             pid,
@@ -57,7 +57,7 @@ mod tests {
         let state = HookState {
             oci_version: "1.0.2-dev".into(),
             id: "web".into(),
-            status: Status::Creating,
+            status: HookStatus::Creating,
             pid: Some(7),
             bundle: "/run/b".into(),
             annotations: BTreeMap::from([("k".into(), "v".into())]),
@@ -65,7 +65,7 @@ mod tests {
         let json = serde_json::to_string(&state).unwrap();
         let golden = r#"{"ociVersion":"1.0.2-dev","id":"web","status":"creating","pid":7,"bundle":"/run/b","annotations":{"k":"v"}}"#;
         assert_eq!(json, golden);
-        let stopped = serde_json::to_value(state.at(Status::Stopped)).unwrap();
+        let stopped = serde_json::to_value(state.at(HookStatus::Stopped)).unwrap();
         assert_eq!(
             (&stopped["status"], stopped.get("pid")),
             (&"stopped".into(), None)
