@@ -14,7 +14,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use self::directory::Identity;
 pub use self::error::CgroupError;
 pub use self::host::{Hierarchies, Place, Version};
 pub use self::path::cgroup_path;

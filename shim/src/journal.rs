@@ -7,19 +7,19 @@
 //! What comes and goes while the task lives, a compile, has a journal of its own beside it
 //! ([`Journal::part`]), removed with what it names: so no journal grows with the task's age.
 
+mod step;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
-use crate::bundle::{Hook, HookState};
-use crate::cgroup::Identity;
+pub use self::step::{DirectoryIdentity, ExitRecord, Step};
+
 use crate::error::ErrorCode;
 
 /// What wasmvm has in memory of the host: the state of tasks, the artifacts, the queue of those who compile.
@@ -37,94 +37,6 @@ const PART_PREFIX: &str = "journal-";
 const CREATE_TRIES_MAX: usize = 1024;
 /// How often a lock is asked for that only those hold who look whether it is held.
 const LOCK_TRIES_MAX: usize = 64;
-
-/// One step that outlives the shim.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// The task is that of this bundle: two containerds may each have one of the same id.
-    Bundle {
-        /// Its directory, absolute.
-        path: PathBuf,
-    },
-    /// A cgroup, as earlier versions wrote it down: by its path alone, and before it was made.
-    Cgroup {
-        /// Its directory, absolute.
-        path: PathBuf,
-    },
-    /// These directories of cgroups, parents included, do not exist and are about to be made. Nobody is in
-    /// them before [`Step::CgroupHeld`].
-    CgroupWanted {
-        /// Absolute, the topmost first.
-        paths: Vec<PathBuf>,
-    },
-    /// The task has its cgroup: a directory in each hierarchy.
-    CgroupHeld {
-        /// Made by this task. Whatever runs in them is ours.
-        made: Vec<Identity>,
-        /// Somebody's, and empty before.
-        joined: Vec<Identity>,
-    },
-    /// A limit of a joined directory is about to be changed for the first time.
-    CgroupLimit {
-        /// The directory.
-        directory: Identity,
-        /// Its file.
-        file: String,
-        /// What stood in it, and is to stand in it again.
-        value: String,
-    },
-    /// The task's VMM runs.
-    Vmm {
-        /// On the host.
-        pid: u32,
-        /// Field 22 of `/proc/PID/stat`, clock ticks since boot: tells the process from a later one
-        /// of the same pid.
-        start_time: u64,
-    },
-    /// A hook of `Create` is about to run: from now on these are owed, once all else is undone.
-    Poststop {
-        /// As in `config.json`.
-        hooks: Vec<Hook>,
-        /// What they are told.
-        state: HookState,
-    },
-    /// One of them was started.
-    PoststopHook {
-        /// Its place in the list.
-        index: usize,
-        /// On the host.
-        pid: u32,
-        /// As of [`Step::Vmm`].
-        start_time: u64,
-    },
-    /// The init program has ended.
-    Exit(ExitRecord),
-    /// All before is undone; what has its name from now on is somebody else's.
-    Released,
-}
-
-/// How the init program ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExitRecord {
-    /// The module's own code, or 128 + signal.
-    pub status: u32,
-    /// Nanoseconds since the Unix epoch.
-    pub exited_at_ns: u64,
-}
-
-impl ExitRecord {
-    /// An exit that happens now.
-    #[must_use]
-    pub fn now(status: u32) -> Self {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let nanos = since_epoch.unwrap_or(Duration::ZERO).as_nanos();
-        Self {
-            status,
-            exited_at_ns: u64::try_from(nanos).unwrap_or(u64::MAX),
-        }
-    }
-}
 
 /// The journal of one task, or of a part of its life, open for appending.
 #[derive(Debug)]
@@ -468,7 +380,7 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
     use tempfile::tempdir;
 
     const BUNDLE: &str = "/run/b/web";
@@ -495,7 +407,7 @@ mod tests {
         let root = tempdir().unwrap();
         let journal = create(root.path(), "web").unwrap();
         let cgroup = Step::CgroupHeld {
-            made: vec![Identity {
+            made: vec![DirectoryIdentity {
                 path: "/sys/fs/cgroup/default/web".into(),
                 inode: 9,
             }],

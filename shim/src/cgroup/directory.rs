@@ -9,24 +9,13 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
 use super::CgroupError;
 use super::host::Kind;
+use crate::journal::DirectoryIdentity;
 
 /// Longest file of a cgroup that is read, bytes; `io.stat` grows with the host's disks.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-
-/// Name of a directory in the journal. The kernel gives a number of cgroupfs to no second directory
-/// before the next boot (64 bits, counted up, `fs/kernfs/dir.c`), so a later directory of the same path has
-/// another identity.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Absolute path of the directory.
-    pub path: PathBuf,
-    /// `st_ino` of the directory (stat(2)).
-    pub inode: u64,
-}
 
 /// Origin of a cgroup's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +63,8 @@ impl Directory {
     }
 
     /// The directory's name for the journal.
-    pub fn identity(&self) -> Result<Identity, CgroupError> {
-        Ok(Identity {
+    pub fn identity(&self) -> Result<DirectoryIdentity, CgroupError> {
+        Ok(DirectoryIdentity {
             path: self.path.clone(),
             inode: inode(&self.dir)
                 .map_err(|source| CgroupError::at(&self.path, "stat", source))?,
@@ -117,7 +106,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
-/// Inode number of an open directory, as in [`Identity`].
+/// Inode number of an open directory, as in [`DirectoryIdentity`].
 pub(super) fn inode(dir: &File) -> io::Result<u64> {
     Ok(fstat(dir)?.st_ino)
 }

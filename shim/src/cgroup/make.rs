@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
-use super::directory::{Directory, Identity, Origin};
+use super::directory::{Directory, Origin};
 use super::host::{Kind, Place, root_of};
 use super::remove::is_busy;
 use super::{Cgroup, CgroupError, change, read, write};
-use crate::journal::{Journal, Step};
+use crate::journal::{DirectoryIdentity, Journal, Step};
 
 /// Controllers that are handed down the path in the unified hierarchy, where the kernel has them: all that
 /// have limits, as `linux.resources.unified` may name a file of any.
@@ -58,7 +58,7 @@ fn missing(place: &Place) -> Result<Vec<PathBuf>, CgroupError> {
 }
 
 fn note(directories: &[Directory], journal: &Journal) -> Result<(), CgroupError> {
-    let of = |origin| -> Result<Vec<Identity>, CgroupError> {
+    let of = |origin| -> Result<Vec<DirectoryIdentity>, CgroupError> {
         let all = directories.iter();
         all.filter(|directory| directory.origin == origin)
             .map(Directory::identity)

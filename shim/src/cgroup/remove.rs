@@ -13,9 +13,10 @@ use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::CgroupError;
-use super::directory::{Identity, inode, open, open_file, read_file, write_file};
+use super::directory::{inode, open, open_file, read_file, write_file};
 use super::host::{Version, is_of_hierarchy, root_of, version_of};
 use super::make::{is_marked, parents};
+use crate::journal::DirectoryIdentity;
 use crate::sys::watch::poll_until;
 
 /// Removes a directory that the task has made, if it exists: kills the processes in it, waits for their exits
@@ -24,7 +25,7 @@ use crate::sys::watch::poll_until;
 ///
 /// # Errors
 /// [`CgroupError`]; `Busy` when processes outlive the wait.
-pub fn remove(made: &Identity, patience: Duration) -> Result<(), CgroupError> {
+pub fn remove(made: &DirectoryIdentity, patience: Duration) -> Result<(), CgroupError> {
     let path = &made.path;
     if let Some(dir) = find(made)? {
         remove_open(&dir, path, patience)?;
@@ -70,7 +71,7 @@ pub fn remove_wanted(path: &Path, noted: bool) {
 ///
 /// # Errors
 /// [`CgroupError`], when the directory cannot be opened.
-pub fn restore(joined: &Identity, file: &str, value: &str) -> Result<(), CgroupError> {
+pub fn restore(joined: &DirectoryIdentity, file: &str, value: &str) -> Result<(), CgroupError> {
     let Some(dir) = find(joined)? else {
         return Ok(());
     };
@@ -89,7 +90,7 @@ pub fn restore(joined: &Identity, file: &str, value: &str) -> Result<(), CgroupE
 }
 
 /// Opens a directory of the journal; `None` when it was removed, or when its path is another directory's now.
-fn find(wanted: &Identity) -> Result<Option<File>, CgroupError> {
+fn find(wanted: &DirectoryIdentity) -> Result<Option<File>, CgroupError> {
     let path = &wanted.path;
     let found = match open(path) {
         // A directory of another file system may have the same number.

@@ -11,11 +11,11 @@ use tempfile::TempDir;
 
 use super::directory::Origin;
 use super::host::{Kind, version_of};
-use super::{Cgroup, CgroupError, Hierarchies, Identity, Place, Version};
+use super::{Cgroup, CgroupError, Hierarchies, Place, Version};
 use crate::bundle::{CpuLimits, Limit, Resources};
 use crate::cleanup;
 use crate::error::ErrorCode;
-use crate::journal::{Journal, Step};
+use crate::journal::{DirectoryIdentity, Journal, Step};
 
 /// A path of two parts that no other test uses.
 fn inner(name: &str) -> PathBuf {
@@ -506,7 +506,7 @@ fn what_is_no_cgroup_is_left_alone_whatever_a_journal_says() {
         root.join(up).join(path.strip_prefix("/").unwrap())
     };
     for path in [&empty, &full, &climbing(&empty), &climbing(&full)] {
-        let identity = Identity {
+        let identity = DirectoryIdentity {
             path: path.clone(),
             inode: fs::metadata(path).unwrap().ino(),
         };

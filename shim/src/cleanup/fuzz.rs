@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use arbitrary::{Result, Unstructured};
 
 use super::*;
-use crate::cgroup::Identity;
 use crate::host_process::start_time;
+use crate::journal::DirectoryIdentity;
 
 /// What lies in the directory, none of it a cgroup's.
 const PLACES: [&str; 7] = [
@@ -152,7 +152,7 @@ fn step(u: &mut Unstructured<'_>, host: &Path) -> Result<Option<Step>> {
     }))
 }
 
-fn identity(u: &mut Unstructured<'_>, host: &Path) -> Result<Identity> {
+fn identity(u: &mut Unstructured<'_>, host: &Path) -> Result<DirectoryIdentity> {
     let path = place(u, host)?;
     let inode = fs::metadata(&path).map_or(0, |found| found.ino());
     let inode = if u.ratio(1, 4)? {
@@ -160,7 +160,7 @@ fn identity(u: &mut Unstructured<'_>, host: &Path) -> Result<Identity> {
     } else {
         inode
     };
-    Ok(Identity { path, inode })
+    Ok(DirectoryIdentity { path, inode })
 }
 
 fn place(u: &mut Unstructured<'_>, host: &Path) -> Result<PathBuf> {
