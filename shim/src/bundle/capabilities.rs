@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::BundleError;
-use super::load::typed;
+use super::document::typed;
 
 /// The five sets of a process as its spec has them (capabilities(7)): capability n is bit n.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

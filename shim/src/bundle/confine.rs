@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::Process;
 use serde_json::Value;
 
+use super::document::list;
 use super::fields::{quoted, refused};
-use super::load::list;
 use super::{BundleError, Labels, Network, Sysctl};
 
 /// Most paths in one list. Some clients name one for every processor of the host.

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::BundleError;
+use super::document::list;
 use super::fields::{quoted, refused};
-use super::load::list;
 
 /// Most bytes of all hooks together in JSON: the journal keeps them.
 pub(super) const HOOKS_BYTES_MAX: usize = 256 * 1024;

@@ -6,9 +6,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Root};
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::document::{list, missing, section, sift};
 use super::error::CONFIG;
 use super::fields::{self, refused};
 use super::{
@@ -115,19 +115,6 @@ fn preopen_cwd(annotations: &BTreeMap<String, String>) -> Result<bool, BundleErr
     }
 }
 
-/// Takes fields without effect out, and logs each of them.
-pub(super) fn sift(document: &mut Value, name: &'static str) -> Result<(), BundleError> {
-    for unused in fields::sift(document)? {
-        let field = unused.path;
-        if unused.known {
-            tracing::debug!(document = name, field, "the field has no effect here");
-        } else {
-            tracing::warn!(document = name, field, "the field is unknown and ignored");
-        }
-    }
-    Ok(())
-}
-
 fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
     let mut bytes = Vec::new();
     File::open(path)
@@ -143,49 +130,6 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
         });
     }
     Ok(bytes)
-}
-
-/// The part of the document at a dotted path, typed; `None` when it is absent or `null`.
-pub(super) fn section<T: DeserializeOwned>(
-    document: &Value,
-    field: &str,
-) -> Result<Option<T>, BundleError> {
-    let found = field
-        .split('.')
-        .try_fold(document, |value, name| value.get(name));
-    match found {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => typed(value, field).map(Some),
-    }
-}
-
-/// A list, element by element, so that an error names the element that is wrong.
-pub(super) fn list<T: DeserializeOwned>(
-    document: &Value,
-    field: &str,
-) -> Result<Vec<T>, BundleError> {
-    let elements: Vec<Value> = section(document, field)?.unwrap_or_default();
-    elements
-        .iter()
-        .enumerate()
-        .map(|(i, element)| typed(element, &format!("{field}[{i}]")))
-        .collect()
-}
-
-pub(super) fn typed<T: DeserializeOwned>(value: &Value, field: &str) -> Result<T, BundleError> {
-    T::deserialize(value).map_err(|source| BundleError::Type {
-        document: CONFIG,
-        field: field.to_owned(),
-        source,
-    })
-}
-
-pub(super) fn missing(field: &'static str, reason: &'static str) -> BundleError {
-    BundleError::Missing {
-        document: CONFIG,
-        field,
-        reason,
-    }
 }
 
 /// A root for a document without a `root` section; `Root::default()` would name a directory.

@@ -10,6 +10,7 @@
 
 mod capabilities;
 mod confine;
+mod document;
 mod error;
 mod fields;
 #[cfg(feature = "fuzzing")]

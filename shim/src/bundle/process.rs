@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use oci_spec::runtime::Process;
 use serde_json::{Value, json};
 
+use super::document::{missing, section, sift};
 use super::error::EXEC;
 use super::fields::{self, refused};
-use super::load::{missing, section, sift};
 use super::{BundleError, Capabilities, ProcessSpec, User, paths};
 
 /// Type URL that containerd gives to the JSON of an exec's spec.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::error::UPDATE;
 use super::fields::{quoted, refused};
 use super::memory::MEMORY_BYTES_MIN;
-use super::{BundleError, CpuLimits, Limit, Resources, load};
+use super::{BundleError, CpuLimits, Limit, Resources, document};
 
 /// Path of the resources in `config.json`.
 const FIELD: &str = "linux.resources";
@@ -77,8 +77,8 @@ fn parse_update(json: &[u8]) -> Result<Resources, BundleError> {
         return Err(refused(FIELD, &quoted(&resources), reason));
     }
     let mut document = json!({"linux": {"resources": resources}});
-    load::sift(&mut document, UPDATE)?;
-    let given: Option<LinuxResources> = load::section(&document, FIELD)?;
+    document::sift(&mut document, UPDATE)?;
+    let given: Option<LinuxResources> = document::section(&document, FIELD)?;
     Resources::new(&given.unwrap_or_default())
 }
 

@@ -106,6 +106,14 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
+/// Whether a cgroup's directory cannot be removed as somebody is in it, or made as somebody is about to.
+pub(super) fn is_busy(err: &io::Error) -> bool {
+    matches!(
+        err.kind(),
+        io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty
+    )
+}
+
 /// Inode number of an open directory, as in [`DirectoryIdentity`].
 pub(super) fn inode(dir: &File) -> io::Result<u64> {
     Ok(fstat(dir)?.st_ino)

@@ -13,9 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
-use super::directory::{Directory, Origin};
+use super::directory::{Directory, Origin, is_busy};
 use super::host::{Kind, Place, root_of};
-use super::remove::is_busy;
 use super::{Cgroup, CgroupError, change, read, write};
 use crate::journal::{DirectoryIdentity, Journal, Step};
 

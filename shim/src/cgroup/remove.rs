@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::CgroupError;
-use super::directory::{inode, open, open_file, read_file, write_file};
+use super::directory::{inode, is_busy, open, open_file, read_file, write_file};
 use super::host::{Version, is_of_hierarchy, root_of, version_of};
 use super::make::{is_marked, parents};
 use crate::journal::DirectoryIdentity;
@@ -139,13 +139,6 @@ fn empty_and_remove(dir: &File, path: &Path, patience: Duration) -> Result<(), C
         true => busy(),
         false => CgroupError::at(path, "remove", err),
     })
-}
-
-pub(super) fn is_busy(err: &io::Error) -> bool {
-    matches!(
-        err.kind(),
-        io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty
-    )
 }
 
 /// Version 1 has neither `cgroup.kill` nor an event: each process is killed and waited for, until there

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::point::{self, PointKind};
 use super::rootfs::RootfsMount;
-use super::{TreeError, bind, mask, rootfs, tmpfs};
+use super::{TreeError, bind, dev, mask, rootfs, spec_tmpfs};
 use crate::bundle::{MountSource, TaskSpec};
 use crate::sys::mounts::{MountChange, change_mount};
 
@@ -41,7 +41,7 @@ pub fn assemble(
     let label = spec.labels.selinux_mount.as_deref();
     let root = rootfs::mount(rootfs_mounts, &spec.rootfs, label)?;
     if spec.guest_dev {
-        tmpfs::mount_dev(root.as_fd(), spec)?;
+        dev::mount(root.as_fd(), spec)?;
     }
     if spec.guest_proc {
         // The guest needs a directory to mount it on; without one the program runs all the same.
@@ -85,7 +85,7 @@ fn mount_all(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<Vec<DeviceMount>, 
                 None => bind::mount(root, path, *recursive, destination, mount.read_only)?,
             },
             MountSource::Tmpfs(options) => {
-                tmpfs::mount(root, options, destination, mount.read_only, spec)?;
+                spec_tmpfs::mount(root, options, destination, mount.read_only, spec)?;
             }
         }
     }

@@ -17,6 +17,7 @@
 mod assemble;
 mod bind;
 mod copy_up;
+mod dev;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
@@ -24,6 +25,7 @@ mod mask;
 mod options;
 mod point;
 mod rootfs;
+mod spec_tmpfs;
 #[cfg(test)]
 mod tests;
 mod tmpfs;
