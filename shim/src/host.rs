@@ -1,4 +1,4 @@
-//! The real sandbox behind the seam of [`crate::task`]: loads a task's configuration, says what the agent is
+//! The real workload of a [`crate::task`]: loads a task's configuration, says what the agent is
 //! told of a program, and translates types and errors.
 
 use std::path::{Path, PathBuf};
@@ -16,16 +16,16 @@ use crate::journal::ExitRecord;
 use crate::launch::options;
 use crate::meter::Meter;
 use crate::program::Found;
-use crate::sandbox::{self, Sandbox, SandboxError, SandboxRequest};
-use crate::task::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox};
+use crate::task_vm::{self, TaskVm, TaskVmError, TaskVmRequest};
 use crate::tree::RootfsMount;
 use crate::vm::{VmEnd, credentials};
+use crate::workload::{LoadedProgram, Workload, WorkloadMaker, WorkloadOrder};
 
 /// Boots VMs on this host.
 #[derive(Debug)]
 pub struct Host;
 
-fn refuse(error: &SandboxError) -> Refusal {
+fn refuse(error: &TaskVmError) -> Refusal {
     Refusal::new(error.code(), error)
 }
 
@@ -55,10 +55,10 @@ fn guests_own(spec: &TaskSpec) -> impl Iterator<Item = PathBuf> {
 }
 
 /// What the agent is told of a program whose artifact lies in `slot`.
-fn program(sandbox: &Sandbox, process: &ProcessSpec, found: &Found, slot: u32) -> Program {
-    let spec = sandbox.spec();
+fn program(vm: &TaskVm, process: &ProcessSpec, found: &Found, slot: u32) -> Program {
+    let spec = vm.spec();
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let devices = sandbox.devices().iter().map(|mount| DeviceMount {
+    let devices = vm.devices().iter().map(|mount| DeviceMount {
         device: mount.device.to_owned(),
         destination: text(&mount.destination),
         ..Default::default()
@@ -70,7 +70,7 @@ fn program(sandbox: &Sandbox, process: &ProcessSpec, found: &Found, slot: u32) -
         uid: process.user.uid,
         gid: process.user.gid,
         additional_gids: process.user.additional_gids.clone(),
-        memory_bytes_max: sandbox.meter().wasm_memory_bytes_max(),
+        memory_bytes_max: vm.meter().wasm_memory_bytes_max(),
         guest_dev: spec.guest_dev,
         guest_proc: spec.guest_proc,
         hostname: spec.hostname.clone(),
@@ -85,8 +85,8 @@ fn program(sandbox: &Sandbox, process: &ProcessSpec, found: &Found, slot: u32) -
     }
 }
 
-impl From<SandboxOrder> for SandboxRequest {
-    fn from(order: SandboxOrder) -> Self {
+impl From<WorkloadOrder> for TaskVmRequest {
+    fn from(order: WorkloadOrder) -> Self {
         let rootfs = order.rootfs.into_iter().map(|mount| RootfsMount {
             kind: mount.type_,
             source: mount.source,
@@ -103,25 +103,25 @@ impl From<SandboxOrder> for SandboxRequest {
 }
 
 #[async_trait]
-impl SandboxMaker for Host {
-    async fn create(&self, order: SandboxOrder) -> Result<Arc<dyn TaskSandbox>, Refusal> {
+impl WorkloadMaker for Host {
+    async fn create(&self, order: WorkloadOrder) -> Result<Arc<dyn Workload>, Refusal> {
         let config = options::config(&order.bundle, order.options.as_ref())
             .map_err(|error| Refusal::new(error.code(), &error))?;
-        match Sandbox::create(order.into(), &config).await {
-            Ok(sandbox) => Ok(Arc::new(sandbox)),
+        match TaskVm::create(order.into(), &config).await {
+            Ok(vm) => Ok(Arc::new(vm)),
             Err(error) => Err(refuse(&error)),
         }
     }
 
-    async fn undo(&self, order: &SandboxOrder) -> Result<(), Refusal> {
+    async fn undo(&self, order: &WorkloadOrder) -> Result<(), Refusal> {
         let (namespace, id) = (order.namespace.clone(), order.id.clone());
-        let undone = sandbox::undo(cleanup::undo, namespace, id).await;
+        let undone = task_vm::undo(cleanup::undo, namespace, id).await;
         undone.map_err(|error| refuse(&error))
     }
 }
 
 #[async_trait]
-impl TaskSandbox for Sandbox {
+impl Workload for TaskVm {
     fn pid(&self) -> u32 {
         Self::pid(self)
     }

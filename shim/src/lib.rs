@@ -29,7 +29,6 @@ mod mountinfo;
 mod off_thread;
 mod patience;
 mod program;
-mod sandbox;
 mod service;
 mod sha256;
 mod stats;
@@ -37,8 +36,10 @@ mod stdio;
 #[allow(unsafe_code, reason = "the one place for it")]
 mod sys;
 mod task;
+mod task_vm;
 mod tree;
 mod vm;
+mod workload;
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! The life of a task as containerd sees it, against a fake sandbox with a fake agent.
+//! The life of a task as containerd sees it, against a fake workload with a fake agent.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -12,8 +12,8 @@ use wasmvm_protocol::stream::StdioFd;
 
 use super::*;
 use crate::stdio::open_reader;
-use crate::task::TaskSandbox as _;
 use crate::task::fakes::{FakeMaker, Obedience, PID, Recorder, Scene, soon};
+use crate::workload::Workload as _;
 
 #[path = "service_tests/exec.rs"]
 mod exec;
@@ -237,8 +237,8 @@ fn read_out(path: &str) -> JoinHandle<Vec<u8>> {
 async fn a_failing_poststart_hook_fails_the_start_and_ends_the_task() {
     let f = fixture();
     f.create(Default::default()).await.unwrap();
-    let sandbox = f.maker.sandbox();
-    sandbox.poststart_fails.store(true, Ordering::Relaxed);
+    let workload = f.maker.workload();
+    workload.poststart_fails.store(true, Ordering::Relaxed);
     let refused = code(&f.start().await.unwrap_err());
     assert_eq!(
         refused,
@@ -273,20 +273,20 @@ async fn a_task_runs_to_its_exit_and_is_deleted() {
         (pb::Status::STOPPED, 3)
     );
     assert_eq!(f.pids().await.unwrap(), [PID], "until Delete");
-    let sandbox = f.maker.sandbox();
+    let workload = f.maker.workload();
     soon(async {
-        while sandbox.released.load(Ordering::Relaxed) == 0 {
+        while workload.released.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
     })
     .await;
     // A shim killed now leaves the record of the exit to `delete`.
-    assert_eq!(sandbox.destroyed.load(Ordering::Relaxed), 0);
+    assert_eq!(workload.destroyed.load(Ordering::Relaxed), 0);
     let deleted = f.delete().await.unwrap();
     assert_eq!((deleted.pid, deleted.exit_status), (PID, 3));
     assert!(deleted.exited_at.is_some());
-    assert_eq!(sandbox.recorded.load(Ordering::Relaxed), 3);
-    assert_eq!(sandbox.destroyed.load(Ordering::Relaxed), 1);
+    assert_eq!(workload.recorded.load(Ordering::Relaxed), 3);
+    assert_eq!(workload.destroyed.load(Ordering::Relaxed), 1);
     let words = f.events.words();
     assert_eq!(words, ["create 4711", "start 4711", "exit 3", "delete 3"]);
     for gone in [
@@ -342,7 +342,7 @@ async fn a_refused_program_is_a_sentence_and_leaves_nothing() {
         refused,
         (ErrorCode::NotFound, "import env.foo is missing".into())
     );
-    assert_eq!(f.maker.sandbox().destroyed.load(Ordering::Relaxed), 1);
+    assert_eq!(f.maker.workload().destroyed.load(Ordering::Relaxed), 1);
     assert!(f.events.words().is_empty());
     *f.maker.guest.refuses_create.lock().unwrap() = None;
     assert_eq!(f.create(Default::default()).await.unwrap(), PID);
@@ -356,13 +356,13 @@ async fn an_artifact_that_does_not_fit_is_compiled_again_once() {
     let unfit = "the compiled module does not fit this agent: it was made for another processor";
     *f.maker.guest.refuses_create.lock().unwrap() = Some((ttrpc::Code::INVALID_ARGUMENT, unfit));
     assert_eq!(f.create(Default::default()).await.unwrap(), PID);
-    assert_eq!(f.maker.sandbox().compiled_again.load(Ordering::Relaxed), 1);
+    assert_eq!(f.maker.workload().compiled_again.load(Ordering::Relaxed), 1);
     let f = fixture();
     f.maker.guest.fits_never.store(true, Ordering::Relaxed);
     *f.maker.guest.refuses_create.lock().unwrap() = Some((ttrpc::Code::INVALID_ARGUMENT, unfit));
     let refused = code(&f.create(Default::default()).await.unwrap_err());
     assert_eq!(refused, (ErrorCode::InvalidArgument, unfit.into()));
-    assert_eq!(f.maker.sandbox().compiled_again.load(Ordering::Relaxed), 1);
+    assert_eq!(f.maker.workload().compiled_again.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
@@ -458,15 +458,15 @@ async fn the_vm_of_a_killed_task_has_ended_when_its_exit_is_told() {
     f.kill(9).await.unwrap();
     assert_eq!(f.wait().await.unwrap(), 137);
     // Not by the release that follows an exit.
-    let sandbox = f.maker.sandbox();
-    assert_eq!(sandbox.vm_ended().await.reason, "killed");
+    let workload = f.maker.workload();
+    assert_eq!(workload.vm_ended().await.reason, "killed");
 }
 
 #[tokio::test]
 async fn the_end_of_the_vm_is_exit_137() {
     let f = fixture();
     f.running().await;
-    f.maker.sandbox().dies("triple fault");
+    f.maker.workload().dies("triple fault");
     assert_eq!(f.wait().await.unwrap(), 137);
     assert_eq!(f.delete().await.unwrap().exit_status, 137);
     let words = f.events.words();
@@ -527,7 +527,7 @@ async fn a_delete_that_failed_can_be_repeated() {
     let f = fixture();
     f.running().await;
     f.maker
-        .sandbox()
+        .workload()
         .destroy_fails
         .store(true, Ordering::Relaxed);
     f.maker.guest.exits(1);
@@ -539,7 +539,7 @@ async fn a_delete_that_failed_can_be_repeated() {
         "{sentence}"
     );
     f.maker
-        .sandbox()
+        .workload()
         .destroy_fails
         .store(false, Ordering::Relaxed);
     let (first, second) = tokio::join!(f.delete(), f.delete());
@@ -548,7 +548,7 @@ async fn a_delete_that_failed_can_be_repeated() {
         Ok(deleted) => assert_eq!(deleted.exit_status, 1),
         Err(late) => assert_eq!(code(&late).0, ErrorCode::NotFound),
     }
-    assert_eq!(f.maker.sandbox().destroyed.load(Ordering::Relaxed), 1);
+    assert_eq!(f.maker.workload().destroyed.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

@@ -32,7 +32,8 @@ pub use self::error::{AgentError, Method};
 use self::wall_clock::{Moment, Told};
 use crate::patience::Clock;
 use crate::stdio::{GuestStreams, Stdio};
-use crate::task::{Size, TaskSandbox};
+use crate::task::Size;
+use crate::workload::Workload;
 
 /// How long a connection to the guest may take to open.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -85,11 +86,11 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]
     pub async fn connect(
-        sandbox: &dyn TaskSandbox,
+        workload: &dyn Workload,
         id: &str,
         clock: Clock,
     ) -> Result<Self, AgentError> {
-        let stream = connect(sandbox, AGENT_PORT, &clock).await?;
+        let stream = connect(workload, AGENT_PORT, &clock).await?;
         Ok(Self {
             client: TaskClient::new(client(stream)),
             id: id.to_owned(),
@@ -105,11 +106,11 @@ impl Agent {
     /// [`AgentError`]; `Refused` carries the sentence that the user is to read.
     pub async fn create(
         &self,
-        sandbox: &dyn TaskSandbox,
+        workload: &dyn Workload,
         stdio: &Stdio,
         terminal: bool,
     ) -> Result<GuestStreams, AgentError> {
-        let Opened { tokens, streams } = self.open_streams(sandbox, stdio, "").await?;
+        let Opened { tokens, streams } = self.open_streams(workload, stdio, "").await?;
         let [stdin, stdout, stderr] = tokens;
         let now = Moment::now();
         let request = CreateTaskRequest {
@@ -118,11 +119,11 @@ impl Agent {
             stdin,
             stdout,
             stderr,
-            options: MessageField::some(program(sandbox.program(), now)?),
+            options: MessageField::some(program(workload.program(), now)?),
             ..Default::default()
         };
         let call = self.client.create(Context::default(), &request);
-        self.answer(Method::Create, sandbox.load_limit(), call)
+        self.answer(Method::Create, workload.load_limit(), call)
             .await?;
         self.told.set(now);
         Ok(streams)
@@ -134,13 +135,13 @@ impl Agent {
     /// As [`Agent::create`].
     pub async fn exec(
         &self,
-        sandbox: &dyn TaskSandbox,
+        workload: &dyn Workload,
         exec_id: &str,
         spec: Program,
         stdio: &Stdio,
         terminal: bool,
     ) -> Result<GuestStreams, AgentError> {
-        let Opened { tokens, streams } = self.open_streams(sandbox, stdio, exec_id).await?;
+        let Opened { tokens, streams } = self.open_streams(workload, stdio, exec_id).await?;
         let [stdin, stdout, stderr] = tokens;
         let request = ExecProcessRequest {
             id: self.id.clone(),
@@ -153,7 +154,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.exec(Context::default(), &request);
-        self.answer(Method::Exec, sandbox.load_limit(), call)
+        self.answer(Method::Exec, workload.load_limit(), call)
             .await?;
         Ok(streams)
     }
@@ -309,7 +310,7 @@ impl Agent {
 
     async fn open_streams(
         &self,
-        sandbox: &dyn TaskSandbox,
+        workload: &dyn Workload,
         stdio: &Stdio,
         exec_id: &str,
     ) -> Result<Opened, AgentError> {
@@ -317,7 +318,7 @@ impl Agent {
             if !wanted {
                 return Ok::<_, AgentError>((String::new(), None));
             }
-            let (token, stream) = self.open_stream(sandbox, exec_id, fd).await?;
+            let (token, stream) = self.open_stream(workload, exec_id, fd).await?;
             Ok((token, Some(stream)))
         };
         let (stdin_token, stdin) = open(stdio.stdin.is_some(), StdioFd::Stdin).await?;
@@ -335,7 +336,7 @@ impl Agent {
 
     async fn open_stream(
         &self,
-        sandbox: &dyn TaskSandbox,
+        workload: &dyn Workload,
         exec_id: &str,
         fd: StdioFd,
     ) -> Result<(String, UnixStream), AgentError> {
@@ -346,7 +347,7 @@ impl Agent {
             exec: exec_id.to_owned(),
             fd,
         };
-        let mut stream = connect(sandbox, STREAM_PORT, &self.clock).await?;
+        let mut stream = connect(workload, STREAM_PORT, &self.clock).await?;
         stream
             .write_all(&header.encode()?)
             .await
@@ -372,11 +373,11 @@ impl Agent {
 }
 
 async fn connect(
-    sandbox: &dyn TaskSandbox,
+    workload: &dyn Workload,
     port: u32,
     clock: &Clock,
 ) -> Result<UnixStream, AgentError> {
-    match clock.within(CONNECT_MAX, sandbox.connect(port)).await {
+    match clock.within(CONNECT_MAX, workload.connect(port)).await {
         Some(Ok(stream)) => Ok(stream),
         Some(Err(source)) => Err(AgentError::Connect { port, source }),
         None => Err(AgentError::Late {

@@ -5,7 +5,8 @@ use wasmvm_protocol::agent::containerd::api as pb;
 use crate::bundle::{PROCESS_TYPE_URL, ProcessSpec};
 use crate::error::{ErrorCode, Refusal};
 use crate::stdio::StdioNames;
-use crate::task::{ExecOrder, SandboxOrder, TaskOrder};
+use crate::task::{ExecOrder, TaskOrder};
+use crate::workload::WorkloadOrder;
 
 /// A Create.
 pub fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrder, Refusal> {
@@ -23,7 +24,7 @@ pub fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrde
         request.stderr,
     );
     Ok(TaskOrder {
-        sandbox: SandboxOrder {
+        workload: WorkloadOrder {
             namespace: namespace.to_owned(),
             id: request.id,
             bundle: request.bundle.into(),

@@ -211,7 +211,7 @@ async fn execs_of_a_vm_that_dies_are_not_lost() {
     let f = fixture();
     f.running().await;
     f.run_exec("e").await;
-    f.maker.sandbox().dies("triple fault");
+    f.maker.workload().dies("triple fault");
     assert_eq!(f.wait_for("e").await.unwrap(), 137);
     assert_eq!(f.wait().await.unwrap(), 137);
     assert_eq!(f.events.words()[4..], ["exit 137 of e", "exit 137"]);
@@ -245,7 +245,7 @@ async fn being_started(f: &Fixture, exec_id: &str) {
 async fn a_start_that_takes_long_can_be_killed() {
     let f = fixture();
     f.running().await;
-    f.maker.sandbox().loads.send_replace(false);
+    f.maker.workload().loads.send_replace(false);
     f.exec("e", program("sleep")).await.unwrap();
     let kill = async {
         let starting = || async { f.state_of("e").await.unwrap().status() };

@@ -103,7 +103,10 @@ async fn sigstop_and_sigcont_pause_and_resume() {
 async fn a_vmm_that_does_not_pause_leaves_a_running_task() {
     let f = fixture();
     f.running().await;
-    f.maker.sandbox().pause_fails.store(true, Ordering::Relaxed);
+    f.maker
+        .workload()
+        .pause_fails
+        .store(true, Ordering::Relaxed);
     let (failed, sentence) = code(&f.pause().await.unwrap_err());
     assert_eq!(failed, ErrorCode::DeadlineExceeded);
     assert_eq!(sentence, "cannot pause task t: no answer");

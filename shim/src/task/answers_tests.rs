@@ -88,7 +88,7 @@ impl Case {
     }
 
     fn memory_max(&self) -> String {
-        let path = self.scene.maker.sandbox().dir.path().join("memory.max");
+        let path = self.scene.maker.workload().dir.path().join("memory.max");
         std::fs::read_to_string(path).unwrap()
     }
 
@@ -125,7 +125,7 @@ impl Case {
         assert_eq!(
             self.scene
                 .maker
-                .sandbox()
+                .workload()
                 .destroyed
                 .load(std::sync::atomic::Ordering::Relaxed),
             1

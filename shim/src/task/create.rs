@@ -7,12 +7,13 @@ use std::sync::Arc;
 use protobuf::MessageField;
 use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
 
-use super::{Move, SandboxMaker, Task, TaskSandbox, Vm, life, time_of_day};
+use super::{Move, Task, Vm, life, time_of_day};
 use crate::agent::{Agent, AgentError};
 use crate::error::{self, ErrorCode, Refusal};
 use crate::events::Event;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioOwner};
 use crate::vm::{VmEnd, end_behind_silence};
+use crate::workload::{Workload, WorkloadMaker};
 
 /// Why a task was not created.
 #[derive(Debug, thiserror::Error)]
@@ -20,9 +21,9 @@ pub enum CreateError {
     /// A stream of the request cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The bundle, the rootfs, the program or the host stands against the sandbox.
+    /// The bundle, the rootfs, the program or the host stands against the workload.
     #[error(transparent)]
-    Sandbox(Refusal),
+    TaskVm(Refusal),
     /// The agent did not load the program.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -40,7 +41,7 @@ impl CreateError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Stdio(error) => error.code(),
-            Self::Sandbox(refusal) => refusal.code,
+            Self::TaskVm(refusal) => refusal.code,
             Self::Agent(error) => error.code(),
             Self::VmEnded(_) => ErrorCode::Unavailable,
             Self::Aborted(_) => ErrorCode::FailedPrecondition,
@@ -58,15 +59,15 @@ impl Task {
     /// Boots the VM, loads the program and returns the task's pid.
     pub(super) async fn create(
         self: &Arc<Self>,
-        maker: &dyn SandboxMaker,
+        maker: &dyn WorkloadMaker,
     ) -> Result<u32, CreateError> {
         let owner = StdioOwner {
             namespace: &self.order.namespace,
             id: &self.order.id,
         };
         let stdio = Stdio::open(&self.init.stdio, &owner).await?;
-        let sandbox = tokio::select! {
-            made = maker.create(self.order.clone()) => made.map_err(CreateError::Sandbox)?,
+        let workload = tokio::select! {
+            made = maker.create(self.order.clone()) => made.map_err(CreateError::TaskVm)?,
             error = self.aborted() => {
                 if let Err(left) = maker.undo(&self.order).await {
                     tracing::error!(task_id = %self.order.id, %left, "cannot undo an aborted create");
@@ -75,14 +76,14 @@ impl Task {
             }
         };
         let loaded = tokio::select! {
-            loaded = self.load(&*sandbox, &stdio) => loaded,
+            loaded = self.load(&*workload, &stdio) => loaded,
             error = self.aborted() => Err(error),
         };
         match loaded {
-            Ok((agent, streams)) => Ok(self.created(sandbox, agent, stdio, streams)),
+            Ok((agent, streams)) => Ok(self.created(workload, agent, stdio, streams)),
             Err(error) => {
-                let error = explain(&*sandbox, error).await;
-                if let Err(left) = sandbox.destroy().await {
+                let error = explain(&*workload, error).await;
+                if let Err(left) = workload.destroy().await {
                     tracing::error!(task_id = %self.order.id, %left, "cannot undo a failed create");
                 }
                 Err(error)
@@ -98,20 +99,20 @@ impl Task {
 
     async fn load(
         &self,
-        sandbox: &dyn TaskSandbox,
+        workload: &dyn Workload,
         stdio: &Stdio,
     ) -> Result<(Agent, GuestStreams), CreateError> {
         let load = async {
-            let agent = Agent::connect(sandbox, &self.order.id, self.flow.clock()).await?;
-            let streams = match agent.create(sandbox, stdio, self.init.terminal).await {
+            let agent = Agent::connect(workload, &self.order.id, self.flow.clock()).await?;
+            let streams = match agent.create(workload, stdio, self.init.terminal).await {
                 // Nothing of the tenant has run, so the agent's answer can still be believed.
                 Err(error) if error.is_unfit() => {
                     tracing::warn!(task_id = %self.order.id, %error, "compiling it again");
-                    sandbox
+                    workload
                         .compile_again()
                         .await
-                        .map_err(CreateError::Sandbox)?;
-                    agent.create(sandbox, stdio, self.init.terminal).await
+                        .map_err(CreateError::TaskVm)?;
+                    agent.create(workload, stdio, self.init.terminal).await
                 }
                 first => first,
             };
@@ -120,22 +121,22 @@ impl Task {
         tokio::select! {
             biased;
             loaded = load => loaded,
-            end = sandbox.vm_ended() => Err(CreateError::VmEnded(end)),
+            end = workload.vm_ended() => Err(CreateError::VmEnded(end)),
         }
     }
 
     fn created(
         self: &Arc<Self>,
-        sandbox: Arc<dyn TaskSandbox>,
+        workload: Arc<dyn Workload>,
         agent: Agent,
         stdio: Stdio,
         streams: GuestStreams,
     ) -> u32 {
-        let pid = sandbox.pid();
+        let pid = workload.pid();
         let pumps = Pumps::start(stdio, streams, &self.init.switch, &self.flow.clock());
         self.init.set_flowing();
         let vm = Vm {
-            sandbox,
+            workload,
             agent,
             destroyed: tokio::sync::Mutex::new(false),
         };
@@ -169,11 +170,11 @@ impl Task {
 }
 
 /// Replaces the error of a silent agent by the VM's end, if the VM has ended.
-async fn explain(sandbox: &dyn TaskSandbox, error: CreateError) -> CreateError {
+async fn explain(workload: &dyn Workload, error: CreateError) -> CreateError {
     let silent = matches!(&error, CreateError::Agent(agent) if agent.is_silence());
     if !silent {
         return error;
     }
-    let end = end_behind_silence(sandbox.vm_ended()).await;
+    let end = end_behind_silence(workload.vm_ended()).await;
     end.map_or(error, CreateError::VmEnded)
 }

@@ -17,8 +17,8 @@ use super::{Claim, Exit, Move, Process, Report, State, Task, TaskError, Vm, life
 use crate::agent::EXEC_PID_BASE;
 use crate::bundle::ProcessSpec;
 use crate::events::Event;
-use crate::sandbox::SlotLease;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioNames, StdioOwner};
+use crate::task_vm::SlotLease;
 
 /// Execs of one task: those not deleted, and deleted ones that the guest may still run.
 const EXECS_MAX: usize = 256;
@@ -225,7 +225,7 @@ impl Task {
         };
         let stdio = Stdio::open(&process.stdio, &owner).await?;
         let loaded = vm
-            .sandbox
+            .workload
             .load(&exec.spec)
             .await
             .map_err(TaskError::Program)?;
@@ -234,7 +234,7 @@ impl Task {
         let streams = vm
             .agent
             .exec(
-                &*vm.sandbox,
+                &*vm.workload,
                 &exec.id,
                 loaded.program,
                 &stdio,

@@ -1,4 +1,4 @@
-//! A sandbox whose guest is a ttrpc server in this process, and an event sink that remembers.
+//! A workload whose guest is a ttrpc server in this process, and an event sink that remembers.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -21,24 +21,23 @@ use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
 use super::signals;
-use super::{
-    ExecOrder, LoadedProgram, SandboxMaker, SandboxOrder, Task, TaskOrder, TaskSandbox, Tasks,
-};
+use super::{ExecOrder, Task, TaskOrder, Tasks};
 use crate::bundle::{ProcessSpec, User};
 use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
 use crate::meter::Meter;
-use crate::sandbox::SlotLease;
 use crate::stdio::StdioNames;
+use crate::task_vm::SlotLease;
 use crate::vm::VmEnd;
+use crate::workload::{LoadedProgram, Workload, WorkloadMaker, WorkloadOrder};
 
 pub const PID: u32 = 4711;
 
 /// The order to create the task `t` without streams.
 pub fn order(terminal: bool) -> TaskOrder {
     TaskOrder {
-        sandbox: SandboxOrder {
+        workload: WorkloadOrder {
             namespace: "ns".into(),
             id: "t".into(),
             bundle: "/bundle".into(),
@@ -236,7 +235,7 @@ impl Guest {
             terminal,
         });
         let mut instances = self.instances.lock().unwrap();
-        // A sandbox of an earlier task is gone.
+        // The workload of an earlier task is gone.
         match instances.insert(exec_id.to_owned(), instance) {
             Some(_) if !exec_id.is_empty() => {
                 Err(refusal(ttrpc::Code::ALREADY_EXISTS, "loaded already"))
@@ -442,7 +441,7 @@ impl TaskService for Agent {
 }
 
 /// A VM that is a socket.
-pub struct FakeSandbox {
+pub struct FakeWorkload {
     guest: Arc<Guest>,
     agent: PathBuf,
     pub dir: tempfile::TempDir,
@@ -460,7 +459,7 @@ pub struct FakeSandbox {
     pub loads: watch::Sender<bool>,
 }
 
-impl FakeSandbox {
+impl FakeWorkload {
     async fn boot(guest: Arc<Guest>) -> Self {
         // A guest of its own.
         guest.instances.lock().unwrap().clear();
@@ -509,7 +508,7 @@ impl FakeSandbox {
 }
 
 #[async_trait]
-impl TaskSandbox for FakeSandbox {
+impl Workload for FakeWorkload {
     fn pid(&self) -> u32 {
         PID
     }
@@ -628,33 +627,33 @@ impl TaskSandbox for FakeSandbox {
     }
 }
 
-/// Makes one kind of sandbox and remembers the last.
+/// Makes one kind of workload and remembers the last.
 #[derive(Default)]
 pub struct FakeMaker {
     pub guest: Arc<Guest>,
-    pub last: Mutex<Option<Arc<FakeSandbox>>>,
+    pub last: Mutex<Option<Arc<FakeWorkload>>>,
     pub never_boots: AtomicBool,
     pub undone: AtomicU32,
 }
 
 impl FakeMaker {
-    pub fn sandbox(&self) -> Arc<FakeSandbox> {
+    pub fn workload(&self) -> Arc<FakeWorkload> {
         self.last.lock().unwrap().clone().unwrap()
     }
 }
 
 #[async_trait]
-impl SandboxMaker for FakeMaker {
-    async fn create(&self, _: SandboxOrder) -> Result<Arc<dyn TaskSandbox>, Refusal> {
+impl WorkloadMaker for FakeMaker {
+    async fn create(&self, _: WorkloadOrder) -> Result<Arc<dyn Workload>, Refusal> {
         if self.never_boots.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
-        let sandbox = Arc::new(FakeSandbox::boot(self.guest.clone()).await);
-        *self.last.lock().unwrap() = Some(sandbox.clone());
-        Ok(sandbox)
+        let workload = Arc::new(FakeWorkload::boot(self.guest.clone()).await);
+        *self.last.lock().unwrap() = Some(workload.clone());
+        Ok(workload)
     }
 
-    async fn undo(&self, _: &SandboxOrder) -> Result<(), Refusal> {
+    async fn undo(&self, _: &WorkloadOrder) -> Result<(), Refusal> {
         self.undone.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -47,7 +47,7 @@ impl Task {
         if self.flow.now() != Flow::Running {
             if signal == signals::SIGKILL {
                 self.init.fatal.ask(signal);
-                vm.sandbox.kill_vm();
+                vm.workload.kill_vm();
                 return Ok(());
             }
             if self.flow.keep_signal(target.clone(), signal) {
@@ -92,7 +92,7 @@ impl Task {
             }
             Err(error) => {
                 tracing::warn!(name, signal, %error, "the guest does not obey; ending the VM");
-                vm.sandbox.kill_vm();
+                vm.workload.kill_vm();
                 Ok(())
             }
         }
@@ -112,7 +112,7 @@ impl Task {
             let name = task.init.name();
             tracing::warn!(name, signal, "the signal shows no effect; ending the VM");
             if let Ok(vm) = task.vm() {
-                vm.sandbox.kill_vm();
+                vm.workload.kill_vm();
             }
         });
     }

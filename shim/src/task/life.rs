@@ -69,14 +69,14 @@ pub async fn live(task: Arc<Task>, mut pumps: Pumps) {
     task.end_execs(vm).await;
     let exit = now(by_report.unwrap_or_else(|| task.init.fatal.status(None)));
     // If the shim is killed from here on, `delete` reports the exit.
-    vm.sandbox.record_exit(exit.status, exit.at);
+    vm.workload.record_exit(exit.status, exit.at);
     if is_kill(reported) {
         task.notice_oom(vm).await;
     }
     if exit.status == STATUS_KILLED {
         if output_that_moves(&task, &mut pumps, AFTER_KILL).await {
-            vm.sandbox.kill_vm();
-            let _ = timeout(GONE_MAX, vm.sandbox.vm_ended()).await;
+            vm.workload.kill_vm();
+            let _ = timeout(GONE_MAX, vm.workload.vm_ended()).await;
         }
     } else {
         // Output that has not been read by now does not delay TaskExit.
@@ -149,7 +149,7 @@ pub(super) async fn linger(task: Arc<Task>, exec: Arc<Exec>) {
     };
     tokio::select! {
         () = over => forget(&task, &exec, vm).await,
-        _ = vm.sandbox.vm_ended() => {}
+        _ = vm.workload.vm_ended() => {}
     }
     exec.free_slot();
     task.lingering().remove(exec.id());
@@ -203,7 +203,7 @@ async fn status(name: &str, vm: &Vm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
         status = vm.agent.wait("") => status,
-        end = vm.sandbox.vm_ended() => {
+        end = vm.workload.vm_ended() => {
             log_end(name, &end);
             return None;
         }
@@ -212,8 +212,8 @@ async fn status(name: &str, vm: &Vm) -> Option<u32> {
         Ok(status) => Some(status),
         Err(error) => {
             tracing::debug!(name, %error, "the agent is gone");
-            vm.sandbox.kill_vm();
-            log_end(name, &vm.sandbox.vm_ended().await);
+            vm.workload.kill_vm();
+            log_end(name, &vm.workload.vm_ended().await);
             None
         }
     }
@@ -225,7 +225,7 @@ async fn exec_status(exec: &Exec, vm: &Vm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
         status = vm.agent.wait(exec.id()) => status,
-        _ = vm.sandbox.vm_ended() => return None,
+        _ = vm.workload.vm_ended() => return None,
     };
     match ended {
         Ok(status) => Some(status),

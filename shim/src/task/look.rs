@@ -46,7 +46,7 @@ impl Task {
             Flow::Resuming => "is being resumed",
         };
         lines.push(format!("its VM {flow}"));
-        lines.extend(vmm(vm.sandbox.pid()));
+        lines.extend(vmm(vm.workload.pid()));
         // A VM that does not run is not asked: the answer would come when the VM runs again.
         if self.flow.now() == Flow::Running {
             lines.extend(self.guest(vm).await);

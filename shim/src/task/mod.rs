@@ -17,7 +17,6 @@ mod pause;
 mod process;
 mod registry;
 mod resources;
-mod seam;
 mod signals;
 mod terminal;
 mod time_of_day;
@@ -37,7 +36,6 @@ pub use machine::{Exit, IllegalMove, Move, State};
 pub use pause::Flow;
 pub use process::Report;
 pub use registry::{TaskOrder, Tasks};
-pub use seam::{LoadedProgram, SandboxMaker, SandboxOrder, TaskSandbox};
 pub use terminal::Size;
 
 use std::collections::BTreeMap;
@@ -52,13 +50,14 @@ use crate::agent::Agent;
 use crate::error::Refusal;
 use crate::events::{Event, EventSink};
 use crate::stdio::StdioNames;
+use crate::workload::{Workload, WorkloadOrder};
 
 use pause::FlowControl;
 use process::{Claim, Process, never_ran};
 
 /// The VM and the connection to its agent, once the program is loaded.
 struct Vm {
-    sandbox: Arc<dyn TaskSandbox>,
+    workload: Arc<dyn Workload>,
     agent: Agent,
     /// Whether nothing of the VM is left; held while the VM is being removed.
     destroyed: tokio::sync::Mutex<bool>,
@@ -72,14 +71,14 @@ impl Vm {
         if *destroyed {
             return Ok(());
         }
-        self.sandbox.release().await
+        self.workload.release().await
     }
 
     /// Removes all that is left, for `Delete`. Never runs at the same time as [`Vm::release`].
     async fn destroy(&self) -> Result<(), Refusal> {
         let mut destroyed = self.destroyed.lock().await;
         if !*destroyed {
-            self.sandbox.destroy().await?;
+            self.workload.destroy().await?;
             *destroyed = true;
         }
         Ok(())
@@ -88,7 +87,7 @@ impl Vm {
 
 /// A task: its init, its execs and their VM.
 pub struct Task {
-    order: SandboxOrder,
+    order: WorkloadOrder,
     events: Arc<dyn EventSink>,
     init: Process,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
@@ -117,7 +116,7 @@ impl std::fmt::Debug for Task {
 
 impl Task {
     fn new(
-        order: SandboxOrder,
+        order: WorkloadOrder,
         stdio: StdioNames,
         terminal: bool,
         events: Arc<dyn EventSink>,
@@ -143,7 +142,7 @@ impl Task {
     }
 
     fn pid(&self) -> u32 {
-        self.vm.get().map_or(0, |vm| vm.sandbox.pid())
+        self.vm.get().map_or(0, |vm| vm.workload.pid())
     }
 
     /// The map is whole after every statement, so a panic elsewhere has not broken it.
@@ -207,7 +206,7 @@ impl Task {
     pub fn report(&self) -> Result<Report, TaskError> {
         let vm = self.vm()?;
         Ok(Report {
-            pid: vm.sandbox.pid(),
+            pid: vm.workload.pid(),
             state: self.init.state(),
             stdio: self.init.stdio.clone(),
             terminal: self.init.terminal,
@@ -240,13 +239,13 @@ impl Task {
         let started = tokio::select! {
             biased;
             started = vm.agent.start("") => started.map_err(TaskError::from),
-            end = vm.sandbox.vm_ended() => Err(TaskError::VmEnded(end.reason)),
+            end = vm.workload.vm_ended() => Err(TaskError::VmEnded(end.reason)),
         };
         if let Err(error) = started {
             if matches!(&error, TaskError::Agent(agent) if agent.is_silence()) {
                 // Whether the program runs is unknown: the VM is ended, so that the answer does not turn
                 // out wrong later.
-                vm.sandbox.kill_vm();
+                vm.workload.kill_vm();
             }
             self.init.make(Move::StartFailed)?;
             return Err(error);
@@ -254,16 +253,16 @@ impl Task {
         self.init.make_telling(Move::Started, |_| {
             self.events.publish(Event::Start(TaskStart {
                 container_id: self.order.id.clone(),
-                pid: vm.sandbox.pid(),
+                pid: vm.workload.pid(),
                 ..Default::default()
             }));
         })?;
-        if let Err(hook) = vm.sandbox.poststart().await {
+        if let Err(hook) = vm.workload.poststart().await {
             // As with runc, the start has failed and the running program is ended.
-            vm.sandbox.kill_vm();
+            vm.workload.kill_vm();
             return Err(TaskError::Hook(hook));
         }
-        Ok(vm.sandbox.pid())
+        Ok(vm.workload.pid())
     }
 
     /// Ends standard input once what the client wrote has been read.
@@ -285,7 +284,7 @@ impl Task {
             Claim::Done(exit) => Ok(exit),
             Claim::Ours(state) => {
                 if state == State::Created {
-                    self.vm()?.sandbox.kill_vm();
+                    self.vm()?.workload.kill_vm();
                 }
                 self.finish_delete().await
             }
@@ -310,7 +309,7 @@ impl Task {
             let exit = state.exit().unwrap_or_else(never_ran);
             self.events.publish(Event::Delete(TaskDelete {
                 container_id: self.order.id.clone(),
-                pid: vm.sandbox.pid(),
+                pid: vm.workload.pid(),
                 exit_status: exit.status,
                 exited_at: MessageField::some(Timestamp::from(exit.at)),
                 ..Default::default()

@@ -272,7 +272,7 @@ impl Shim {
                 Ok(())
             }
             Step::Dies => {
-                self.scene.maker.sandbox().dies("triple fault");
+                self.scene.maker.workload().dies("triple fault");
                 Ok(())
             }
         };

@@ -152,9 +152,9 @@ impl Task {
         }
         self.must_run()?;
         self.flow.set(Flow::Pausing);
-        if let Err(source) = vm.sandbox.pause().await {
+        if let Err(source) = vm.workload.pause().await {
             // The VMM may have stopped the VM all the same, and a VM must not stay stopped by half.
-            let left = vm.sandbox.resume().await;
+            let left = vm.workload.resume().await;
             self.runs_again(vm).await;
             log_left(self.init.name(), left);
             return Err(self.vm_error("pause", source));
@@ -183,7 +183,7 @@ impl Task {
             return Err(TaskError::NotPaused(self.init.name().to_owned()));
         }
         self.flow.set(Flow::Resuming);
-        if let Err(source) = vm.sandbox.resume().await {
+        if let Err(source) = vm.workload.resume().await {
             self.flow.set(Flow::Paused);
             return Err(self.vm_error("resume", source));
         }
@@ -206,7 +206,7 @@ impl Task {
     }
 
     async fn let_go(&self, vm: &Vm) {
-        let left = vm.sandbox.resume().await;
+        let left = vm.workload.resume().await;
         self.flow.set(Flow::Running);
         log_left(self.init.name(), left);
     }

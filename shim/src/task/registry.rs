@@ -7,16 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::process::never_ran;
-use super::{Exit, Move, SandboxMaker, SandboxOrder, Task};
+use super::{Exit, Move, Task};
 use crate::error::{ErrorCode, Refusal};
 use crate::events::EventSink;
 use crate::stdio::StdioNames;
+use crate::workload::{WorkloadMaker, WorkloadOrder};
 
 /// The fields of a `Create` request that the shim uses.
 #[derive(Clone, Debug)]
 pub struct TaskOrder {
     /// The request but for the streams.
-    pub sandbox: SandboxOrder,
+    pub workload: WorkloadOrder,
     /// The client's streams, as the request names them.
     pub stdio: StdioNames,
     /// Whether the streams are a terminal's.
@@ -25,7 +26,7 @@ pub struct TaskOrder {
 
 /// The tasks of this shim, those being created included.
 pub struct Tasks {
-    maker: Arc<dyn SandboxMaker>,
+    maker: Arc<dyn WorkloadMaker>,
     events: Arc<dyn EventSink>,
     tasks: Mutex<HashMap<String, Arc<Task>>>,
     count: watch::Sender<usize>,
@@ -40,9 +41,9 @@ impl std::fmt::Debug for Tasks {
 }
 
 impl Tasks {
-    /// An empty registry; `maker` makes the sandboxes of its tasks.
+    /// An empty registry; `maker` makes the workloads of its tasks.
     #[must_use]
-    pub fn new(maker: Arc<dyn SandboxMaker>, events: Arc<dyn EventSink>) -> Self {
+    pub fn new(maker: Arc<dyn WorkloadMaker>, events: Arc<dyn EventSink>) -> Self {
         Self {
             maker,
             events,
@@ -79,9 +80,9 @@ impl Tasks {
     /// # Errors
     /// A [`super::create::CreateError`], translated for containerd; then nothing is left of the task.
     pub async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
-        let id = order.sandbox.id.clone();
+        let id = order.workload.id.clone();
         let task = Task::new(
-            order.sandbox,
+            order.workload,
             order.stdio,
             order.terminal,
             self.events.clone(),

@@ -28,7 +28,7 @@ impl Task {
     /// # Errors
     /// [`TaskError::Unborn`] during `Create`.
     pub async fn stats(&self) -> Result<Any, TaskError> {
-        let meter = Arc::clone(self.vm()?.sandbox.meter());
+        let meter = Arc::clone(self.vm()?.workload.meter());
         // A host with many cgroups takes a moment to sum up.
         let metrics = off_thread(move || meter.metrics()).await;
         metrics
@@ -45,7 +45,7 @@ impl Task {
     pub async fn update(&self, resources: Resources) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let _one_at_a_time = self.updating.lock().await;
-        let meter = vm.sandbox.meter();
+        let meter = vm.workload.meter();
         let before = meter.wasm_memory_bytes_max();
         let after = meter.would_be(&resources)?;
         if after < before {
@@ -78,14 +78,14 @@ impl Task {
         // A guest that has ended, is paused or is silent reports nothing.
         let asked = tokio::select! {
             asked = vm.agent.oom_kills() => asked.ok(),
-            _ = vm.sandbox.vm_ended() => None,
+            _ = vm.workload.vm_ended() => None,
             () = self.init.fatal.overdue() => None,
             () = tokio::time::sleep(USAGE_MAX) => None,
         };
         if let Some(kills) = asked {
-            vm.sandbox.meter().set_guest_oom_kills(kills);
+            vm.workload.meter().set_guest_oom_kills(kills);
         }
-        if vm.sandbox.meter().is_news_of_oom() {
+        if vm.workload.meter().is_news_of_oom() {
             self.events.publish(Event::Oom(TaskOOM {
                 container_id: self.order.id.clone(),
                 ..Default::default()
@@ -129,12 +129,12 @@ mod tests {
 
     impl Fixture {
         fn file(&self, name: &str) -> String {
-            let path = self.maker.sandbox().dir.path().join(name);
+            let path = self.maker.workload().dir.path().join(name);
             std::fs::read_to_string(path).unwrap()
         }
 
         fn put(&self, name: &str, value: &str) {
-            std::fs::write(self.maker.sandbox().dir.path().join(name), value).unwrap();
+            std::fs::write(self.maker.workload().dir.path().join(name), value).unwrap();
         }
 
         async fn update(&self, mib: u64) -> Result<(), TaskError> {
@@ -196,7 +196,7 @@ mod tests {
             for mib in [32, 128] {
                 f.update(mib).await.unwrap();
                 assert_eq!(f.file("memory.max"), (mib << 20).to_string());
-                let limit = f.maker.sandbox().meter.wasm_memory_bytes_max();
+                let limit = f.maker.workload().meter.wasm_memory_bytes_max();
                 assert_eq!(limit >> 20, mib - 20);
             }
         }
@@ -225,7 +225,7 @@ mod tests {
             f.task.stats().await.unwrap().type_url,
             "io.containerd.cgroups.v2.Metrics"
         );
-        let metrics = f.maker.sandbox().meter.metrics();
+        let metrics = f.maker.workload().meter.metrics();
         assert_eq!(metrics.oom_kills(), 1);
     }
 

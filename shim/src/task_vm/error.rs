@@ -1,4 +1,4 @@
-//! Errors of making, using and removing a sandbox.
+//! Errors of making, using and removing a task's VM.
 
 use std::io;
 
@@ -18,9 +18,9 @@ use crate::vm::VmError;
 use crate::vm::credentials::CredentialsError;
 use crate::vm::launch::LaunchError;
 
-/// Why a sandbox cannot be made, used or removed.
+/// Why a task's VM cannot be made, used or removed.
 #[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
+pub enum TaskVmError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -66,7 +66,7 @@ pub enum SandboxError {
     },
 }
 
-impl SandboxError {
+impl TaskVmError {
     /// The status code of containerd's answer.
     #[must_use]
     pub fn code(&self) -> ErrorCode {

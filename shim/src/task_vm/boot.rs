@@ -1,14 +1,14 @@
-//! Boots a sandbox, from the first step on the host to a guest that listens and a mapped slot.
+//! Boots a task's VM, from the first step on the host to a guest that listens and a mapped slot.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use wasmvm_protocol::control::{BootConfig, Role};
 
-use super::hooked::{hook_state, run_create_hooks};
 use super::resolve::Resolver;
+use super::run_hooks::{hook_state, run_create_hooks};
 use super::slots::{SlotLease, Slots};
-use super::{SandboxError, SandboxRequest, off_thread};
+use super::{TaskVmError, TaskVmRequest, off_thread};
 use crate::bundle::{Network as SpecNetwork, TaskSpec};
 use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
 use crate::host_process::start_time;
@@ -38,13 +38,13 @@ pub(super) struct Booted {
 /// Makes the cgroup and the VM, runs the hooks of `Create`, and maps init's artifact once the guest
 /// listens.
 pub(super) async fn boot(
-    request: SandboxRequest,
+    request: TaskVmRequest,
     spec: Arc<TaskSpec>,
     ram_mib: u32,
     journal: &Arc<Journal>,
     resolver: &Resolver,
-) -> Result<Booted, SandboxError> {
-    let SandboxRequest {
+) -> Result<Booted, TaskVmError> {
+    let TaskVmRequest {
         namespace,
         id,
         rootfs,
@@ -78,10 +78,10 @@ pub(super) async fn boot(
     let (vm, (tree, program)) = launch(launch_request, move || {
         let tree = tree::assemble(&spec, &rootfs)?;
         let program = Program::open(tree.root.as_fd(), &spec.process)?;
-        Ok::<_, SandboxError>((tree, Arc::new(program)))
+        Ok::<_, TaskVmError>((tree, Arc::new(program)))
     })
     .await?;
-    let start_time = start_time(vm.pid()).map_err(|source| SandboxError::Step {
+    let start_time = start_time(vm.pid()).map_err(|source| TaskVmError::Step {
         action: "read the VMM's start time",
         source,
     })?;
@@ -90,8 +90,8 @@ pub(super) async fn boot(
         start_time,
     })?;
     let state = hook_state(&id, &bundle, &task_spec, vm.pid());
-    let hooked = run_create_hooks(&task_spec, state, journal);
-    let booted = async { Ok::<_, SandboxError>(vm.ready(config.boot_timeout()).await?) };
+    let hooks = run_create_hooks(&task_spec, state, journal);
+    let booted = async { Ok::<_, TaskVmError>(vm.ready(config.boot_timeout()).await?) };
     let resolved = async {
         tokio::select! {
             artifact = resolver.resolve(&program, journal) => artifact,
@@ -99,7 +99,7 @@ pub(super) async fn boot(
             end = vm.ended() => Err(VmError::Ended(end).into()),
         }
     };
-    let (boot_time, artifact, ()) = tokio::try_join!(booted, resolved, hooked)?;
+    let (boot_time, artifact, ()) = tokio::try_join!(booted, resolved, hooks)?;
     tracing::debug!(boot_us = boot_time.as_micros(), "the agent listens");
     // The program's descriptor would hold the task's mounts.
     let found = program.found.clone();
@@ -123,7 +123,7 @@ fn make_task_cgroup(
     id: &str,
     spec: &TaskSpec,
     journal: &Arc<Journal>,
-) -> Result<Cgroup, SandboxError> {
+) -> Result<Cgroup, TaskVmError> {
     let inner = cgroup_path(spec.cgroup_path.as_deref(), namespace, id)?;
     let place = Hierarchies::find()?.place(&inner);
     Ok(Cgroup::create(&place, &spec.resources, journal)?)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::resolve::COMPILERS;
-use super::{SandboxError, off_thread};
+use super::{TaskVmError, off_thread};
 use crate::bundle::Resources;
 use crate::cgroup::{Cgroup, Hierarchies};
 use crate::cleanup::{self, CleanupError};
@@ -32,8 +32,8 @@ impl CompilerCgroup {
     /// Makes the cgroup with its limits. Blocks.
     ///
     /// # Errors
-    /// [`SandboxError`]; then nothing is left.
-    pub fn make(inner: &Path, limits: &Resources, part: Journal) -> Result<Self, SandboxError> {
+    /// [`TaskVmError`]; then nothing is left.
+    pub fn make(inner: &Path, limits: &Resources, part: Journal) -> Result<Self, TaskVmError> {
         let journal = Arc::new(part);
         let part = Part(Some(Arc::clone(&journal)));
         let place = Hierarchies::find()?.place(inner);
@@ -49,8 +49,8 @@ impl CompilerCgroup {
     /// Removes the cgroup with what lives in it.
     ///
     /// # Errors
-    /// [`SandboxError::Cleanup`]; the journal is kept then.
-    pub async fn remove(mut self) -> Result<(), SandboxError> {
+    /// [`TaskVmError::Cleanup`]; the journal is kept then.
+    pub async fn remove(mut self) -> Result<(), TaskVmError> {
         match self.part.0.take() {
             Some(journal) => off_thread(move || cleanup::undo_part(journal.path())).await,
             None => Ok(()),

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use wasmvm_protocol::control::Role;
 
 use super::compiler_cgroup::{CompilerCgroup, compiler_cgroup_path};
-use super::{SandboxError, off_thread};
+use super::{TaskVmError, off_thread};
 use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, compile};
 use crate::artifact::{ArtifactKey, Next, Shelf, Store, Turn, Turns, private_copy};
 use crate::bundle::{Limit, Resources, TaskSpec};
@@ -87,12 +87,12 @@ impl Resolver {
     /// Finds or compiles the artifact of a program. Dropping the future ends the compiler VM.
     ///
     /// # Errors
-    /// [`SandboxError`]
+    /// [`TaskVmError`]
     pub async fn resolve(
         &self,
         program: &Arc<Program>,
         journal: &Journal,
-    ) -> Result<Artifact, SandboxError> {
+    ) -> Result<Artifact, TaskVmError> {
         let key = self.key(program.sha256).await?;
         match self.find(&key).await? {
             Some(file) => Ok(Artifact { key, file }),
@@ -103,17 +103,17 @@ impl Resolver {
     /// Compiles a program whose stored artifact does not fit this host any more.
     ///
     /// # Errors
-    /// [`SandboxError`]
+    /// [`TaskVmError`]
     pub async fn compile_again(
         &self,
         program: &Arc<Program>,
         journal: &Journal,
-    ) -> Result<Artifact, SandboxError> {
+    ) -> Result<Artifact, TaskVmError> {
         let key = self.key(program.sha256).await?;
         let (store, unfit) = (self.store(), key.clone());
         off_thread(move || {
             store.forget(&unfit);
-            Ok::<_, SandboxError>(())
+            Ok::<_, TaskVmError>(())
         })
         .await?;
         self.compile_in_turn(program, key, journal).await
@@ -123,12 +123,12 @@ impl Resolver {
     /// `cgroup`.
     ///
     /// # Errors
-    /// [`SandboxError::Step`].
+    /// [`TaskVmError::Step`].
     pub async fn own(
         &self,
         artifact: Artifact,
         cgroup: impl FnOnce() -> Result<Birth, CgroupError>,
-    ) -> Result<Artifact, SandboxError> {
+    ) -> Result<Artifact, TaskVmError> {
         if self.config.sharing != Sharing::None {
             return Ok(artifact);
         }
@@ -141,8 +141,8 @@ impl Resolver {
     /// The files that the VM of `cgroup` is made of, shared with those VMs with which it may share memory.
     ///
     /// # Errors
-    /// [`SandboxError`].
-    pub async fn vm_files(&self, role: Role, cgroup: &Cgroup) -> Result<VmFiles, SandboxError> {
+    /// [`TaskVmError`].
+    pub async fn vm_files(&self, role: Role, cgroup: &Cgroup) -> Result<VmFiles, TaskVmError> {
         let mut files = vm_files(&self.guest, role);
         let Some(owner) = self.owner() else {
             return Ok(files);
@@ -150,7 +150,7 @@ impl Resolver {
         let (store, cgroup) = (self.store(), cgroup.birth()?);
         off_thread(move || {
             for path in [&mut files.kernel, &mut files.initramfs] {
-                let failed = |source| SandboxError::Step {
+                let failed = |source| TaskVmError::Step {
                     action: "open the guest's kernel and initramfs",
                     source,
                 };
@@ -161,7 +161,7 @@ impl Resolver {
                 *path = format!("/proc/self/fd/{}", copy.as_raw_fd()).into();
                 files.held.push(Arc::new(copy));
             }
-            Ok::<_, SandboxError>(files)
+            Ok::<_, TaskVmError>(files)
         })
         .await
     }
@@ -171,12 +171,12 @@ impl Resolver {
         (self.config.sharing != Sharing::Host).then(|| self.tenant.clone())
     }
 
-    async fn key(&self, sha256: [u8; 32]) -> Result<ArtifactKey, SandboxError> {
+    async fn key(&self, sha256: [u8; 32]) -> Result<ArtifactKey, TaskVmError> {
         let (compiler, owner) = (self.guest.compiler.clone(), self.owner());
         off_thread(move || ArtifactKey::new(&sha256, &compiler, owner.as_deref())).await
     }
 
-    async fn find(&self, key: &ArtifactKey) -> Result<Option<File>, SandboxError> {
+    async fn find(&self, key: &ArtifactKey) -> Result<Option<File>, TaskVmError> {
         let (store, key) = (self.store(), key.clone());
         off_thread(move || store.find(&key)).await
     }
@@ -199,7 +199,7 @@ impl Resolver {
         program: &Arc<Program>,
         key: ArtifactKey,
         journal: &Journal,
-    ) -> Result<Artifact, SandboxError> {
+    ) -> Result<Artifact, TaskVmError> {
         let _alone = self.compiling.lock().await;
         let turns = Turns::new(
             Path::new(STATE_ROOT).join("compile"),
@@ -226,7 +226,7 @@ impl Resolver {
         looked_up: ArtifactKey,
         journal: &Journal,
         turn: Turn,
-    ) -> Result<Artifact, SandboxError> {
+    ) -> Result<Artifact, TaskVmError> {
         let (path, bytes, kind) = (&program.path, program.bytes, program.kind);
         tracing::info!(?path, bytes, ?kind, "a program is compiled");
         let cgroup = self.make_cgroup(journal).await?;
@@ -239,7 +239,7 @@ impl Resolver {
         Ok(artifact)
     }
 
-    async fn make_cgroup(&self, journal: &Journal) -> Result<CompilerCgroup, SandboxError> {
+    async fn make_cgroup(&self, journal: &Journal) -> Result<CompilerCgroup, TaskVmError> {
         let number = self.compilers.fetch_add(1, Ordering::Relaxed);
         let part = journal.part(&number.to_string())?;
         let memory = Limit::At(u64::from(COMPILER_MEMORY_MIB) << 20);
@@ -253,7 +253,7 @@ impl Resolver {
         off_thread(move || {
             let cgroup = CompilerCgroup::make(&inner, &limits, part)?;
             give_way(&Hierarchies::find()?.place(Path::new(COMPILERS)));
-            Ok::<_, SandboxError>(cgroup)
+            Ok::<_, TaskVmError>(cgroup)
         })
         .await
     }
@@ -264,7 +264,7 @@ impl Resolver {
         program: &Arc<Program>,
         looked_up: ArtifactKey,
         turn: Arc<Turn>,
-    ) -> Result<Artifact, SandboxError> {
+    ) -> Result<Artifact, TaskVmError> {
         let limit = self.config.compile_timeout();
         let birth: Birth = cgroup.birth()?;
         let (source, held) = (program.clone(), turn.clone());
@@ -300,8 +300,8 @@ impl Resolver {
     }
 }
 
-fn own_copy(file: &File, cgroup: &Birth) -> Result<File, SandboxError> {
-    private_copy(file, cgroup).map_err(|source| SandboxError::Step {
+fn own_copy(file: &File, cgroup: &Birth) -> Result<File, TaskVmError> {
+    private_copy(file, cgroup).map_err(|source| TaskVmError::Step {
         action: "make the VM's own copy of a file, as sharing = \"none\" wants",
         source,
     })

@@ -1,4 +1,4 @@
-//! The interface between a task and the host: the seam where tests put a fake.
+//! What a task runs, as the task sees it: a program in a VM of its own, or a fake in tests.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use wasmvm_protocol::agent::containerd::api::Mount;
 use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
 use crate::meter::Meter;
-use crate::sandbox::SlotLease;
+use crate::task_vm::SlotLease;
 use crate::vm::VmEnd;
 
 /// The fields of a `Create` request but for the streams.
 #[derive(Clone, Debug)]
-pub struct SandboxOrder {
+pub struct WorkloadOrder {
     /// containerd's namespace, within which the id is unique.
     pub namespace: String,
     pub id: String,
@@ -39,20 +39,20 @@ pub struct LoadedProgram {
     pub slot: SlotLease,
 }
 
-/// The maker of sandboxes: this host, or a fake in tests.
+/// The maker of workloads: this host, or a fake in tests.
 #[async_trait]
-pub trait SandboxMaker: Send + Sync + 'static {
+pub trait WorkloadMaker: Send + Sync + 'static {
     /// Boots a VM whose agent is ready. A failure leaves nothing; after a future that was dropped,
-    /// [`SandboxMaker::undo`] has to follow.
-    async fn create(&self, order: SandboxOrder) -> Result<Arc<dyn TaskSandbox>, Refusal>;
+    /// [`WorkloadMaker::undo`] has to follow.
+    async fn create(&self, order: WorkloadOrder) -> Result<Arc<dyn Workload>, Refusal>;
 
     /// Removes what a dropped `create` has left.
-    async fn undo(&self, order: &SandboxOrder) -> Result<(), Refusal>;
+    async fn undo(&self, order: &WorkloadOrder) -> Result<(), Refusal>;
 }
 
 /// The VM of one task and everything on the host that belongs to it.
 #[async_trait]
-pub trait TaskSandbox: Send + Sync + 'static {
+pub trait Workload: Send + Sync + 'static {
     /// The VMM's pid, which is the task's.
     fn pid(&self) -> u32;
     /// The description of init's program that the agent gets, from the bundle.
@@ -82,7 +82,7 @@ pub trait TaskSandbox: Send + Sync + 'static {
     /// Ends the VM, waits for its end and removes all that belongs to the VM but the record of the exit.
     /// Idempotent.
     async fn release(&self) -> Result<(), Refusal>;
-    /// Removes the record of the exit too, after all that [`TaskSandbox::release`] does: nothing is known
+    /// Removes the record of the exit too, after all that [`Workload::release`] does: nothing is known
     /// of the task any more. Idempotent.
     async fn destroy(&self) -> Result<(), Refusal>;
 }

@@ -10,8 +10,8 @@
 mod boot;
 mod compiler_cgroup;
 mod error;
-mod hooked;
 mod resolve;
+mod run_hooks;
 mod slots;
 
 use std::os::fd::AsFd as _;
@@ -22,11 +22,11 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
-pub use self::error::SandboxError;
+pub use self::error::TaskVmError;
 
 use self::boot::{Booted, boot};
-use self::hooked::{hook_state, run_poststart};
 use self::resolve::Resolver;
+use self::run_hooks::{hook_state, run_poststart};
 pub use self::slots::SlotLease;
 use self::slots::Slots;
 use crate::bundle::{ProcessSpec, TaskSpec, ram_mib};
@@ -39,9 +39,9 @@ use crate::program::{Found, Program};
 use crate::tree::{DeviceMount, RootfsMount};
 use crate::vm::{Vm, VmEnd, VmError};
 
-/// The fields of a `Create` request that a sandbox is made from.
+/// The fields of a `Create` request that a task's VM is made from.
 #[derive(Clone, Debug)]
-pub struct SandboxRequest {
+pub struct TaskVmRequest {
     /// containerd's namespace of the task.
     pub namespace: String,
     /// The task's id, unique within the namespace.
@@ -54,7 +54,7 @@ pub struct SandboxRequest {
 
 /// A VM whose agent listens and whose first slot holds init's artifact.
 #[derive(Debug)]
-pub struct Sandbox {
+pub struct TaskVm {
     namespace: String,
     id: String,
     bundle: PathBuf,
@@ -72,12 +72,12 @@ pub struct Sandbox {
     found: Found,
 }
 
-impl Sandbox {
+impl TaskVm {
     /// Makes all that a task needs, up to a guest that waits for the agent's Create.
     ///
     /// # Errors
-    /// [`SandboxError`]; then nothing is left.
-    pub async fn create(request: SandboxRequest, config: &Config) -> Result<Self, SandboxError> {
+    /// [`TaskVmError`]; then nothing is left.
+    pub async fn create(request: TaskVmRequest, config: &Config) -> Result<Self, TaskVmError> {
         let wanted = request.clone();
         let (guest, spec, journal) = off_thread(move || begin(&wanted)).await?;
         let (spec, journal) = (Arc::new(spec), Arc::new(journal));
@@ -156,8 +156,8 @@ impl Sandbox {
     /// Finds the program of an exec in the task's files, as they are now, and maps its artifact.
     ///
     /// # Errors
-    /// [`SandboxError`]; its variant `Exec` says what can be executed.
-    pub async fn load(&self, process: &ProcessSpec) -> Result<(SlotLease, Found), SandboxError> {
+    /// [`TaskVmError`]; its variant `Exec` says what can be executed.
+    pub async fn load(&self, process: &ProcessSpec) -> Result<(SlotLease, Found), TaskVmError> {
         let program = self.read_program(process).await?;
         let artifact = self.resolver.resolve(&program, &self.journal).await?;
         let found = program.found.clone();
@@ -175,8 +175,8 @@ impl Sandbox {
     /// place of the old one.
     ///
     /// # Errors
-    /// [`SandboxError`].
-    pub async fn compile_again(&self) -> Result<(), SandboxError> {
+    /// [`TaskVmError`].
+    pub async fn compile_again(&self) -> Result<(), TaskVmError> {
         let program = self.read_program(&self.spec.process).await?;
         let again = self.resolver.compile_again(&program, &self.journal);
         let artifact = self
@@ -189,16 +189,16 @@ impl Sandbox {
 
     /// Reads one program at a time: reading takes a processor of the host's, for longer the larger the file
     /// is.
-    async fn read_program(&self, process: &ProcessSpec) -> Result<Arc<Program>, SandboxError> {
+    async fn read_program(&self, process: &ProcessSpec) -> Result<Arc<Program>, TaskVmError> {
         let (vmm, wanted) = (self.vm.process().clone(), process.clone());
         let _reading = self.resolver.reading().await;
         let program = off_thread(move || {
             // `root` is dropped with this closure: an open descriptor would hold the task's mounts.
-            let root = vmm.root().map_err(|source| SandboxError::Step {
+            let root = vmm.root().map_err(|source| TaskVmError::Step {
                 action: "open the task's root directory",
                 source,
             })?;
-            Program::open(root.as_fd(), &wanted).map_err(SandboxError::Exec)
+            Program::open(root.as_fd(), &wanted).map_err(TaskVmError::Exec)
         })
         .await?;
         Ok(Arc::new(program))
@@ -233,7 +233,7 @@ impl Sandbox {
         self.vm.ended().await
     }
 
-    /// Kills the VM; [`Sandbox::vm_ended`] reports its end.
+    /// Kills the VM; [`TaskVm::vm_ended`] reports its end.
     pub fn kill_vm(&self) {
         self.vm.kill();
     }
@@ -255,24 +255,24 @@ impl Sandbox {
         self.journal.record(&Step::Exit(exit))
     }
 
-    /// Ends the VM and removes all that [`Sandbox::create`] has made but the journal. May be called
+    /// Ends the VM and removes all that [`TaskVm::create`] has made but the journal. May be called
     /// again.
     ///
     /// # Errors
     /// [`CleanupError`]
-    pub async fn release(&self) -> Result<(), SandboxError> {
+    pub async fn release(&self) -> Result<(), TaskVmError> {
         self.end(cleanup::release).await
     }
 
-    /// Ends the VM and removes all that [`Sandbox::create`] has made. May be called again.
+    /// Ends the VM and removes all that [`TaskVm::create`] has made. May be called again.
     ///
     /// # Errors
     /// [`CleanupError`]; the journal is kept then, so that `delete` can try again.
-    pub async fn destroy(&self) -> Result<(), SandboxError> {
+    pub async fn destroy(&self) -> Result<(), TaskVmError> {
         self.end(cleanup::undo).await
     }
 
-    async fn end(&self, cleanup: Cleanup) -> Result<(), SandboxError> {
+    async fn end(&self, cleanup: Cleanup) -> Result<(), TaskVmError> {
         self.vm.kill();
         self.vm.ended().await;
         self.meter.close();
@@ -282,7 +282,7 @@ impl Sandbox {
 
 /// Finds the guest's files, loads the spec and starts the journal; what a task of the same id has left
 /// after a crash is removed first.
-fn begin(request: &SandboxRequest) -> Result<(GuestFiles, TaskSpec, Journal), SandboxError> {
+fn begin(request: &TaskVmRequest) -> Result<(GuestFiles, TaskSpec, Journal), TaskVmError> {
     let guest = GuestFiles::find()?;
     let spec = TaskSpec::load(&request.bundle)?;
     let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);
@@ -297,8 +297,8 @@ pub type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
 /// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.
 ///
 /// # Errors
-/// [`SandboxError::Cleanup`].
-pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), SandboxError> {
+/// [`TaskVmError::Cleanup`].
+pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), TaskVmError> {
     off_thread(move || {
         hooks::wait_for_cancelled(&id);
         let root = journal::root_of(&namespace, &id);
@@ -307,18 +307,18 @@ pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(),
     .await
 }
 
-/// A step of a sandbox, run by [`crate::off_thread`].
+/// A step of a task's VM, run by [`crate::off_thread`].
 async fn off_thread<T, E>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, SandboxError>
+) -> Result<T, TaskVmError>
 where
     T: Send + 'static,
     E: Send + 'static,
-    SandboxError: From<E>,
+    TaskVmError: From<E>,
 {
     match crate::off_thread::off_thread(work).await {
         Ok(done) => Ok(done?),
-        Err(source) => Err(SandboxError::Step {
+        Err(source) => Err(TaskVmError::Step {
             action: "finish a step on a thread of its own",
             source,
         }),
