@@ -14,8 +14,8 @@ use wasmvm_protocol::control::{CONTROL_BYTES_MAX, FromVmm};
 
 use super::answers::fuzz::answers;
 pub(crate) use super::log::fuzz::console_line;
-use super::process::pin;
 use super::*;
+use crate::host_process::{HostProcess, pin};
 
 /// The time limit of an order.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -91,7 +91,7 @@ pub(crate) fn runtime() -> Runtime {
 
 /// The VMM of a VM, played by an input: a process that does nothing, and its end of the control socket.
 pub(crate) struct Vmm {
-    process: Process,
+    process: HostProcess,
     control: Option<OwnedFd>,
     streams: Vec<std::os::unix::net::UnixStream>,
     files: Vec<File>,
@@ -106,7 +106,7 @@ impl Vmm {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let process = Process::new(child.id(), pin(&mut child).unwrap());
+        let process = HostProcess::new(child.id(), pin(&mut child).unwrap());
         let (ours, theirs) = control::pair().unwrap();
         fcntl_setfl(&theirs, OFlags::NONBLOCK).unwrap();
         let vm = Vm::new(process.clone(), ours).unwrap();

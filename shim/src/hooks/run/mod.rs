@@ -302,5 +302,4 @@ fn describe(status: ExitStatus) -> String {
 }
 
 #[cfg(test)]
-#[path = "run_tests.rs"]
 mod tests;

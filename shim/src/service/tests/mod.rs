@@ -15,11 +15,8 @@ use crate::stdio::open_reader;
 use crate::task::fakes::{FakeMaker, Obedience, PID, Recorder, Scene, soon};
 use crate::workload::Workload as _;
 
-#[path = "service_tests/exec.rs"]
 mod exec;
-#[path = "service_tests/look.rs"]
 mod look;
-#[path = "service_tests/pause.rs"]
 mod pause;
 
 struct Fixture {

@@ -292,5 +292,4 @@ fn read(fifo: &InputFifo, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 #[cfg(test)]
-#[path = "pump_tests.rs"]
 pub(super) mod tests;

@@ -91,5 +91,4 @@ impl Sinks {
 }
 
 #[cfg(test)]
-#[path = "sinks_tests.rs"]
 mod tests;

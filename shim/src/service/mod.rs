@@ -404,5 +404,4 @@ fn absent(method: &str) -> ttrpc::Error {
 }
 
 #[cfg(test)]
-#[path = "service_tests.rs"]
 mod tests;
