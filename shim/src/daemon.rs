@@ -21,10 +21,9 @@ use ttrpc::asynchronous::{Server, Service as ServiceTable};
 use wasmvm_protocol::agent::containerd::shim_async::{Task as TaskService, create_task};
 
 use crate::events::{EventSink, Publisher};
-use crate::host::Host;
-use crate::launch::{Args, EVENTS_ADDRESS_VARIABLE};
 use crate::service::Service;
 use crate::task::Tasks;
+use crate::task_vm::TaskVmMaker;
 
 /// A daemon without a task ends by itself: containerd may have refused the reply of `start`, or died
 /// between two requests.
@@ -50,22 +49,35 @@ pub enum DaemonError {
     Server(#[source] ttrpc::Error),
 }
 
+/// What `start` hands to the daemon, beside the listener.
+#[derive(Clone, Debug)]
+pub struct DaemonOrder {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Id of the task for which the daemon was started.
+    pub id: String,
+    /// Path of the socket on which containerd takes events.
+    pub events_address: PathBuf,
+    /// Whether containerd logs at level debug or trace.
+    pub debug: bool,
+}
+
 /// Serves until there is nothing left to serve.
 ///
 /// # Errors
 /// [`DaemonError`], when it cannot begin to.
-pub fn serve(args: &Args) -> Result<(), DaemonError> {
+pub fn serve(order: &DaemonOrder) -> Result<(), DaemonError> {
     let (listener, path) = take_listener()?;
     // Fails only when we lead a session already, which is what we want.
     let _ = rustix::process::setsid();
     let bundle = std::env::current_dir()
         .map_err(|error| DaemonError::SetUp("find the working directory", error))?;
-    crate::log::init(&bundle, &args.id, args.debug);
+    crate::log::init(&bundle, &order.id, order.debug);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| DaemonError::SetUp("start the runtime", error))?;
-    let served = runtime.block_on(run(args, listener, &path));
+    let served = runtime.block_on(run(order, listener, &path));
     if let Err(error) = &served {
         tracing::error!(error = crate::error::chain(error), "the shim cannot serve");
     }
@@ -97,22 +109,25 @@ fn take_listener() -> Result<(UnixListener, PathBuf), DaemonError> {
     Ok((listener, path))
 }
 
-async fn run(args: &Args, listener: UnixListener, path: &Path) -> Result<(), DaemonError> {
+async fn run(order: &DaemonOrder, listener: UnixListener, path: &Path) -> Result<(), DaemonError> {
     let listener = tokio::net::UnixListener::from_std(listener).map_err(DaemonError::Listener)?;
-    let events = Arc::new(Publisher::new(&args.namespace, events_address(args)));
+    let events = Arc::new(Publisher::new(
+        &order.namespace,
+        order.events_address.clone(),
+    ));
     let (shutdown, mut wanted) = watch::channel(false);
     let tasks = Arc::new(Tasks::new(
-        Arc::new(Host),
+        Arc::new(TaskVmMaker),
         events.clone() as Arc<dyn EventSink>,
     ));
-    let service = Arc::new(Service::new(&args.namespace, tasks.clone(), shutdown));
+    let service = Arc::new(Service::new(&order.namespace, tasks.clone(), shutdown));
     let mut server = Server::new()
         .add_listener(Listener::from(listener))
         .register_service(services(&service));
     ignore_signals()?;
     look_when_asked(service)?;
     server.start().await.map_err(DaemonError::Server)?;
-    tracing::debug!(task_id = %args.id, pid = std::process::id(), "serving");
+    tracing::debug!(task_id = %order.id, pid = std::process::id(), "serving");
     let why = tokio::select! {
         // The sender lives in the service, and that in the server.
         _ = wanted.wait_for(|shutdown| *shutdown) => "asked to",
@@ -124,7 +139,7 @@ async fn run(args: &Args, listener: UnixListener, path: &Path) -> Result<(), Dae
     }
     events.flush().await;
     let closed = tokio::time::timeout(CLOSE_MAX, server.shutdown()).await;
-    tracing::debug!(task_id = %args.id, why, in_order = closed.is_ok(), "the shim ends");
+    tracing::debug!(task_id = %order.id, why, in_order = closed.is_ok(), "the shim ends");
     Ok(())
 }
 
@@ -152,13 +167,6 @@ async fn idle(mut count: watch::Receiver<usize>) {
             Ok(Ok(_)) => {}
             Ok(Err(_)) | Err(_) => return,
         }
-    }
-}
-
-fn events_address(args: &Args) -> PathBuf {
-    match std::env::var_os(EVENTS_ADDRESS_VARIABLE) {
-        Some(address) => address.into(),
-        None => format!("{}.ttrpc", args.address).into(),
     }
 }
 

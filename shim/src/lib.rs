@@ -18,7 +18,6 @@ mod events;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 mod hooks;
-mod host;
 mod host_process;
 mod journal;
 mod launch;

@@ -13,7 +13,6 @@ use wasmvm_protocol::agent::containerd::api::Mount;
 use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
 use crate::meter::Meter;
-use crate::task_vm::SlotLease;
 use crate::vm::VmEnd;
 
 /// The fields of a `Create` request but for the streams.
@@ -37,6 +36,28 @@ pub struct LoadedProgram {
     pub program: Program,
     /// The lease that keeps the program's slot.
     pub slot: SlotLease,
+}
+
+/// An instance's use of a slot; the slot is free when all its leases are dropped.
+#[derive(Clone, Debug)]
+pub struct SlotLease {
+    index: u32,
+    /// Held for its count: the slot is free when nobody else has it.
+    _user: Arc<()>,
+}
+
+impl SlotLease {
+    /// A lease of slot `index`, which counts the holders of `user` as the users of the slot.
+    #[must_use]
+    pub fn new(index: u32, user: Arc<()>) -> Self {
+        Self { index, _user: user }
+    }
+
+    /// The slot's number, from 0.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
 }
 
 /// The maker of workloads: this host, or a fake in tests.

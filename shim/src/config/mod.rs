@@ -23,6 +23,7 @@ use serde::Deserialize;
 use crate::error::ErrorCode;
 
 mod layer;
+pub mod options;
 #[cfg(test)]
 mod tests;
 

@@ -5,7 +5,7 @@ use protobuf::well_known_types::any::Any;
 
 use super::args::Args;
 use super::bootstrap::Dialect;
-use super::options;
+use crate::config::options;
 
 /// containerd's own limit for an id.
 const ID_BYTES_MAX: usize = 76;

@@ -17,13 +17,12 @@ mod delete;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
 mod info;
-pub mod options;
 mod socket;
 mod start;
 
 pub use args::{Action, Args, ArgsError};
 pub use delete::DeleteError;
-pub use start::{EVENTS_ADDRESS_VARIABLE, StartError};
+pub use start::StartError;
 
 use std::io::{self, Read, Write};
 
@@ -61,7 +60,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<(), LaunchError> {
         Action::Version => reply(info::version().as_bytes()),
         Action::Start => reply(&start::start(&args, &stdin()?)?),
         Action::Delete => reply(&delete::delete(&args)?),
-        Action::Serve => Ok(crate::daemon::serve(&args)?),
+        Action::Serve => Ok(crate::daemon::serve(&start::daemon_order(args))?),
     }
 }
 

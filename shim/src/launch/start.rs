@@ -14,11 +14,12 @@ use std::process::{Command, Stdio};
 use super::args::Args;
 use super::bootstrap::{BootstrapError, Dialect};
 use super::cgroup::{self, ShimCgroupError};
-use super::options::{self, OptionsError};
 use super::socket::{self, Bound, SocketError};
+use crate::config::options::{self, OptionsError};
+use crate::daemon::DaemonOrder;
 
 /// Name of the variable with the address of containerd's event socket, in the environment of shims.
-pub const EVENTS_ADDRESS_VARIABLE: &str = "TTRPC_ADDRESS";
+const EVENTS_ADDRESS_VARIABLE: &str = "TTRPC_ADDRESS";
 /// Largest `oom_score_adj` that the kernel takes.
 const OOM_SCORE_ADJ_MAX: i32 = 1000;
 
@@ -117,6 +118,19 @@ fn spawn(args: &Args, dialect: &Dialect, listener: UnixListener) -> Result<(), S
         return Err(error.into());
     }
     Ok(())
+}
+
+/// The order of the daemon whose command line and environment `start` has written.
+pub fn daemon_order(args: Args) -> DaemonOrder {
+    DaemonOrder {
+        events_address: match std::env::var_os(EVENTS_ADDRESS_VARIABLE) {
+            Some(address) => address.into(),
+            None => format!("{}.ttrpc", args.address).into(),
+        },
+        namespace: args.namespace,
+        id: args.id,
+        debug: args.debug,
+    }
 }
 
 /// Makes the OOM killer prefer the daemon to containerd: containerd's own score plus one. A

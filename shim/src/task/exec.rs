@@ -18,7 +18,7 @@ use crate::agent::EXEC_PID_BASE;
 use crate::bundle::ProcessSpec;
 use crate::events::Event;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioNames, StdioOwner};
-use crate::task_vm::SlotLease;
+use crate::workload::SlotLease;
 
 /// Execs of one task: those not deleted, and deleted ones that the guest may still run.
 const EXECS_MAX: usize = 256;

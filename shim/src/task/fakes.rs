@@ -28,9 +28,8 @@ use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
 use crate::meter::Meter;
 use crate::stdio::StdioNames;
-use crate::task_vm::SlotLease;
 use crate::vm::VmEnd;
-use crate::workload::{LoadedProgram, Workload, WorkloadMaker, WorkloadOrder};
+use crate::workload::{LoadedProgram, SlotLease, Workload, WorkloadMaker, WorkloadOrder};
 
 pub const PID: u32 = 4711;
 
@@ -541,7 +540,7 @@ impl Workload for FakeWorkload {
                 slot: 3,
                 ..Default::default()
             },
-            slot: SlotLease::fake(3),
+            slot: SlotLease::new(3, Arc::default()),
         })
     }
 

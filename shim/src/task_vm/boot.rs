@@ -3,21 +3,24 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use wasmvm_protocol::agent::containerd::api::Mount;
 use wasmvm_protocol::control::{BootConfig, Role};
 
+use super::error::TaskVmError;
 use super::resolve::Resolver;
 use super::run_hooks::{hook_state, run_create_hooks};
-use super::slots::{SlotLease, Slots};
-use super::{TaskVmError, TaskVmRequest, off_thread};
+use super::slots::Slots;
+use super::steps::off_thread;
 use crate::bundle::{Network as SpecNetwork, TaskSpec};
 use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
 use crate::host_process::start_time;
 use crate::journal::{Journal, Step};
 use crate::program::{Found, Program};
-use crate::tree::{self, DeviceMount};
+use crate::tree::{self, DeviceMount, RootfsMount};
 use crate::vm::launch::{LaunchRequest, launch};
 use crate::vm::network::Network;
 use crate::vm::{Vm, VmError, credentials};
+use crate::workload::{SlotLease, WorkloadOrder};
 
 /// Memory limit from which on guest RAM is backed by huge pages, bytes. With a smaller limit, one touch of
 /// a huge page would charge too much of the limit at once.
@@ -38,18 +41,20 @@ pub(super) struct Booted {
 /// Makes the cgroup and the VM, runs the hooks of `Create`, and maps init's artifact once the guest
 /// listens.
 pub(super) async fn boot(
-    request: TaskVmRequest,
+    order: WorkloadOrder,
     spec: Arc<TaskSpec>,
     ram_mib: u32,
     journal: &Arc<Journal>,
     resolver: &Resolver,
 ) -> Result<Booted, TaskVmError> {
-    let TaskVmRequest {
+    let WorkloadOrder {
         namespace,
         id,
         rootfs,
         bundle,
-    } = request;
+        ..
+    } = order;
+    let rootfs: Vec<_> = rootfs.into_iter().map(rootfs_mount).collect();
     let task_spec = Arc::clone(&spec);
     let config = &resolver.config;
     let (wanted, kept) = (Arc::clone(&spec), Arc::clone(journal));
@@ -127,4 +132,13 @@ fn make_task_cgroup(
     let inner = cgroup_path(spec.cgroup_path.as_deref(), namespace, id)?;
     let place = Hierarchies::find()?.place(&inner);
     Ok(Cgroup::create(&place, &spec.resources, journal)?)
+}
+
+fn rootfs_mount(mount: Mount) -> RootfsMount {
+    RootfsMount {
+        kind: mount.type_,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    }
 }

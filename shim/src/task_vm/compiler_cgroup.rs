@@ -1,18 +1,31 @@
 //! The cgroup of one compiler VM, and its part of the task's journal: both are removed when the compile has
 //! ended, in whatever way.
 
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::resolve::COMPILERS;
-use super::{TaskVmError, off_thread};
+use super::error::TaskVmError;
+use super::steps::off_thread;
 use crate::bundle::Resources;
-use crate::cgroup::{Cgroup, Hierarchies};
+use crate::cgroup::{Cgroup, Hierarchies, Place};
 use crate::cleanup::{self, CleanupError};
 use crate::error::chain;
 use crate::journal::Journal;
+
+/// The cgroup of all compiler VMs of the host, below the root of each hierarchy.
+const COMPILERS: &str = "wasmvm-compile";
+
+/// Files of the compilers' cgroup: a fifth of the default weight (cgroup-v2.rst, cgroup-v1's `cpu.shares`),
+/// and no swap.
+const GIVE_WAY: [(&str, &str); 3] = [
+    ("cpu.weight", "20"),
+    ("cpu.shares", "204"),
+    ("memory.swap.max", "0"),
+];
 
 /// The cgroup of one compiler VM. Its drop removes the cgroup with what lives in it.
 #[derive(Debug)]
@@ -36,8 +49,9 @@ impl CompilerCgroup {
     pub fn make(inner: &Path, limits: &Resources, part: Journal) -> Result<Self, TaskVmError> {
         let journal = Arc::new(part);
         let part = Part(Some(Arc::clone(&journal)));
-        let place = Hierarchies::find()?.place(inner);
-        let cgroup = Cgroup::create(&place, limits, &journal)?;
+        let hierarchies = Hierarchies::find()?;
+        let cgroup = Cgroup::create(&hierarchies.place(inner), limits, &journal)?;
+        give_way(&hierarchies.place(Path::new(COMPILERS)));
         Ok(Self { cgroup, part })
     }
 
@@ -76,6 +90,23 @@ impl Drop for Part {
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(undo)),
             Err(_) => undo(),
+        }
+    }
+}
+
+/// Gives all compilers together less of a busy processor than tasks: no tenant's first start is to be felt
+/// by others' programs. A file that cannot be written does not fail a start.
+fn give_way(compilers: &Place) {
+    for directory in compilers.paths() {
+        for (file, value) in GIVE_WAY {
+            let path = directory.join(file);
+            let opened = OpenOptions::new().write(true).open(&path);
+            match opened.and_then(|mut file| file.write_all(value.as_bytes())) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::debug!(path = %path.display(), %error, "cannot be written");
+                }
+                _ => {}
+            }
         }
     }
 }

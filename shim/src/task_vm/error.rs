@@ -9,7 +9,7 @@ use crate::bundle::BundleError;
 use crate::cgroup::CgroupError;
 use crate::cleanup::CleanupError;
 use crate::config::ConfigError;
-use crate::error::{ErrorCode, chain};
+use crate::error::{ErrorCode, Refusal, chain};
 use crate::hooks::HookError;
 use crate::journal::JournalError;
 use crate::program::ProgramError;
@@ -89,5 +89,11 @@ impl TaskVmError {
             Self::Store(err) => err.code(),
             Self::Step { .. } => ErrorCode::Internal,
         }
+    }
+}
+
+impl From<TaskVmError> for Refusal {
+    fn from(error: TaskVmError) -> Self {
+        Self::new(error.code(), &error)
     }
 }

@@ -9,48 +9,41 @@
 
 mod boot;
 mod compiler_cgroup;
+mod description;
 mod error;
+mod load;
+mod maker;
 mod resolve;
 mod run_hooks;
 mod slots;
+mod steps;
 
-use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+pub use self::maker::TaskVmMaker;
+
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
+use wasmvm_protocol::agent::Program;
 
-pub use self::error::TaskVmError;
-
-use self::boot::{Booted, boot};
+use self::description::describe;
+use self::error::TaskVmError;
 use self::resolve::Resolver;
 use self::run_hooks::{hook_state, run_poststart};
-pub use self::slots::SlotLease;
 use self::slots::Slots;
-use crate::bundle::{ProcessSpec, TaskSpec, ram_mib};
-use crate::cleanup::{self, CleanupError, Outcome};
-use crate::config::{Config, GuestFiles};
-use crate::hooks::{self, HookError};
-use crate::journal::{self, ExitRecord, Journal, JournalError, STATE_ROOT, Step, TASKS_ROOT};
+use self::steps::{Cleanup, undo};
+use crate::bundle::{ProcessSpec, TaskSpec};
+use crate::cleanup;
+use crate::error::{Refusal, chain};
+use crate::journal::{ExitRecord, Journal, Step};
 use crate::meter::Meter;
-use crate::program::{Found, Program};
-use crate::tree::{DeviceMount, RootfsMount};
-use crate::vm::{Vm, VmEnd, VmError};
-
-/// The fields of a `Create` request that a task's VM is made from.
-#[derive(Clone, Debug)]
-pub struct TaskVmRequest {
-    /// containerd's namespace of the task.
-    pub namespace: String,
-    /// The task's id, unique within the namespace.
-    pub id: String,
-    /// Path of the bundle's directory.
-    pub bundle: PathBuf,
-    /// The mounts that make up the root file system.
-    pub rootfs: Vec<RootfsMount>,
-}
+use crate::program::Found;
+use crate::tree::DeviceMount;
+use crate::vm::{Vm, VmEnd, credentials};
+use crate::workload::{LoadedProgram, SlotLease, Workload};
 
 /// A VM whose agent listens and whose first slot holds init's artifact.
 #[derive(Debug)]
@@ -73,205 +66,6 @@ pub struct TaskVm {
 }
 
 impl TaskVm {
-    /// Makes all that a task needs, up to a guest that waits for the agent's Create.
-    ///
-    /// # Errors
-    /// [`TaskVmError`]; then nothing is left.
-    pub async fn create(request: TaskVmRequest, config: &Config) -> Result<Self, TaskVmError> {
-        let wanted = request.clone();
-        let (guest, spec, journal) = off_thread(move || begin(&wanted)).await?;
-        let (spec, journal) = (Arc::new(spec), Arc::new(journal));
-        let (namespace, id) = (request.namespace.clone(), request.id.clone());
-        let bundle = request.bundle.clone();
-        let ram_mib = ram_mib(spec.memory_bytes_max(), config.default_memory_mib);
-        let resolver = Resolver::new(&namespace, &id, &spec, config, guest);
-        match boot(request, Arc::clone(&spec), ram_mib, &journal, &resolver).await {
-            Ok(Booted {
-                cgroup,
-                vm,
-                slots,
-                slot,
-                found,
-                devices,
-            }) => Ok(Self {
-                namespace,
-                id,
-                bundle,
-                meter: Arc::new(Meter::new(cgroup, ram_mib, spec.memory_bytes_max())),
-                spec,
-                devices,
-                journal,
-                resolver,
-                load_limit: config.load_timeout(),
-                vm,
-                slots: Mutex::new(slots),
-                slot,
-                found,
-            }),
-            Err(err) => {
-                if let Err(left) = undo(cleanup::undo, namespace, id).await {
-                    tracing::error!(error = %crate::error::chain(&left), "a failed create left something");
-                }
-                Err(err)
-            }
-        }
-    }
-
-    /// How long the guest may take to load a program.
-    #[must_use]
-    pub fn load_limit(&self) -> Duration {
-        self.load_limit
-    }
-
-    /// The VMM's pid on the host, which is the task's pid.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.vm.pid()
-    }
-
-    /// The task's spec, loaded from the bundle.
-    #[must_use]
-    pub fn spec(&self) -> &TaskSpec {
-        &self.spec
-    }
-
-    /// The findings about init's program in the task's tree.
-    #[must_use]
-    pub fn found(&self) -> &Found {
-        &self.found
-    }
-
-    /// Files of the tree that the guest is to mount devices of its own on.
-    #[must_use]
-    pub fn devices(&self) -> &[DeviceMount] {
-        &self.devices
-    }
-
-    /// The limits and the use of the task.
-    #[must_use]
-    pub fn meter(&self) -> &Arc<Meter> {
-        &self.meter
-    }
-
-    /// Finds the program of an exec in the task's files, as they are now, and maps its artifact.
-    ///
-    /// # Errors
-    /// [`TaskVmError`]; its variant `Exec` says what can be executed.
-    pub async fn load(&self, process: &ProcessSpec) -> Result<(SlotLease, Found), TaskVmError> {
-        let program = self.read_program(process).await?;
-        let artifact = self.resolver.resolve(&program, &self.journal).await?;
-        let found = program.found.clone();
-        drop(program);
-        let mut slots = self.slots.lock().await;
-        if let Some(lease) = slots.find(&artifact.key) {
-            return Ok((lease, found));
-        }
-        let artifact = self.resolver.own(artifact, || self.meter.birth()).await?;
-        let lease = slots.lease(&self.vm, artifact).await?;
-        Ok((lease, found))
-    }
-
-    /// Compiles init's program again, as the guest cannot load the artifact, and maps the new artifact in
-    /// place of the old one.
-    ///
-    /// # Errors
-    /// [`TaskVmError`].
-    pub async fn compile_again(&self) -> Result<(), TaskVmError> {
-        let program = self.read_program(&self.spec.process).await?;
-        let again = self.resolver.compile_again(&program, &self.journal);
-        let artifact = self
-            .resolver
-            .own(again.await?, || self.meter.birth())
-            .await?;
-        let mut slots = self.slots.lock().await;
-        Ok(slots.replace(&self.vm, &self.slot, artifact).await?)
-    }
-
-    /// Reads one program at a time: reading takes a processor of the host's, for longer the larger the file
-    /// is.
-    async fn read_program(&self, process: &ProcessSpec) -> Result<Arc<Program>, TaskVmError> {
-        let (vmm, wanted) = (self.vm.process().clone(), process.clone());
-        let _reading = self.resolver.reading().await;
-        let program = off_thread(move || {
-            // `root` is dropped with this closure: an open descriptor would hold the task's mounts.
-            let root = vmm.root().map_err(|source| TaskVmError::Step {
-                action: "open the task's root directory",
-                source,
-            })?;
-            Program::open(root.as_fd(), &wanted).map_err(TaskVmError::Exec)
-        })
-        .await?;
-        Ok(Arc::new(program))
-    }
-
-    /// Stops the guest.
-    ///
-    /// # Errors
-    /// [`VmError`].
-    pub async fn pause(&self) -> Result<(), VmError> {
-        self.vm.pause().await
-    }
-
-    /// Resumes a stopped guest.
-    ///
-    /// # Errors
-    /// [`VmError`].
-    pub async fn resume(&self) -> Result<(), VmError> {
-        self.vm.resume().await
-    }
-
-    /// Opens a byte stream to a port of the guest.
-    ///
-    /// # Errors
-    /// [`VmError`].
-    pub async fn connect(&self, port: u32) -> Result<UnixStream, VmError> {
-        self.vm.connect(port).await
-    }
-
-    /// Waits until the VM has ended. Any number of callers may wait.
-    pub async fn vm_ended(&self) -> VmEnd {
-        self.vm.ended().await
-    }
-
-    /// Kills the VM; [`TaskVm::vm_ended`] reports its end.
-    pub fn kill_vm(&self) {
-        self.vm.kill();
-    }
-
-    /// Runs the poststart hooks. Dropping the future ends the hook that runs.
-    ///
-    /// # Errors
-    /// The first [`HookError`].
-    pub async fn poststart(&self) -> Result<(), HookError> {
-        let state = hook_state(&self.id, &self.bundle, &self.spec, self.pid());
-        run_poststart(&self.spec, state).await
-    }
-
-    /// Records init's exit, for a `delete` after the shim's own death.
-    ///
-    /// # Errors
-    /// [`JournalError`].
-    pub fn record_exit(&self, exit: ExitRecord) -> Result<(), JournalError> {
-        self.journal.record(&Step::Exit(exit))
-    }
-
-    /// Ends the VM and removes all that [`TaskVm::create`] has made but the journal. May be called
-    /// again.
-    ///
-    /// # Errors
-    /// [`CleanupError`]
-    pub async fn release(&self) -> Result<(), TaskVmError> {
-        self.end(cleanup::release).await
-    }
-
-    /// Ends the VM and removes all that [`TaskVm::create`] has made. May be called again.
-    ///
-    /// # Errors
-    /// [`CleanupError`]; the journal is kept then, so that `delete` can try again.
-    pub async fn destroy(&self) -> Result<(), TaskVmError> {
-        self.end(cleanup::undo).await
-    }
-
     async fn end(&self, cleanup: Cleanup) -> Result<(), TaskVmError> {
         self.vm.kill();
         self.vm.ended().await;
@@ -280,47 +74,80 @@ impl TaskVm {
     }
 }
 
-/// Finds the guest's files, loads the spec and starts the journal; what a task of the same id has left
-/// after a crash is removed first.
-fn begin(request: &TaskVmRequest) -> Result<(GuestFiles, TaskSpec, Journal), TaskVmError> {
-    let guest = GuestFiles::find()?;
-    let spec = TaskSpec::load(&request.bundle)?;
-    let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);
-    let (namespace, id) = (&request.namespace, &request.id);
-    let journal = cleanup::begin(tasks, earlier, namespace, id, &request.bundle)?;
-    Ok((guest, spec, journal))
-}
+#[async_trait]
+impl Workload for TaskVm {
+    fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
 
-/// A way to clean up: [`cleanup::undo`] or [`cleanup::release`].
-pub type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
+    fn program(&self) -> Program {
+        describe(self, &self.spec.process, &self.found, 0)
+    }
 
-/// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.
-///
-/// # Errors
-/// [`TaskVmError::Cleanup`].
-pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), TaskVmError> {
-    off_thread(move || {
-        hooks::wait_for_cancelled(&id);
-        let root = journal::root_of(&namespace, &id);
-        cleanup(root, &namespace, &id).map(drop)
-    })
-    .await
-}
+    fn load_limit(&self) -> Duration {
+        self.load_limit
+    }
 
-/// A step of a task's VM, run by [`crate::off_thread`].
-async fn off_thread<T, E>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, TaskVmError>
-where
-    T: Send + 'static,
-    E: Send + 'static,
-    TaskVmError: From<E>,
-{
-    match crate::off_thread::off_thread(work).await {
-        Ok(done) => Ok(done?),
-        Err(source) => Err(TaskVmError::Step {
-            action: "finish a step on a thread of its own",
-            source,
-        }),
+    async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
+        credentials::check_exec(&self.spec, &process.user).map_err(TaskVmError::from)?;
+        let (slot, found) = self.find_and_map(process).await?;
+        let program = describe(self, process, &found, slot.index());
+        Ok(LoadedProgram { program, slot })
+    }
+
+    async fn compile_again(&self) -> Result<(), Refusal> {
+        Ok(self.recompile().await?)
+    }
+
+    async fn pause(&self) -> Result<(), Refusal> {
+        Ok(self.vm.pause().await.map_err(TaskVmError::from)?)
+    }
+
+    async fn resume(&self) -> Result<(), Refusal> {
+        Ok(self.vm.resume().await.map_err(TaskVmError::from)?)
+    }
+
+    fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
+    async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {
+        Ok(self.vm.connect(port).await.map_err(TaskVmError::from)?)
+    }
+
+    async fn vm_ended(&self) -> VmEnd {
+        self.vm.ended().await
+    }
+
+    fn kill_vm(&self) {
+        self.vm.kill();
+    }
+
+    async fn poststart(&self) -> Result<(), Refusal> {
+        let state = hook_state(&self.id, &self.bundle, &self.spec, self.pid());
+        let ran = run_poststart(&self.spec, state).await;
+        Ok(ran.map_err(TaskVmError::from)?)
+    }
+
+    fn record_exit(&self, status: u32, exited_at: SystemTime) {
+        let since_epoch = exited_at
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let exit = ExitRecord {
+            status,
+            exited_at_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
+        };
+        if let Err(error) = self.journal.record(&Step::Exit(exit)) {
+            // containerd hears of the exit all the same; only a `delete` after the shim's own death would not.
+            tracing::warn!(error = chain(&error), "cannot keep the exit");
+        }
+    }
+
+    async fn release(&self) -> Result<(), Refusal> {
+        Ok(self.end(cleanup::release).await?)
+    }
+
+    async fn destroy(&self) -> Result<(), Refusal> {
+        Ok(self.end(cleanup::undo).await?)
     }
 }

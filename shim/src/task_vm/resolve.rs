@@ -1,7 +1,6 @@
 //! Resolves a program to its artifact: out of the store, or compiled now.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,11 +10,13 @@ use tokio::sync::{Mutex, MutexGuard};
 use wasmvm_protocol::control::Role;
 
 use super::compiler_cgroup::{CompilerCgroup, compiler_cgroup_path};
-use super::{TaskVmError, off_thread};
+use super::error::TaskVmError;
+use super::slots::Artifact;
+use super::steps::off_thread;
 use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, compile};
 use crate::artifact::{ArtifactKey, Next, Shelf, Store, Turn, Turns, private_copy};
 use crate::bundle::{Limit, Resources, TaskSpec};
-use crate::cgroup::{Birth, Cgroup, CgroupError, Hierarchies, Place};
+use crate::cgroup::{Birth, Cgroup, CgroupError};
 use crate::config::{Config, GuestFiles, Sharing};
 use crate::journal::{Journal, STATE_ROOT};
 use crate::program::Program;
@@ -23,26 +24,6 @@ use crate::vm::launch::VmFiles;
 
 /// The annotation with a pod's namespace, in the specs that CRI makes (containerd, `pkg/cri/annotations`).
 const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
-/// The cgroup of all compiler VMs of the host, below the root of each hierarchy.
-pub(super) const COMPILERS: &str = "wasmvm-compile";
-
-/// Files of the compilers' cgroup: a fifth of the default weight (cgroup-v2.rst, cgroup-v1's `cpu.shares`),
-/// and no swap.
-const GIVE_WAY: [(&str, &str); 3] = [
-    ("cpu.weight", "20"),
-    ("cpu.shares", "204"),
-    ("memory.swap.max", "0"),
-];
-
-/// A program as VMs map it.
-#[derive(Debug)]
-pub struct Artifact {
-    /// The key of the artifact, by which its slot is found.
-    pub key: ArtifactKey,
-    /// The artifact itself, opened read-only.
-    pub file: File,
-}
-
 /// Resolves the programs of one task: init's and those of its execs.
 #[derive(Debug)]
 pub struct Resolver {
@@ -250,12 +231,7 @@ impl Resolver {
             ..Resources::default()
         };
         let inner = compiler_cgroup_path(&self.namespace, &self.id, number);
-        off_thread(move || {
-            let cgroup = CompilerCgroup::make(&inner, &limits, part)?;
-            give_way(&Hierarchies::find()?.place(Path::new(COMPILERS)));
-            Ok::<_, TaskVmError>(cgroup)
-        })
-        .await
+        off_thread(move || CompilerCgroup::make(&inner, &limits, part)).await
     }
 
     async fn compile_in(
@@ -305,23 +281,6 @@ fn own_copy(file: &File, cgroup: &Birth) -> Result<File, TaskVmError> {
         action: "make the VM's own copy of a file, as sharing = \"none\" wants",
         source,
     })
-}
-
-/// Gives all compilers together less of a busy processor than tasks: no tenant's first start is to be felt
-/// by others' programs. A file that cannot be written does not fail a start.
-fn give_way(compilers: &Place) {
-    for directory in compilers.paths() {
-        for (file, value) in GIVE_WAY {
-            let path = directory.join(file);
-            let opened = OpenOptions::new().write(true).open(&path);
-            match opened.and_then(|mut file| file.write_all(value.as_bytes())) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::debug!(path = %path.display(), %error, "cannot be written");
-                }
-                _ => {}
-            }
-        }
-    }
 }
 
 /// The tenant of a task: containerd's namespace, and below it the pod's where the task is part of a pod.

@@ -3,15 +3,25 @@
 //! Instances of one program share its slot. A slot without users keeps its artifact, as the next exec is
 //! likely to want the same artifact, until another artifact needs the place.
 
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use wasmvm_protocol::slot::SLOTS_MAX;
 
-use super::resolve::Artifact;
 use crate::artifact::ArtifactKey;
 use crate::error::ErrorCode;
 use crate::vm::{Vm, VmError};
+use crate::workload::SlotLease;
+
+/// A program as VMs map it.
+#[derive(Debug)]
+pub struct Artifact {
+    /// The key of the artifact, by which its slot is found.
+    pub key: ArtifactKey,
+    /// The artifact itself, opened read-only.
+    pub file: File,
+}
 
 /// Why an artifact cannot be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -34,28 +44,6 @@ impl SlotsError {
             Self::Full => ErrorCode::ResourceExhausted,
             Self::Map(err) => err.code(),
         }
-    }
-}
-
-/// An instance's use of a slot; the slot is free when all its leases are dropped.
-#[derive(Clone, Debug)]
-pub struct SlotLease {
-    index: u32,
-    _user: Arc<()>,
-}
-
-impl SlotLease {
-    /// A lease without a VM behind it.
-    #[cfg(test)]
-    pub fn fake(index: u32) -> Self {
-        let _user = Arc::new(());
-        Self { index, _user }
-    }
-
-    /// The slot's number, from 0.
-    #[must_use]
-    pub fn index(&self) -> u32 {
-        self.index
     }
 }
 
@@ -95,8 +83,8 @@ impl Slots {
         lease: &SlotLease,
         artifact: Artifact,
     ) -> Result<(), VmError> {
-        vm.map_slot(lease.index, artifact.file.as_fd()).await?;
-        if let Some(Some(mapped)) = self.0.get_mut(lease.index as usize) {
+        vm.map_slot(lease.index(), artifact.file.as_fd()).await?;
+        if let Some(Some(mapped)) = self.0.get_mut(lease.index() as usize) {
             mapped.key = artifact.key;
         }
         Ok(())
@@ -108,7 +96,7 @@ impl Slots {
             let mapped = slot.as_ref().filter(|mapped| mapped.key == *key)?;
             Some((index, mapped.user.clone()))
         });
-        mapped.map(|(index, _user)| SlotLease { index, _user })
+        mapped.map(|(index, user)| SlotLease::new(index, user))
     }
 
     /// Finds a slot without users and empties it: a mapping that fails leaves nothing to rely on.
@@ -131,11 +119,11 @@ impl Slots {
 
     fn fill(&mut self, index: u32, key: ArtifactKey) -> SlotLease {
         let user = Arc::new(());
-        let _user = user.clone();
+        let lease = SlotLease::new(index, user.clone());
         if let Some(slot) = self.0.get_mut(index as usize) {
             *slot = Some(Mapped { key, user });
         }
-        SlotLease { index, _user }
+        lease
     }
 }
 

@@ -199,7 +199,7 @@ fn lay(config: Config, options: &Options) -> Result<Config, ConfigError> {
 mod tests {
     use super::*;
 
-    const CAPTURED: &[u8] = include_bytes!("captures/1620-0.stdin");
+    const CAPTURED: &[u8] = include_bytes!("../launch/captures/1620-0.stdin");
 
     fn any(type_url: &str, value: &[u8]) -> Any {
         Any {

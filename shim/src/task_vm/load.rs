@@ -1,0 +1,67 @@
+//! Programs of a running task: found in its tree, and mapped into its VM.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use super::TaskVm;
+use super::error::TaskVmError;
+use super::steps::off_thread;
+use crate::bundle::ProcessSpec;
+use crate::program::{Found, Program};
+use crate::workload::SlotLease;
+
+impl TaskVm {
+    /// Finds the program of an exec in the task's files, as they are now, and maps its artifact.
+    ///
+    /// # Errors
+    /// [`TaskVmError`]; its variant `Exec` says what can be executed.
+    pub(super) async fn find_and_map(
+        &self,
+        process: &ProcessSpec,
+    ) -> Result<(SlotLease, Found), TaskVmError> {
+        let program = self.read_program(process).await?;
+        let artifact = self.resolver.resolve(&program, &self.journal).await?;
+        let found = program.found.clone();
+        drop(program);
+        let mut slots = self.slots.lock().await;
+        if let Some(lease) = slots.find(&artifact.key) {
+            return Ok((lease, found));
+        }
+        let artifact = self.resolver.own(artifact, || self.meter.birth()).await?;
+        let lease = slots.lease(&self.vm, artifact).await?;
+        Ok((lease, found))
+    }
+
+    /// Compiles init's program again, as the guest cannot load the artifact, and maps the new artifact in
+    /// place of the old one.
+    ///
+    /// # Errors
+    /// [`TaskVmError`].
+    pub(super) async fn recompile(&self) -> Result<(), TaskVmError> {
+        let program = self.read_program(&self.spec.process).await?;
+        let again = self.resolver.compile_again(&program, &self.journal);
+        let artifact = self
+            .resolver
+            .own(again.await?, || self.meter.birth())
+            .await?;
+        let mut slots = self.slots.lock().await;
+        Ok(slots.replace(&self.vm, &self.slot, artifact).await?)
+    }
+
+    /// Reads one program at a time: reading takes a processor of the host's, for longer the larger the file
+    /// is.
+    async fn read_program(&self, process: &ProcessSpec) -> Result<Arc<Program>, TaskVmError> {
+        let (vmm, wanted) = (self.vm.process().clone(), process.clone());
+        let _reading = self.resolver.reading().await;
+        let program = off_thread(move || {
+            // `root` is dropped with this closure: an open descriptor would hold the task's mounts.
+            let root = vmm.root().map_err(|source| TaskVmError::Step {
+                action: "open the task's root directory",
+                source,
+            })?;
+            Program::open(root.as_fd(), &wanted).map_err(TaskVmError::Exec)
+        })
+        .await?;
+        Ok(Arc::new(program))
+    }
+}

@@ -1,0 +1,45 @@
+//! Steps that block, on threads of their own.
+
+use std::path::Path;
+
+use super::error::TaskVmError;
+use crate::cleanup::{CleanupError, Outcome};
+use crate::hooks;
+use crate::journal;
+
+/// A way to clean up: [`cleanup::undo`] or [`cleanup::release`].
+pub type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
+
+/// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.
+///
+/// # Errors
+/// [`TaskVmError::Cleanup`].
+pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), TaskVmError> {
+    off_thread(move || {
+        hooks::wait_for_cancelled(&id);
+        let root = journal::root_of(&namespace, &id);
+        cleanup(root, &namespace, &id).map(drop)
+    })
+    .await
+}
+
+/// Runs a step of a task's VM by [`crate::off_thread`].
+///
+/// # Errors
+/// The step's, and [`TaskVmError::Step`] when the step panicked.
+pub async fn off_thread<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, TaskVmError>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    TaskVmError: From<E>,
+{
+    match crate::off_thread::off_thread(work).await {
+        Ok(done) => Ok(done?),
+        Err(source) => Err(TaskVmError::Step {
+            action: "finish a step on a thread of its own",
+            source,
+        }),
+    }
+}
