@@ -57,7 +57,7 @@ async fn call(agent: &Agent, method: u8) -> std::result::Result<(), AgentError> 
             agent
                 .resize(
                     "",
-                    Size {
+                    TerminalSize {
                         width: 1,
                         height: 1,
                     },

@@ -6,6 +6,7 @@
 
 mod bounded;
 mod error;
+mod terminal_size;
 pub mod wall_clock;
 mod wire;
 
@@ -29,10 +30,10 @@ use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 
 pub use self::bounded::client;
 pub use self::error::{AgentError, Method};
+pub use self::terminal_size::TerminalSize;
 use self::wall_clock::{Moment, Told};
 use crate::patience::Clock;
 use crate::stdio::{GuestStreams, Stdio};
-use crate::task::Size;
 use crate::workload::Workload;
 
 /// How long a connection to the guest may take to open.
@@ -225,7 +226,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub async fn resize(&self, exec_id: &str, size: Size) -> Result<(), AgentError> {
+    pub async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError> {
         let request = ResizePtyRequest {
             id: self.id.clone(),
             exec_id: exec_id.to_owned(),

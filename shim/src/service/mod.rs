@@ -22,7 +22,7 @@ use self::request::{exec_order, order};
 use self::requests::{Request, Requests};
 use crate::bundle::Resources;
 use crate::error::{ErrorCode, Refusal};
-use crate::task::{Exec, Exit, Flow, Report, Size, State, Task, TaskError, Tasks};
+use crate::task::{Exec, Exit, Flow, Report, State, Task, TaskError, Tasks};
 
 /// Serves `containerd.task.v2.Task` and `containerd.task.v3.Task`, which are one on the wire.
 #[derive(Clone, Debug)]
@@ -364,8 +364,8 @@ impl TaskService for Service {
         request: pb::ResizePtyRequest,
     ) -> ttrpc::Result<pb::Empty> {
         let found = self.process(&request.id, &request.exec_id)?;
-        let size = Size::new(request.width, request.height).map_err(Refusal::from)?;
-        let resized = found.task.resize(found.exec.as_deref(), size).await;
+        let (exec, width, height) = (found.exec.as_deref(), request.width, request.height);
+        let resized = found.task.resize(exec, width, height).await;
         resized.map_err(Refusal::from)?;
         Ok(pb::Empty::new())
     }

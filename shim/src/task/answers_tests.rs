@@ -182,8 +182,7 @@ async fn whole_life(methods: &[&str], answer: Answer, signal: u32, paused: bool)
     // A guest that refuses Wait has ended its task: there is nobody left to ask.
     let runs = task.init.state() == State::Running && !methods.contains(&"Wait");
     if runs {
-        let size = Size::new(80, 25).unwrap();
-        let resized = case.done("ResizePty", task.resize(None, size)).await;
+        let resized = case.done("ResizePty", task.resize(None, 80, 25)).await;
         case.expect_honest("ResizePty", resized.map_err(|error| error.code()));
         for mib in [32, 128] {
             let resources = Resources {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use protobuf::MessageField;
 use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
 
-use super::{Move, Task, Vm, life, time_of_day};
+use super::{Move, Task, Vm, time_of_day, watcher};
 use crate::agent::{Agent, AgentError};
 use crate::error::{self, ErrorCode, Refusal};
 use crate::events::Event;
@@ -146,7 +146,7 @@ impl Task {
             self.events.publish(Event::Create(self.create_event(pid)));
         });
         debug_assert!(set && told.is_ok(), "a task is created once");
-        tokio::spawn(life::live(self.clone(), pumps));
+        tokio::spawn(watcher::watch(self.clone(), pumps));
         tokio::spawn(time_of_day::keep(self.clone()));
         pid
     }

@@ -4,7 +4,7 @@
 //! 0 s     containerd asks; the guest gets the signal, and has agent::KILL_MAX to answer
 //! 3 s     the guest has not reported the end: init's VM is killed, an exec is given up
 //! 4.4 s   what is left of the output delays TaskExit no longer
-//! 4.8 s   and neither does the VMM's pid (life::GONE_MAX)
+//! 4.8 s   and neither does the VMM's pid (watcher::GONE_MAX)
 //! ```
 //!
 //! The guest's answer, or its silence, changes none of these times: containerd hears of the exit within

@@ -15,6 +15,14 @@ use crate::agent::AgentError;
 /// How long the report of an exit may take to arrive after the guest has said that the program has ended.
 const EXIT_SEEN_MAX: Duration = Duration::from_millis(500);
 
+/// Refuses a number that is no signal.
+fn check(signal: u32) -> Result<(), TaskError> {
+    if signal > signals::SIGNAL_MAX {
+        return Err(TaskError::Signal(signal));
+    }
+    Ok(())
+}
+
 impl Task {
     /// Sends a signal to init, or with `all` to every program. The agent gets [`crate::agent::KILL_MAX`]; a
     /// signal that ends by default ends the VM when init does not exit. SIGSTOP pauses and SIGCONT resumes.
@@ -24,7 +32,7 @@ impl Task {
     /// [`TaskError`]
     pub async fn kill(self: &Arc<Self>, signal: u32, all: bool) -> Result<(), TaskError> {
         let vm = self.vm()?;
-        signals::check(signal)?;
+        check(signal)?;
         if self.init.state().exit().is_some() {
             return Err(TaskError::Finished(self.init.name().to_owned()));
         }
@@ -173,7 +181,7 @@ impl Task {
         signal: u32,
     ) -> Result<(), TaskError> {
         let vm = self.vm()?;
-        signals::check(signal)?;
+        check(signal)?;
         let name = || exec.process.name().to_owned();
         match exec.process.state() {
             State::Starting => return exec.kill_starting(signal).await,

@@ -2,15 +2,17 @@
 //!
 //! [`machine`] says which moves are allowed when; this module makes them. Each state-changing request runs
 //! in a task of the runtime that no caller can drop, as ttrpc drops a handler at its deadline. Beside the
-//! requests runs one watcher ([`life`]), which sees the program or the VM end. The requests that containerd
+//! requests runs one watcher ([`watcher`]), which sees the program or the VM end. The requests that containerd
 //! polls (State, Wait, Pids, Connect) are answered without asking the guest.
 
 mod create;
 mod error;
 mod exec;
+mod exec_watcher;
+mod execs;
+mod exit;
 mod fatal;
 mod kill;
-mod life;
 mod look;
 mod machine;
 mod pause;
@@ -20,6 +22,7 @@ mod resources;
 mod signals;
 mod terminal;
 mod time_of_day;
+mod watcher;
 
 #[cfg(test)]
 pub mod fakes;
@@ -36,7 +39,6 @@ pub use machine::{Exit, IllegalMove, Move, State};
 pub use pause::Flow;
 pub use process::Report;
 pub use registry::{TaskOrder, Tasks};
-pub use terminal::Size;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

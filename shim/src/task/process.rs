@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 
 use super::fatal::FatalSignal;
-use super::{Exit, IllegalMove, Move, Size, State, TaskError};
+use super::{Exit, IllegalMove, Move, State, TaskError};
+use crate::agent::TerminalSize;
 use crate::stdio::{StdioNames, StdioSwitch};
 
 /// The facts about a process that State, Pids and Connect report.
@@ -44,7 +45,7 @@ pub struct Process {
     /// Whether no stream is open: the process's part of the VM has no more output.
     drained: watch::Sender<bool>,
     /// A terminal's size that has not been sent to the guest yet.
-    size: Mutex<Option<Size>>,
+    size: Mutex<Option<TerminalSize>>,
 }
 
 impl Process {
@@ -166,17 +167,17 @@ impl Process {
     }
 
     /// Keeps a terminal's size until it can be sent to the guest.
-    pub fn keep_size(&self, size: Size) {
+    pub fn keep_size(&self, size: TerminalSize) {
         *self.size() = Some(size);
     }
 
     /// Takes the size that waits to be sent to the guest, if any.
-    pub fn take_size(&self) -> Option<Size> {
+    pub fn take_size(&self) -> Option<TerminalSize> {
         self.size().take()
     }
 
     /// The size is one value, and so whole after every statement.
-    fn size(&self) -> MutexGuard<'_, Option<Size>> {
+    fn size(&self) -> MutexGuard<'_, Option<TerminalSize>> {
         self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,7 +1,5 @@
 //! Linux signal numbers, as far as the shim has to tell them apart (signal(7)).
 
-use super::TaskError;
-
 /// The highest real-time signal.
 pub const SIGNAL_MAX: u32 = 64;
 /// Not a signal: kill(2) with 0 asks whether the program is there.
@@ -17,14 +15,6 @@ pub const SIGCONT: u32 = 18;
 /// Numbers that do not end a program: the probe is no signal; SIGCHLD, SIGCONT, SIGURG and SIGWINCH are
 /// ignored; SIGSTOP, SIGTSTP, SIGTTIN and SIGTTOU stop.
 const HARMLESS: [u32; 9] = [PROBE, 17, 18, 23, 28, 19, 20, 21, 22];
-
-/// Refuses a number that is no signal.
-pub fn check(signal: u32) -> Result<(), TaskError> {
-    if signal > SIGNAL_MAX {
-        return Err(TaskError::Signal(signal));
-    }
-    Ok(())
-}
 
 /// Whether the signal ends a program that does not handle it.
 pub fn ends_by_default(signal: u32) -> bool {

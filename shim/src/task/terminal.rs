@@ -2,34 +2,27 @@
 
 use super::pause::Flow;
 use super::{Exec, Process, Task, TaskError, Vm};
-
-/// The size of a terminal in characters: `width` columns and `height` rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
-    pub width: u16,
-    pub height: u16,
-}
-
-impl Size {
-    /// Checks the numbers of containerd's request.
-    ///
-    /// # Errors
-    /// [`TaskError::Size`] beyond what `struct winsize` holds.
-    pub fn new(width: u32, height: u32) -> Result<Self, TaskError> {
-        match (u16::try_from(width), u16::try_from(height)) {
-            (Ok(width), Ok(height)) => Ok(Self { width, height }),
-            _ => Err(TaskError::Size { width, height }),
-        }
-    }
-}
+use crate::agent::TerminalSize;
 
 impl Task {
-    /// Resizes a process' terminal; a size that cannot be sent to the guest now is sent later. A process
-    /// without a terminal is left as it is.
+    /// Resizes a process' terminal to `width` columns and `height` rows; a size that cannot be sent to the
+    /// guest now is sent later. A process without a terminal is left as it is.
     ///
     /// # Errors
-    /// [`TaskError`]; `Finished` when the program has exited.
-    pub async fn resize(&self, exec: Option<&Exec>, size: Size) -> Result<(), TaskError> {
+    /// [`TaskError`]; `Size` beyond what `struct winsize` holds, `Finished` when the program has exited.
+    pub async fn resize(
+        &self,
+        exec: Option<&Exec>,
+        width: u32,
+        height: u32,
+    ) -> Result<(), TaskError> {
+        let (Ok(columns), Ok(rows)) = (u16::try_from(width), u16::try_from(height)) else {
+            return Err(TaskError::Size { width, height });
+        };
+        let size = TerminalSize {
+            width: columns,
+            height: rows,
+        };
         let vm = self.vm()?;
         let process = exec.map_or(&self.init, |exec| &exec.process);
         if process.state().exit().is_some() {
