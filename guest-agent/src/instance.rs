@@ -20,10 +20,10 @@ use tokio::sync::watch;
 use wasmvm_protocol::threads;
 
 use crate::error::AgentError;
+use crate::instance_id::InstanceId;
 use crate::reap::{ProcessEnd, reap};
 use crate::signal::SignalNumber;
 use crate::spawn::Child;
-use crate::table::InstanceId;
 use crate::terminal::{Terminal, WindowSize};
 use crate::work::WorkFile;
 

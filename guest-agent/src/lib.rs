@@ -12,7 +12,8 @@
 //!
 //! * [`init`]: mounts, device nodes, role, the listeners; the only code that needs to be PID 1.
 //! * [`tree`]: the task's file tree and its devices, clock, host name.
-//! * [`supervisor`]: what requests do; [`table`]: the instances; [`instance`]: the state machine of one.
+//! * [`supervisor`]: what requests do; [`table`]: the instances; [`instance`]: the state machine of one;
+//!   [`instance_id`]: its name.
 //! * [`service`]: a thin adapter from containerd's Task service to the supervisor; [`request`]: its door.
 //! * [`streams`]: stdio streams that no instance has claimed yet; [`stdio`], [`terminal`]: how a runner
 //!   gets them.
@@ -45,6 +46,7 @@ pub mod engine;
 pub mod error;
 pub mod init;
 pub mod instance;
+pub mod instance_id;
 pub mod log;
 pub mod reap;
 pub mod report;

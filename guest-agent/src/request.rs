@@ -9,7 +9,7 @@ use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, PROGRAM_TYPE_URL, Program}
 use wasmvm_protocol::slot::SLOTS_MAX;
 use wasmvm_protocol::stream::ID_BYTES_MAX;
 
-use crate::table::InstanceId;
+use crate::instance_id::InstanceId;
 use crate::terminal::WindowSize;
 use crate::tree::TASK_DEVICES;
 

@@ -16,10 +16,10 @@ use wasmvm_protocol::agent::containerd::shim_async::Task;
 use wasmvm_protocol::agent::{INSTANCE_TYPE_URL, REPLY_BYTES_MAX, USAGE_TYPE_URL, Usage};
 
 use crate::error::AgentError;
+use crate::instance_id::InstanceId;
 use crate::request::{self, LoadRequest};
 use crate::signal::SignalNumber;
 use crate::supervisor::Supervisor;
-use crate::table::InstanceId;
 
 /// Of a PidsResponse, bytes: what the shim takes, less the frame around it.
 const PIDS_BYTES_MAX: u64 = REPLY_BYTES_MAX as u64 - 256;

@@ -24,8 +24,8 @@ use wasmvm_protocol::stream::{
     STREAM_HEADER_FIXED_BYTES, StdioFd, StreamHeader, StreamHeaderError,
 };
 
+use crate::instance_id::InstanceId;
 use crate::log::{self, Level};
-use crate::table::InstanceId;
 use crate::watch::watch;
 
 /// Connections that are open but belong to no instance yet.

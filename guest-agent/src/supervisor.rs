@@ -14,6 +14,7 @@ use wasmvm_protocol::slot::slot_address;
 
 use crate::error::AgentError;
 use crate::instance::{Instance, Phase, Runner};
+use crate::instance_id::InstanceId;
 use crate::log::{self, Level};
 use crate::reap::reap;
 use crate::report::Report;
@@ -22,7 +23,7 @@ use crate::signal::SignalNumber;
 use crate::spawn::{self, Child, RUNNER_MODE};
 use crate::stdio::Stdio;
 use crate::streams::Streams;
-use crate::table::{InstanceId, Table};
+use crate::table::Table;
 use crate::terminal;
 use crate::tree::GuestError;
 use crate::watch::watch_child;
