@@ -32,7 +32,6 @@ use crate::slot::{SlotContent, SlotError};
 use crate::spawn::{self, COMPILE_MODE, REPORT_FD, SLOT_FD, WORK_FD};
 use crate::streams::accept;
 use crate::supervisor::pipe;
-use crate::watch::watch_child;
 
 /// Bytes per write of the delivery.
 const DELIVERY_BYTES: usize = 64 << 10;
@@ -186,7 +185,7 @@ impl CompilerService {
         let answer = Report::receive(report)
             .await
             .map_err(|error| AgentError::System("read the report", error))?;
-        let process = watch_child(child).map_err(prepare)?;
+        let process = child.watch().map_err(prepare)?;
         let end = reap(&process).await.map_err(prepare)?;
         match answer {
             Some(Report::Ready(kind)) => Ok((kind, artifact.into())),

@@ -281,7 +281,7 @@ mod tests {
         })
         .unwrap();
         let runner = Runner {
-            process: crate::watch::watch_child(child).unwrap(),
+            process: child.watch().unwrap(),
             start: write,
             work: Arc::new(WorkFile::new(&Program::new()).unwrap()),
             terminal: None,

@@ -15,6 +15,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::watch::watch;
 
@@ -72,6 +74,15 @@ impl Child {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// The child in the runtime's event loop, which says when it has ended.
+    ///
+    /// # Errors
+    /// `epoll_ctl(2)`'s; the child is ended then.
+    pub fn watch(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the pidfd stays open and the same until the child is dropped.
+        Ok(unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }?)
     }
 }
 

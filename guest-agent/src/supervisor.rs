@@ -26,7 +26,6 @@ use crate::streams::Streams;
 use crate::table::Table;
 use crate::terminal;
 use crate::tree::GuestError;
-use crate::watch::watch_child;
 use crate::work::WorkFile;
 
 /// How long a task's end may wait for the ends of its execs, which were killed. Only one that waits for
@@ -260,7 +259,7 @@ impl Supervisor {
             passed: vec![slots, work, report_end, start_end],
             terminal,
         })?;
-        let process = watch_child(child).map_err(failed("watch the runner"))?;
+        let process = child.watch().map_err(failed("watch the runner"))?;
         self.await_ready(&process, report).await?;
         Ok((process, start))
     }

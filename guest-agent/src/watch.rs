@@ -6,8 +6,6 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::spawn::Child;
-
 /// A descriptor of which readability is waited for; it should be non-blocking if it is read.
 ///
 /// # Errors
@@ -23,13 +21,4 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 pub fn watch_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd stays open and the same until it is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
-}
-
-/// A child of which the end is waited for.
-///
-/// # Errors
-/// `epoll_ctl(2)`'s; the child is ended then.
-pub fn watch_child(child: Child) -> io::Result<AsyncFd<Child>> {
-    // SAFETY: a Child's pidfd stays open and the same until it is dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(child, Interest::READABLE) }?)
 }
