@@ -67,7 +67,7 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     p0::add_to_linker_async(&mut linker, State::p1)?;
     p1::add_to_linker_async(&mut linker, State::p1)?;
     linker.allow_shadowing(true);
-    super::batch::add_to_linker(&mut linker)?;
+    super::fd_write::add_to_linker(&mut linker)?;
     for module in ["wasi_snapshot_preview1", "wasi_unstable"] {
         // wasmtime-wasi's own traps on codes above 125; a program may end with any.
         linker.func_wrap(module, "proc_exit", |code: i32| -> wasmtime::Result<()> {

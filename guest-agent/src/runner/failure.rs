@@ -146,7 +146,7 @@ pub fn status(name: &str, ended: wasmtime::Result<()>) -> i32 {
         return exit.0;
     }
     let error = error.context(format!("failed to run main module `{name}`"));
-    super::stdio::write_stderr(format!("Error: {error:?}\n").as_bytes());
+    super::descriptors::write_stderr(format!("Error: {error:?}\n").as_bytes());
     TRAPPED
 }
 

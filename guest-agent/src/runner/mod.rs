@@ -13,7 +13,9 @@
 mod batch;
 mod component;
 mod core;
+mod descriptors;
 mod failure;
+mod fd_write;
 mod limits;
 mod privileges;
 mod stdio;
