@@ -11,6 +11,7 @@
 //! ```
 //!
 //! * [`init`]: mounts, device nodes, role, the listeners; the only code that needs to be PID 1.
+//! * `vsock`: the ports, and the announcement that they listen.
 //! * [`tree`]: the task's file tree and its devices, clock, host name.
 //! * [`supervisor`]: what requests do; [`table`]: the instances; [`instance`]: the state machine of one;
 //!   [`instance_id`]: its name.
@@ -62,6 +63,7 @@ pub mod supervisor;
 pub mod table;
 pub mod terminal;
 pub mod tree;
+mod vsock;
 mod watch;
 pub mod work;
 
