@@ -82,12 +82,11 @@ pub fn main(mut args: impl Iterator<Item = String>) -> i32 {
         log::line(Level::Error, "usage: compile SLOT_OFFSET");
         return 2;
     };
-    // SAFETY: the parent put them there for us; each is taken once.
-    let slot = unsafe { spawn::take(SLOT_FD) };
-    // SAFETY: as above.
-    let artifact = unsafe { spawn::take(WORK_FD) };
-    // SAFETY: as above.
-    let report = unsafe { spawn::take(REPORT_FD) };
+    let [Ok(slot), Ok(artifact), Ok(report)] = [SLOT_FD, WORK_FD, REPORT_FD].map(spawn::take)
+    else {
+        log::line(Level::Error, "compile: its descriptors are not there");
+        return 2;
+    };
     let answer = match compile_slot(slot, offset, File::from(artifact)) {
         Ok(kind) => Report::Ready(kind),
         Err(error) => error.report(),
@@ -271,6 +270,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(unsafe_code, reason = "an artifact is trusted code")]
     fn the_runner_loads_what_the_compiler_makes() {
         let wasm = wat::parse_str("(module (func (export \"_start\")))").unwrap();
         let (kind, artifact) = compile(&wasm).unwrap();

@@ -40,6 +40,7 @@
 //!
 //! An instance's status is its process' wait status: the module's own code modulo 256, as on Linux;
 //! 128+n when signal n ended it; 134 after a trap, whose message and Wasm backtrace are on stderr.
+#![deny(unsafe_code)]
 
 #[cfg(feature = "compiler")]
 pub mod compiler;
@@ -74,7 +75,7 @@ pub fn main() -> i32 {
     let mode = args.next();
     // A signal sent to the program ends the runner, this one too; its streams are written without it.
     if mode.as_deref() != Some(spawn::RUNNER_MODE) {
-        ignore_sigpipe();
+        signal::ignore_sigpipe();
     }
     match mode.as_deref() {
         Some(spawn::RUNNER_MODE) => runner::main(args),
@@ -89,10 +90,4 @@ pub fn main() -> i32 {
             2
         }
     }
-}
-
-/// A write to a gone reader is an error of that write. (Rust's own start-up would do this, see `main.rs`.)
-fn ignore_sigpipe() {
-    // SAFETY: SIG_IGN is a valid disposition, and no thread exists yet that could rely on another.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }

@@ -7,6 +7,10 @@
 //!  5      report pipe ([`crate::report`])
 //!  6      runner: start pipe, one byte means go
 //! ```
+#![allow(
+    unsafe_code,
+    reason = "what runs between fork and exec, and descriptors by number"
+)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -18,6 +22,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::signal;
 use crate::watch::watch;
 
 /// First argument of a runner.
@@ -198,23 +203,13 @@ pub fn spawn(start: Start<'_>) -> Result<Child, SpawnError> {
 /// foreground, so that ^C ends it.
 fn control_terminal() -> io::Result<()> {
     rustix::process::setsid()?;
-    // SAFETY: std has put the terminal at 0 by now; it stays open until exec and after it.
-    let stdin = unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) };
-    Ok(rustix::process::ioctl_tiocsctty(stdin)?)
-}
-
-/// In the child: signals as a fresh system has them, whatever our own parent ignores. (exec resets
-/// handlers, but keeps what is ignored.)
-fn reset_signals() {
-    for signal in 1..=libc::SIGSYS {
-        // SAFETY: the default disposition is valid for all; SIGKILL's and SIGSTOP's stay as they are.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
+    // std has put the terminal at 0 by now.
+    Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
 }
 
 /// In the child: the parked descriptors go to 3, 4, …; nothing above survives exec.
 fn place(sources: &[RawFd]) -> io::Result<()> {
-    reset_signals();
+    signal::reset_dispositions();
     let mut target = SLOT_FD;
     for &source in sources {
         // SAFETY: `source` is open and at least PARKED_FD_MIN; nothing of ours lives at `target`
@@ -239,14 +234,19 @@ fn place(sources: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes over a descriptor that the parent put in place.
+/// Takes over a descriptor that the parent put in place beyond stdio.
 ///
-/// # Safety
-/// `fd` must be one that [`spawn`]'s caller passed, taken at most once.
-#[must_use]
-pub unsafe fn take(fd: RawFd) -> OwnedFd {
-    // SAFETY: open and ours alone by this function's contract.
+/// # Errors
+/// `EBADF` when the parent put none there, or when it was taken before.
+pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: asks for the flags of a number; what it names, if anything, stays as it is.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    // What this program itself opens is close-on-exec, and so is what was taken.
+    if fd < SLOT_FD || flags != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: open, from before exec, so that nothing in this process owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let _ = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC);
-    fd
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
 }

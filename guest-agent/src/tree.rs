@@ -262,6 +262,7 @@ mod tests {
 
     /// Needs root. The mounts are those of a thread of its own, and end with it.
     #[test]
+    #[allow(unsafe_code, reason = "unshare(2)")]
     fn masked_paths_of_the_guests_own_show_nothing() {
         let test = || {
             // SAFETY: descriptors stay shared, nothing else of this thread is used by others.

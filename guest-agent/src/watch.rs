@@ -1,7 +1,11 @@
 //! Descriptors in the runtime's event loop.
+#![allow(
+    unsafe_code,
+    reason = "that a descriptor stays the same is the caller's word to tokio"
+)]
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -20,5 +24,17 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// `epoll_ctl(2)`'s.
 pub fn watch_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd stays open and the same until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// Standard input, output or error: what stays open as long as the process lives.
+///
+/// # Errors
+/// `epoll_ctl(2)`'s: `EPERM` for a regular file or the null device, which are always ready.
+pub fn watch_standard(
+    fd: BorrowedFd<'static>,
+    interest: Interest,
+) -> io::Result<AsyncFd<BorrowedFd<'static>>> {
+    // SAFETY: a descriptor that is borrowed for ever stays open and the same.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }

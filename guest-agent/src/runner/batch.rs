@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::descriptors::write_all;
 
@@ -19,9 +19,9 @@ thread_local! {
     static GATHERED: RefCell<Option<Gathered>> = const { RefCell::new(None) };
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Gathered {
-    fd: RawFd,
+    fd: BorrowedFd<'static>,
     bytes: Vec<u8>,
 }
 
@@ -37,12 +37,13 @@ impl Gathered {
 ///
 /// # Errors
 /// `write(2)`'s.
-pub(super) fn write(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write(fd: BorrowedFd<'static>, bytes: &[u8]) -> io::Result<()> {
     GATHERED.with_borrow_mut(|gathered| {
         let Some(gathered) = gathered else {
             return write_all(fd, bytes);
         };
-        if gathered.fd != fd || gathered.bytes.len() + bytes.len() > BATCH_BYTES_MAX {
+        let another = gathered.fd.as_raw_fd() != fd.as_raw_fd();
+        if another || gathered.bytes.len() + bytes.len() > BATCH_BYTES_MAX {
             gathered.flush()?;
             gathered.fd = fd;
         }
@@ -53,7 +54,10 @@ pub(super) fn write(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
 
 /// From now on pieces are gathered.
 pub(super) fn begin() {
-    GATHERED.set(Some(Gathered::default()));
+    GATHERED.set(Some(Gathered {
+        fd: rustix::stdio::stdout(),
+        bytes: Vec::new(),
+    }));
 }
 
 /// Writes what was gathered; from now on every piece is written at once.

@@ -32,10 +32,7 @@ impl ComponentProgram {
     /// # Errors
     /// [`LoadError`], one sentence for the component's author.
     pub fn load(engine: &Engine, slot: &SlotContent, limits: &Limits) -> Result<Self, LoadError> {
-        // SAFETY: the content was made by this version's compiler in a VM of its own and is mapped,
-        // unchanging, as long as the process lives.
-        let component = unsafe { Component::deserialize_raw(engine, slot.memory()) }
-            .map_err(LoadError::Artifact)?;
+        let component = slot.component(engine).map_err(LoadError::Artifact)?;
         check_entry(engine, &component)?;
         let pages = component
             .resources_required()

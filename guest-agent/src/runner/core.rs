@@ -37,10 +37,7 @@ impl CoreProgram {
         function: &str,
         limits: &Limits,
     ) -> Result<Self, LoadError> {
-        // SAFETY: the content was made by this version's compiler in a VM of its own and is mapped,
-        // unchanging, as long as the process lives.
-        let module = unsafe { Module::deserialize_raw(engine, slot.memory()) }
-            .map_err(LoadError::Artifact)?;
+        let module = slot.module(engine).map_err(LoadError::Artifact)?;
         let linker = linker(engine).map_err(LoadError::Engine)?;
         let calls = calls(&module, function)?;
         limits.check_initial(module.resources_required().max_initial_memory_size)?;

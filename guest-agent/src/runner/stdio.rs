@@ -5,7 +5,7 @@
 //! wait for input and a clock at once.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -16,7 +16,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
 use super::batch;
-use super::descriptors::{STDIN_FD, descriptor, readable, until_readable, write_all};
+use super::descriptors::{readable, until_readable, write_all};
 
 /// Most bytes of one read or write.
 const CHUNK_BYTES_MAX: usize = 64 << 10;
@@ -27,7 +27,7 @@ pub struct Stdin;
 
 impl IsTerminal for Stdin {
     fn is_terminal(&self) -> bool {
-        io::IsTerminal::is_terminal(&descriptor(STDIN_FD))
+        io::IsTerminal::is_terminal(&rustix::stdio::stdin())
     }
 }
 
@@ -57,7 +57,7 @@ impl InputStream for Stdin {
             return Ok(Bytes::new());
         }
         let mut bytes = vec![0; size.min(CHUNK_BYTES_MAX)];
-        match rustix::io::read(descriptor(STDIN_FD), &mut bytes) {
+        match rustix::io::read(rustix::stdio::stdin(), &mut bytes) {
             Ok(0) => Err(StreamError::Closed),
             Ok(count) => {
                 bytes.truncate(count);
@@ -78,7 +78,7 @@ impl AsyncRead for Stdin {
         _cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let count = rustix::io::read(descriptor(STDIN_FD), buffer.initialize_unfilled())?;
+        let count = rustix::io::read(rustix::stdio::stdin(), buffer.initialize_unfilled())?;
         buffer.advance(count);
         Poll::Ready(Ok(()))
     }
@@ -87,7 +87,7 @@ impl AsyncRead for Stdin {
 /// Standard output or standard error.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
-    fd: RawFd,
+    fd: BorrowedFd<'static>,
     /// Preview 1 keeps errno; a component learns "closed", of which its libc makes `EPIPE`.
     keep_errno: bool,
 }
@@ -95,7 +95,7 @@ pub struct Output {
 impl Output {
     /// For descriptor 1 or 2 of a core module or a component.
     #[must_use]
-    pub fn new(fd: RawFd, component: bool) -> Self {
+    pub fn new(fd: BorrowedFd<'static>, component: bool) -> Self {
         Self {
             fd,
             keep_errno: !component,
@@ -113,7 +113,7 @@ impl Output {
 
 impl IsTerminal for Output {
     fn is_terminal(&self) -> bool {
-        io::IsTerminal::is_terminal(&descriptor(self.fd))
+        io::IsTerminal::is_terminal(&self.fd)
     }
 }
 

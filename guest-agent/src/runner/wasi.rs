@@ -25,8 +25,8 @@ impl State {
         builder
             .args(&program.args)
             .stdin(Stdin)
-            .stdout(Output::new(1, component))
-            .stderr(Output::new(2, component))
+            .stdout(Output::new(rustix::stdio::stdout(), component))
+            .stderr(Output::new(rustix::stdio::stderr(), component))
             // One program per process: there is nothing else that could run meanwhile.
             .allow_blocking_current_thread(true)
             // The runner is confined to the tree, so that the tree's own links and `..` may lead anywhere.
