@@ -12,7 +12,7 @@ use crate::log::{self, Level};
 use crate::tree::{GuestError, doing};
 
 /// Bytes a stream may hold in the guest; the kernel's default is 256 KiB (`af_vsock.c`).
-pub const STREAM_BUFFER_BYTES: u64 = 64 << 10;
+pub(crate) const STREAM_BUFFER_BYTES: u64 = 64 << 10;
 /// Socket option of `AF_VSOCK` (kernel `linux/vm_sockets.h`).
 const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
 /// How long the ready announcement may take; the VMM resets it at once.
@@ -22,7 +22,7 @@ const READY_WAIT_MAX: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// [`GuestError`], naming the port.
-pub fn listen(port: u32) -> Result<OwnedFd, GuestError> {
+pub(crate) fn listen(port: u32) -> Result<OwnedFd, GuestError> {
     VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
         .map(OwnedFd::from)
         .map_err(doing(format!("listen on vsock port {port}")))
@@ -32,7 +32,7 @@ pub fn listen(port: u32) -> Result<OwnedFd, GuestError> {
 ///
 /// # Errors
 /// `setsockopt(2)`'s.
-pub fn limit_buffer(socket: &OwnedFd) -> Result<(), GuestError> {
+pub(crate) fn limit_buffer(socket: &OwnedFd) -> Result<(), GuestError> {
     // SAFETY: the option reads a u64 (`vsock_connectible_setsockopt`), which lives across the call.
     let result = unsafe {
         libc::setsockopt(
@@ -51,7 +51,7 @@ pub fn limit_buffer(socket: &OwnedFd) -> Result<(), GuestError> {
 }
 
 /// Tells the VMM that every port listens; it answers with a reset, which means "heard".
-pub async fn announce() {
+pub(crate) async fn announce() {
     let dial = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, READY_PORT));
     if tokio::time::timeout(READY_WAIT_MAX, dial).await.is_err() {
         log::line(Level::Warning, "nobody heard that the agent is ready");

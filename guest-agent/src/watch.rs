@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// `epoll_ctl(2)`'s.
-pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     watch_for(fd, Interest::READABLE)
 }
 
@@ -22,7 +22,7 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 ///
 /// # Errors
 /// `epoll_ctl(2)`'s.
-pub fn watch_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd stays open and the same until it is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
@@ -31,7 +31,7 @@ pub fn watch_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>
 ///
 /// # Errors
 /// `epoll_ctl(2)`'s: `EPERM` for a regular file or the null device, which are always ready.
-pub fn watch_standard(
+pub(crate) fn watch_standard(
     fd: BorrowedFd<'static>,
     interest: Interest,
 ) -> io::Result<AsyncFd<BorrowedFd<'static>>> {

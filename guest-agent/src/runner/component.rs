@@ -22,7 +22,7 @@ const KNOWN_WORLDS: [(&str, &str); 3] = [
 ];
 
 /// A linked component.
-pub struct ComponentProgram {
+pub(super) struct ComponentProgram {
     linked: CommandPre<State>,
 }
 
@@ -31,7 +31,11 @@ impl ComponentProgram {
     ///
     /// # Errors
     /// [`LoadError`], one sentence for the component's author.
-    pub fn load(engine: &Engine, slot: &SlotContent, limits: &Limits) -> Result<Self, LoadError> {
+    pub(super) fn load(
+        engine: &Engine,
+        slot: &SlotContent,
+        limits: &Limits,
+    ) -> Result<Self, LoadError> {
         let component = slot.component(engine).map_err(LoadError::Artifact)?;
         check_entry(engine, &component)?;
         let pages = component
@@ -51,7 +55,7 @@ impl ComponentProgram {
     ///
     /// # Errors
     /// A trap, or [`I32Exit`] for `wasi:cli/exit` and for a run that returns an error.
-    pub async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
+    pub(super) async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
         let command = self.linked.instantiate_async(&mut store).await?;
         match command.wasi_cli_run().call_run(&mut store).await? {
             Ok(()) => Ok(()),

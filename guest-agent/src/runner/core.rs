@@ -19,7 +19,7 @@ const INITIALIZE: &str = "_initialize";
 const EXPORTS_NAMED_MAX: usize = 10;
 
 /// A linked core module.
-pub struct CoreProgram {
+pub(super) struct CoreProgram {
     linked: InstancePre<State>,
     /// What is called, in this order.
     calls: Vec<String>,
@@ -31,7 +31,7 @@ impl CoreProgram {
     ///
     /// # Errors
     /// [`LoadError`], one sentence for the module's author.
-    pub fn load(
+    pub(super) fn load(
         engine: &Engine,
         slot: &SlotContent,
         function: &str,
@@ -49,7 +49,7 @@ impl CoreProgram {
     ///
     /// # Errors
     /// A trap, or [`I32Exit`] for `proc_exit`.
-    pub async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
+    pub(super) async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
         let instance = self.linked.instantiate_async(&mut store).await?;
         for name in &self.calls {
             let function = instance.get_typed_func::<(), ()>(&mut store, name)?;

@@ -13,7 +13,7 @@ use super::TRAPPED;
 
 /// Why there is nothing to start.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub(super) enum LoadError {
     /// The system refused.
     #[error("the runner cannot {0}")]
     System(&'static str, #[source] io::Error),
@@ -91,7 +91,7 @@ pub enum LoadError {
 impl LoadError {
     /// As it is told to PID 1.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub(super) fn report(&self) -> Report {
         match self {
             Self::System(..) | Self::Slot(_) | Self::NotCompiled | Self::Engine(_) => {
                 Report::Failed(chain(self))
@@ -137,7 +137,7 @@ fn or_none(exports: &str) -> &str {
 
 /// The process' exit status; a trap's message and backtrace go to stderr as `wasmtime run` prints them.
 #[must_use]
-pub fn status(name: &str, ended: wasmtime::Result<()>) -> i32 {
+pub(super) fn status(name: &str, ended: wasmtime::Result<()>) -> i32 {
     let error = match ended {
         Ok(()) => return 0,
         Err(error) => error,

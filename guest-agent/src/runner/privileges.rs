@@ -28,7 +28,7 @@ const UMASK: u32 = 0o022;
 ///
 /// # Errors
 /// [`LoadError::System`], naming the step.
-pub fn drop_to(program: &Program, root: &str) -> Result<(), LoadError> {
+pub(super) fn drop_to(program: &Program, root: &str) -> Result<(), LoadError> {
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),

@@ -23,7 +23,7 @@ const CHUNK_BYTES_MAX: usize = 64 << 10;
 
 /// Standard input.
 #[derive(Debug)]
-pub struct Stdin;
+pub(super) struct Stdin;
 
 impl IsTerminal for Stdin {
     fn is_terminal(&self) -> bool {
@@ -86,7 +86,7 @@ impl AsyncRead for Stdin {
 
 /// Standard output or standard error.
 #[derive(Clone, Copy, Debug)]
-pub struct Output {
+pub(super) struct Output {
     fd: BorrowedFd<'static>,
     /// Preview 1 keeps errno; a component learns "closed", of which its libc makes `EPIPE`.
     keep_errno: bool,
@@ -95,7 +95,7 @@ pub struct Output {
 impl Output {
     /// For descriptor 1 or 2 of a core module or a component.
     #[must_use]
-    pub fn new(fd: BorrowedFd<'static>, component: bool) -> Self {
+    pub(super) fn new(fd: BorrowedFd<'static>, component: bool) -> Self {
         Self {
             fd,
             keep_errno: !component,

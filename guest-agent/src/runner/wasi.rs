@@ -10,7 +10,7 @@ use super::limits::Limits;
 use super::stdio::{Output, Stdin};
 
 /// What a store holds.
-pub struct State {
+pub(super) struct State {
     wasi: WasiP1Ctx,
     limits: Limits,
 }
@@ -20,7 +20,11 @@ impl State {
     ///
     /// # Errors
     /// [`LoadError::System`] when `/` cannot be opened.
-    pub fn new(program: &Program, limits: Limits, component: bool) -> Result<Self, LoadError> {
+    pub(super) fn new(
+        program: &Program,
+        limits: Limits,
+        component: bool,
+    ) -> Result<Self, LoadError> {
         let mut builder = WasiCtxBuilder::new();
         builder
             .args(&program.args)
@@ -44,12 +48,12 @@ impl State {
     }
 
     /// For preview 1.
-    pub fn p1(&mut self) -> &mut WasiP1Ctx {
+    pub(super) fn p1(&mut self) -> &mut WasiP1Ctx {
         &mut self.wasi
     }
 
     /// For the store.
-    pub fn limits(&mut self) -> &mut dyn ResourceLimiter {
+    pub(super) fn limits(&mut self) -> &mut dyn ResourceLimiter {
         &mut self.limits
     }
 }
@@ -64,7 +68,7 @@ impl WasiView for State {
 ///
 /// To be called outside the tree: in a static binary the `getrandom` crate finds no system call by
 /// `dlsym` and reads `/dev/urandom`, which a tree may not have, or may have something else as.
-pub fn seed_random() {
+pub(super) fn seed_random() {
     drop(wasmtime_wasi::thread_rng());
 }
 
@@ -88,7 +92,7 @@ fn preopen(
 }
 
 /// The program's working directory.
-pub fn directory(program: &Program) -> &str {
+pub(super) fn directory(program: &Program) -> &str {
     match program.cwd.as_str() {
         "" => "/",
         cwd => cwd,
