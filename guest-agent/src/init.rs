@@ -35,12 +35,12 @@ const AGENT_DEVICES: [Device; 6] = [
 /// Where the kernel makes the slaves of terminals; beside `ptmx`, which looks for it there.
 const TERMINALS: &str = "/dev/pts";
 
-/// What this VM is for: `wasmvm.role=` on the kernel's command line.
+/// The purpose of this VM: `wasmvm.role=` on the kernel's command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Runs a tenant's program.
     Task,
-    /// Compiles one module.
+    /// Compiles one module, in the compiler VM.
     Compiler,
 }
 

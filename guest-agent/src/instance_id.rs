@@ -1,24 +1,24 @@
-//! What an instance is called.
+//! The name of an instance.
 
 use std::fmt;
 
 /// Names an instance, as containerd's requests do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct InstanceId {
-    /// The task.
+    /// Id of the task.
     pub task: String,
-    /// The exec; empty for the task's first program, init.
+    /// Id of the exec; empty for the task's first program, init.
     pub exec: String,
 }
 
 impl InstanceId {
-    /// Whether it is the task's first program.
+    /// Whether the instance is the task's first program.
     #[must_use]
     pub fn is_init(&self) -> bool {
         self.exec.is_empty()
     }
 
-    /// The task's first program.
+    /// The name of the task's first program.
     #[must_use]
     pub fn init(&self) -> Self {
         Self {
@@ -28,7 +28,7 @@ impl InstanceId {
     }
 }
 
-/// As it stands in sentences.
+/// The name as it stands in sentences.
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.is_init() {

@@ -11,9 +11,9 @@ pub const LINE_BYTES_MAX: usize = 900;
 /// Severity, as the kernel counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// What was asked for did not happen.
+    /// Something that was asked for did not happen.
     Error = 3,
-    /// Abnormal, but harmless.
+    /// Something abnormal, but harmless.
     Warning = 4,
 }
 

@@ -24,19 +24,19 @@ impl SignalNumber {
         }
     }
 
-    /// SIGKILL.
+    /// The number of SIGKILL.
     #[must_use]
     pub fn kill() -> Self {
         Self(9)
     }
 
-    /// Whether it ends the process for certain.
+    /// Whether the signal ends the process for certain.
     #[must_use]
     pub fn is_kill(self) -> bool {
         i32::from(self.0) == Signal::KILL.as_raw()
     }
 
-    /// Sends it to the process of a pidfd.
+    /// Sends the signal to the process of a pidfd.
     ///
     /// # Errors
     /// `pidfd_send_signal(2)`'s; `ESRCH` when the process is gone.

@@ -10,20 +10,20 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 use wasmvm_protocol::slot::{SLOT_HEADER_BYTES, SlotHeader, SlotHeaderError, SlotKind};
 
-/// What is said of content of another kind; the runner has looked at the kind before.
+/// The error for content of another kind; the runner has looked at the kind before.
 const NO_ARTIFACT: &str = "the slot holds no artifact of this kind";
 
 /// Why the slot's content cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// `mmap` refused.
+    /// The kernel maps nothing there.
     #[error("cannot map {bytes} bytes of the slot at {offset:#x}")]
     Map {
-        /// Where in the device.
+        /// The place in the device, bytes from its start.
         offset: u64,
-        /// How much.
+        /// Length of the mapping, bytes.
         bytes: usize,
-        /// The kernel's word.
+        /// The error of `mmap(2)`.
         #[source]
         source: io::Error,
     },
@@ -38,7 +38,7 @@ pub enum SlotError {
 /// A mapping that lives as long as the process; nobody can write it.
 #[derive(Debug)]
 pub struct SlotContent {
-    /// What it is.
+    /// The header, which says what the content is.
     pub header: SlotHeader,
     start: NonNull<u8>,
 }

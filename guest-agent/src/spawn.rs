@@ -30,9 +30,9 @@ pub const RUNNER_MODE: &str = "runner";
 /// First argument of a compile.
 pub const COMPILE_MODE: &str = "compile";
 
-/// The slots' device.
+/// The slots' device, read-only.
 pub const SLOT_FD: RawFd = 3;
-/// What the child works on: the program, or the artifact's place.
+/// The file that the child works on: the program, or the artifact's place.
 pub const WORK_FD: RawFd = 4;
 /// Write end of the report pipe.
 pub const REPORT_FD: RawFd = 5;
@@ -41,27 +41,24 @@ pub const START_FD: RawFd = 6;
 
 /// Above every descriptor of a child, so that none is overwritten while they are put in place.
 const PARKED_FD_MIN: RawFd = 16;
-/// Descriptors beyond stdio.
+/// Most descriptors that a child gets beyond stdio.
 const PASSED_FDS_MAX: usize = 4;
 
 /// Why there is no child.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields say what they are")]
 pub enum SpawnError {
     /// Out of descriptors, processes or memory.
     #[error("cannot prepare descriptors of a {mode} process")]
     Descriptors {
-        /// The mode.
         mode: &'static str,
-        /// The kernel's word.
         #[source]
         source: io::Error,
     },
     /// fork or exec failed.
     #[error("cannot start a {mode} process")]
     Exec {
-        /// The mode.
         mode: &'static str,
-        /// The kernel's word.
         #[source]
         source: io::Error,
     },
@@ -75,7 +72,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Its process id in the guest.
+    /// The child's process id in the guest.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
@@ -129,15 +126,15 @@ async fn reap_late(pidfd: OwnedFd) {
 /// How a child starts.
 #[derive(Debug)]
 pub struct Start<'a> {
-    /// This binary.
+    /// The agent's own binary.
     pub exe: &'a Path,
-    /// Its first argument.
+    /// First argument of the binary.
     pub mode: &'static str,
-    /// The others.
+    /// Arguments behind the mode.
     pub args: &'a [String],
-    /// To be 0, 1 and 2.
+    /// The descriptors to be 0, 1 and 2.
     pub stdio: [OwnedFd; 3],
-    /// To be 3, 4, ….
+    /// The descriptors to be 3, 4, ….
     pub passed: Vec<OwnedFd>,
     /// `stdio` is a terminal, to be the controlling one of a session of its own.
     pub terminal: bool,
@@ -145,7 +142,7 @@ pub struct Start<'a> {
 
 /// Starts a child with exactly the given descriptors.
 ///
-/// Its signal dispositions are the default ones and its mask is empty, whatever ours are.
+/// The child's signal dispositions are the default ones and its mask is empty, whatever the agent's are.
 ///
 /// # Errors
 /// [`SpawnError`]; nothing is left behind.

@@ -1,4 +1,4 @@
-//! What containerd's requests do to the instances of the guest.
+//! The work behind containerd's requests: the instances of the guest, from load to delete.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -39,9 +39,9 @@ pub type SetClock = dyn Fn(u64) -> Result<(), GuestError> + Send + Sync;
 
 /// Where instances run: the guest, or a test's directory.
 pub struct Site {
-    /// This binary.
+    /// The agent's own binary.
     pub exe: PathBuf,
-    /// The slots' device, opened read-only; slot i begins at its [`slot_address`].
+    /// The slots' device, opened read-only; a slot begins at its [`slot_address`].
     pub slots: OwnedFd,
     /// Root of the task's file tree.
     pub root: PathBuf,
@@ -70,7 +70,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Nothing runs yet.
+    /// A supervisor of nothing yet.
     #[must_use]
     pub fn new(site: Site, streams: Arc<Streams>) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Who is there: instances by task and exec id, and who may join them.
+//! The guest's instances by task and exec id, and which may join them.
 
 use std::collections::HashMap;
 use std::io;
@@ -76,7 +76,7 @@ impl Table {
         })
     }
 
-    /// What the instances of a task work on, those that are being loaded included.
+    /// The files that the instances of a task work on, those that are being loaded included.
     #[must_use]
     pub fn works(&self, task: &str) -> Vec<Arc<WorkFile>> {
         self.with(|entries| {
@@ -89,7 +89,7 @@ impl Table {
         })
     }
 
-    /// Forgets an instance.
+    /// Forgets an instance, whatever its phase.
     pub fn remove(&self, id: &InstanceId) {
         self.with(|entries| entries.remove(id));
     }

@@ -36,10 +36,10 @@ pub const TASK_DEVICES: [Device; 5] = [
 /// `statfs(2)` of a file that the host serves (`FUSE_SUPER_MAGIC`, `linux/magic.h`).
 const FUSE_MAGIC: i64 = 0x6573_5546;
 
-/// Name, major, minor.
+/// Name, major and minor number of a device.
 pub type Device = (&'static str, u32, u32);
 
-/// What the guest could not do for us.
+/// A step of the guest's set-up that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}")]
 pub struct GuestError {
@@ -156,7 +156,7 @@ fn mask(root: BorrowedFd<'_>, masks: &str, paths: &[String]) -> Result<(), Guest
     Ok(())
 }
 
-/// What the path leads to inside the tree, unless it is nothing or the host's.
+/// The file that the path leads to inside the tree, unless there is none or it is the host's.
 fn find_own(root: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, GuestError> {
     let step = || doing(format!("look at the masked path {path}"));
     let flags = OFlags::PATH | OFlags::CLOEXEC;

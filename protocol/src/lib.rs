@@ -1,4 +1,4 @@
-//! What the shim, the VMM and the guest agent say to each other.
+//! The protocols that the shim, the VMM and the guest agent speak with each other.
 //!
 //! ```text
 //! containerd ──ttrpc──► shim ──control (SEQPACKET, JSON)──► VMM ──virtio-vsock──► agent

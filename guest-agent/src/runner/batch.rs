@@ -1,4 +1,4 @@
-//! One system call per `fd_write` of a core module.
+//! A single system call per `fd_write` of a core module.
 //!
 //! wasmtime-wasi hands a module's write to standard output on in pieces of 4 KiB (preview 2's
 //! `blocking-write-and-flush` takes no more), and every piece would be a packet to the host. So while
@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::descriptors::write_all;
 
-/// What is gathered before it is written in any case, bytes.
+/// Bytes that are gathered before they are written in any case.
 const BATCH_BYTES_MAX: usize = 64 << 10;
 
 thread_local! {
@@ -52,7 +52,7 @@ pub(super) fn write(fd: BorrowedFd<'static>, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-/// From now on pieces are gathered.
+/// Begins to gather pieces.
 pub(super) fn begin() {
     GATHERED.set(Some(Gathered {
         fd: rustix::stdio::stdout(),
@@ -60,7 +60,7 @@ pub(super) fn begin() {
     }));
 }
 
-/// Writes what was gathered; from now on every piece is written at once.
+/// Writes the gathered pieces; from now on every piece is written at once.
 ///
 /// # Errors
 /// `write(2)`'s.

@@ -11,7 +11,7 @@ use super::failure::LoadError;
 use super::limits::Limits;
 use super::wasi::State;
 
-/// What a command exports, without its version.
+/// The export that makes a component a command, without its version.
 const ENTRY: &str = "wasi:cli/run";
 
 /// Worlds that are told apart by what they export (without versions), and their names.
@@ -21,13 +21,13 @@ const KNOWN_WORLDS: [(&str, &str); 3] = [
     ("wasi:messaging/messaging-guest", "wasi:messaging"),
 ];
 
-/// A linked component.
+/// A component, linked to WASI.
 pub(super) struct ComponentProgram {
     linked: CommandPre<State>,
 }
 
 impl ComponentProgram {
-    /// Takes the artifact from the slot and links it.
+    /// Takes the artifact from the slot and links the component.
     ///
     /// # Errors
     /// [`LoadError`], one sentence for the component's author.
@@ -51,7 +51,7 @@ impl ComponentProgram {
         Ok(Self { linked })
     }
 
-    /// Runs it to its end.
+    /// Runs the component to its end.
     ///
     /// # Errors
     /// A trap, or [`I32Exit`] for `wasi:cli/exit` and for a run that returns an error.

@@ -9,24 +9,24 @@ use super::failure::LoadError;
 use super::limits::Limits;
 use super::wasi::State;
 
-/// What a command exports (WASI `legacy/application-abi.md`).
+/// The export that makes a module a command (WASI `legacy/application-abi.md`).
 const COMMAND: &str = "_start";
-/// What it exports instead where its toolchain takes the default export for the entry.
+/// The entry of a module whose toolchain takes the default export for it.
 const DEFAULT: &str = "";
-/// What is called before anything else of a module that exports it.
+/// The function that is called before anything else of a module that exports it.
 const INITIALIZE: &str = "_initialize";
 /// Most functions of a module that are named where another one is missed.
 const EXPORTS_NAMED_MAX: usize = 10;
 
-/// A linked core module.
+/// A core module, linked to WASI.
 pub(super) struct CoreProgram {
     linked: InstancePre<State>,
-    /// What is called, in this order.
+    /// The functions that are called, in this order.
     calls: Vec<String>,
 }
 
 impl CoreProgram {
-    /// Takes the artifact from the slot and links it. `function` is the export to call; empty: the entry of
+    /// Takes the artifact from the slot and links the module. `function` is the export to call; empty: the entry of
     /// a command.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl CoreProgram {
         Ok(Self { linked, calls })
     }
 
-    /// Runs it to its end.
+    /// Runs the module to its end.
     ///
     /// # Errors
     /// A trap, or [`I32Exit`] for `proc_exit`.

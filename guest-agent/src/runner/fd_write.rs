@@ -11,7 +11,7 @@ use super::wasi::State;
 
 /// WASI's errno `io` (`typenames.witx`).
 const ERRNO_IO: i32 = 29;
-/// WASI's errno `pipe`.
+/// WASI's errno `pipe` (`typenames.witx`).
 const ERRNO_PIPE: i32 = 64;
 
 /// Replaces `fd_write` by one that gathers; the linker must allow shadowing.

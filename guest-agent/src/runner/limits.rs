@@ -8,7 +8,7 @@ use super::failure::LoadError;
 
 /// Wasm page, bytes (core specification 4.2.8).
 const PAGE_BYTES: u64 = 64 << 10;
-/// What a table costs per element, bytes (wasmtime's `ResourceLimiter::table_growing`).
+/// Bytes that a table costs per element (wasmtime's `ResourceLimiter::table_growing`).
 const ELEMENT_BYTES: usize = size_of::<usize>();
 
 /// Counts what all memories and tables of an instance have taken.
@@ -16,12 +16,12 @@ const ELEMENT_BYTES: usize = size_of::<usize>();
 pub(super) struct Limits {
     used: usize,
     limit: MemoryLimit,
-    /// What `limit` said last, bytes; 0 is no bound.
+    /// The bytes that `limit` said last; 0 is no bound.
     bytes_max: u64,
 }
 
 impl Limits {
-    /// At most what `limit` says, now and whenever something grows.
+    /// A bound that follows `limit`, now and whenever something grows.
     ///
     /// # Errors
     /// [`LoadError::System`] when the limit cannot be read.

@@ -45,13 +45,13 @@ pub const TRAPPED: i32 = 134;
 /// Status of a runner that could not do its work; PID 1 has the sentence.
 const UNLOADED: i32 = 1;
 
-/// A linked program.
+/// A program, linked to WASI.
 enum Loaded {
     Core(core::CoreProgram),
     Component(component::ComponentProgram),
 }
 
-/// What the parent passed.
+/// The arguments and descriptors that the parent passed.
 struct Inherited {
     slots: OwnedFd,
     slot_address: u64,

@@ -21,7 +21,7 @@ use super::descriptors::{readable, until_readable, write_all};
 /// Most bytes of one read or write.
 const CHUNK_BYTES_MAX: usize = 64 << 10;
 
-/// Standard input.
+/// Standard input as WASI's stream.
 #[derive(Debug)]
 pub(super) struct Stdin;
 
@@ -84,7 +84,7 @@ impl AsyncRead for Stdin {
     }
 }
 
-/// Standard output or standard error.
+/// Standard output or standard error as WASI's stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Output {
     fd: BorrowedFd<'static>,
@@ -93,7 +93,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// For descriptor 1 or 2 of a core module or a component.
+    /// The stream on descriptor 1 or 2 of a core module or a component.
     #[must_use]
     pub(super) fn new(fd: BorrowedFd<'static>, component: bool) -> Self {
         Self {

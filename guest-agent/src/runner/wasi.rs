@@ -9,7 +9,7 @@ use super::failure::LoadError;
 use super::limits::Limits;
 use super::stdio::{Output, Stdin};
 
-/// What a store holds.
+/// The data of a store: WASI's state and the bound on growth.
 pub(super) struct State {
     wasi: WasiP1Ctx,
     limits: Limits,
@@ -47,12 +47,12 @@ impl State {
         })
     }
 
-    /// For preview 1.
+    /// The state of preview 1, for its host functions.
     pub(super) fn p1(&mut self) -> &mut WasiP1Ctx {
         &mut self.wasi
     }
 
-    /// For the store.
+    /// The bound on growth, for the store.
     pub(super) fn limits(&mut self) -> &mut dyn ResourceLimiter {
         &mut self.limits
     }
@@ -99,7 +99,7 @@ pub(super) fn directory(program: &Program) -> &str {
     }
 }
 
-/// Components are told; a preview 1 module has no such notion and gets `PWD`, unless it is set.
+/// Tells a component its working directory; a preview 1 module has no such notion and gets `PWD`, unless it is set.
 fn working_directory(builder: &mut WasiCtxBuilder, program: &Program, component: bool) {
     let cwd = directory(program);
     if component {
