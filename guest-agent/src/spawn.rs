@@ -247,3 +247,22 @@ pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
     Ok(fd)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::IntoRawFd;
+
+    #[test]
+    fn what_the_parent_passed_is_taken_once_and_nothing_else_is() {
+        let (passed, _write) = rustix::pipe::pipe().unwrap();
+        let number = passed.into_raw_fd();
+        let taken = take(number).unwrap();
+        assert_eq!(taken.as_raw_fd(), number);
+        assert!(take(number).is_err());
+        let own = io::stderr().as_fd().try_clone_to_owned().unwrap();
+        assert!(take(own.as_raw_fd()).is_err());
+        assert!(take(libc::STDERR_FILENO).is_err());
+        assert!(take(RawFd::MAX).is_err());
+    }
+}
