@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 use ttrpc::r#async::TtrpcContext;
 use wasmtime::Engine;
 use wasmvm_protocol::agent::{CompileRequest, CompileResponse, Compiler, ModuleKind};
+use wasmvm_protocol::error_chain;
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SlotKind};
 
 use crate::engine::engine_config;
@@ -69,7 +70,7 @@ impl CompileError {
                 Report::Refused(self.to_string())
             }
             Self::Slot(_) | Self::NotWasm | Self::Engine(_) | Self::Write(_) => {
-                Report::Failed(log::chain(self))
+                Report::Failed(error_chain(self))
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use ttrpc::Code;
 use wasmvm_protocol::agent::SENTENCE_BYTES_MAX;
+use wasmvm_protocol::error_chain;
 
-use crate::log::chain;
 use crate::reap::ProcessEnd;
 use crate::request::RequestError;
 use crate::spawn::SpawnError;
@@ -99,7 +99,7 @@ impl From<AgentError> for ttrpc::Error {
         let text = match &error {
             // "invalid request: args is empty" and "stdio: …" only say more with their cause.
             AgentError::Request(cause) => cause.to_string(),
-            other => chain(other),
+            other => error_chain(other),
         };
         Self::RpcStatus(ttrpc::get_status(error.code(), bounded(text)))
     }

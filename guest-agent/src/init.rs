@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
 use wasmvm_protocol::agent::containerd::shim_async::create_task;
+use wasmvm_protocol::error_chain;
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 
 use crate::log::{self, Level};
@@ -69,7 +70,7 @@ pub fn main() -> i32 {
         },
         Err(error) => error,
     };
-    log::line(Level::Error, &log::chain(&error));
+    log::line(Level::Error, &error_chain(&error));
     1
 }
 

@@ -3,8 +3,6 @@
 //! In PID 1 that is `/dev/kmsg`, so they are kernel messages and reach the early-printk console by
 //! their level. One line is one `write`, as `/dev/kmsg` makes one record of each.
 
-pub use wasmvm_protocol::error_chain as chain;
-
 /// Longest line, bytes; `/dev/kmsg` refuses more than 1024 - 48 (kernel `printk/internal.h`).
 pub const LINE_BYTES_MAX: usize = 900;
 

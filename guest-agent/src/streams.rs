@@ -20,6 +20,7 @@ use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use wasmvm_protocol::error_chain;
 use wasmvm_protocol::stream::{
     STREAM_HEADER_FIXED_BYTES, StdioFd, StreamHeader, StreamHeaderError,
 };
@@ -148,7 +149,7 @@ impl Streams {
         self.with(|table| table.opening -= 1);
         let (header, socket) = match read {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return log::line(Level::Warning, &log::chain(&error)),
+            Ok(Err(error)) => return log::line(Level::Warning, &error_chain(&error)),
             Err(_) => return log::line(Level::Warning, "a stream sent no header in time"),
         };
         let token = header.token;

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::time::{ClockId, Timespec};
 use wasmvm_protocol::agent::Program;
+use wasmvm_protocol::error_chain;
 
 use crate::log::{self, Level};
 
@@ -191,7 +192,7 @@ fn open_directory(path: &str) -> Result<OwnedFd, GuestError> {
 /// be run all the same.
 fn give(path: &str, point: &str) -> Result<(), GuestError> {
     if let Err(error) = give_below(task_root()?.as_fd(), path, point) {
-        log::line(Level::Warning, &log::chain(&error));
+        log::line(Level::Warning, &error_chain(&error));
     }
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::io;
 
 use wasmtime_wasi::I32Exit;
 use wasmvm_protocol::agent::UNFIT;
+use wasmvm_protocol::error_chain;
 
-use crate::log::chain;
 use crate::report::Report;
 use crate::slot::SlotError;
 
@@ -94,9 +94,9 @@ impl LoadError {
     pub(super) fn report(&self) -> Report {
         match self {
             Self::System(..) | Self::Slot(_) | Self::NotCompiled | Self::Engine(_) => {
-                Report::Failed(chain(self))
+                Report::Failed(error_chain(self))
             }
-            Self::Directory { .. } => Report::Refused(chain(self)),
+            Self::Directory { .. } => Report::Refused(error_chain(self)),
             Self::Artifact(_)
             | Self::Import { .. }
             | Self::Link(_)
