@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 use ttrpc::r#async::TtrpcContext;
 use wasmtime::Engine;
 use wasmvm_protocol::agent::{CompileRequest, CompileResponse, Compiler, ModuleKind};
+use wasmvm_protocol::error_chain;
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SlotKind};
 
 use crate::engine::engine_config;
@@ -32,7 +33,6 @@ use crate::slot::{SlotContent, SlotError};
 use crate::spawn::{self, COMPILE_MODE, REPORT_FD, SLOT_FD, WORK_FD};
 use crate::streams::accept;
 use crate::supervisor::pipe;
-use crate::watch::watch_child;
 
 /// Bytes per write of the delivery.
 const DELIVERY_BYTES: usize = 64 << 10;
@@ -70,7 +70,7 @@ impl CompileError {
                 Report::Refused(self.to_string())
             }
             Self::Slot(_) | Self::NotWasm | Self::Engine(_) | Self::Write(_) => {
-                Report::Failed(log::chain(self))
+                Report::Failed(error_chain(self))
             }
         }
     }
@@ -83,12 +83,11 @@ pub fn main(mut args: impl Iterator<Item = String>) -> i32 {
         log::line(Level::Error, "usage: compile SLOT_OFFSET");
         return 2;
     };
-    // SAFETY: the parent put them there for us; each is taken once.
-    let slot = unsafe { spawn::take(SLOT_FD) };
-    // SAFETY: as above.
-    let artifact = unsafe { spawn::take(WORK_FD) };
-    // SAFETY: as above.
-    let report = unsafe { spawn::take(REPORT_FD) };
+    let [Ok(slot), Ok(artifact), Ok(report)] = [SLOT_FD, WORK_FD, REPORT_FD].map(spawn::take)
+    else {
+        log::line(Level::Error, "compile: its descriptors are not there");
+        return 2;
+    };
     let answer = match compile_slot(slot, offset, File::from(artifact)) {
         Ok(kind) => Report::Ready(kind),
         Err(error) => error.report(),
@@ -186,7 +185,7 @@ impl CompilerService {
         let answer = Report::receive(report)
             .await
             .map_err(|error| AgentError::System("read the report", error))?;
-        let process = watch_child(child).map_err(prepare)?;
+        let process = child.watch().map_err(prepare)?;
         let end = reap(&process).await.map_err(prepare)?;
         match answer {
             Some(Report::Ready(kind)) => Ok((kind, artifact.into())),
@@ -272,6 +271,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(unsafe_code, reason = "an artifact is trusted code")]
     fn the_runner_loads_what_the_compiler_makes() {
         let wasm = wat::parse_str("(module (func (export \"_start\")))").unwrap();
         let (kind, artifact) = compile(&wasm).unwrap();

@@ -17,7 +17,7 @@ pub const ARTIFACT_VERSION: &str = "wasmvm 0.1.0, wasmtime 48.0.8";
 /// Granularity of code mappings, bytes.
 const PAGE_BYTES: usize = 4096;
 
-/// What both the compiler and the runner use: the proposals that wasmtime's command line enables by
+/// The configuration of both the compiler and the runner: the proposals that wasmtime's command line enables by
 /// default (those of `Config::new()`, with `gc`, `exceptions` and `threads` compiled in), traps by
 /// signals, no fuel, no epochs, as a signal ends a runner.
 ///

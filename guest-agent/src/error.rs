@@ -2,8 +2,8 @@
 
 use ttrpc::Code;
 use wasmvm_protocol::agent::SENTENCE_BYTES_MAX;
+use wasmvm_protocol::error_chain;
 
-use crate::log::chain;
 use crate::reap::ProcessEnd;
 use crate::request::RequestError;
 use crate::spawn::SpawnError;
@@ -16,7 +16,7 @@ pub enum AgentError {
     /// The request itself is wrong.
     #[error("invalid request")]
     Request(#[from] RequestError),
-    /// A stream it names never came.
+    /// A stream that the request names never came.
     #[error("stdio")]
     Stream(#[from] ClaimError),
     /// The program cannot be run; the sentence is the runner's.
@@ -28,9 +28,9 @@ pub enum AgentError {
     /// The child ended without a word.
     #[error("the {mode} process ended before it could answer ({how})")]
     Silent {
-        /// Which kind of child.
+        /// The kind of child: the first argument that it was started with.
         mode: &'static str,
-        /// By which signal or code.
+        /// The end: the signal or the code.
         how: String,
     },
     /// No child came about.
@@ -45,7 +45,7 @@ pub enum AgentError {
     /// An id that is in use.
     #[error("{0} exists already")]
     Exists(String),
-    /// An id that is not, or whose process is gone.
+    /// An id that no instance has, or one whose process is gone.
     #[error("{0} not found")]
     NotFound(String),
     /// The process has ended.
@@ -54,20 +54,20 @@ pub enum AgentError {
     /// The state forbids it.
     #[error("cannot {action} {id}: it is {phase}")]
     Phase {
-        /// What was asked.
+        /// The action that was asked for.
         action: &'static str,
-        /// Of which instance.
+        /// The instance, as it stands in sentences.
         id: String,
-        /// What it is.
+        /// The instance's phase, as it stands in sentences.
         phase: &'static str,
     },
-    /// The system refused.
+    /// A call that the system refused; the first field is what it was for.
     #[error("cannot {0}")]
     System(&'static str, #[source] std::io::Error),
 }
 
 impl AgentError {
-    /// For a child that ended so and without a report.
+    /// The error for a child that ended so and without a report.
     #[must_use]
     pub fn silent(mode: &'static str, end: ProcessEnd) -> Self {
         let how = if end.is_kill() {
@@ -99,13 +99,13 @@ impl From<AgentError> for ttrpc::Error {
         let text = match &error {
             // "invalid request: args is empty" and "stdio: …" only say more with their cause.
             AgentError::Request(cause) => cause.to_string(),
-            other => chain(other),
+            other => error_chain(other),
         };
         Self::RpcStatus(ttrpc::get_status(error.code(), bounded(text)))
     }
 }
 
-/// The shim takes no longer answer.
+/// Cuts an answer to the longest that the shim takes.
 fn bounded(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(SENTENCE_BYTES_MAX));
     text

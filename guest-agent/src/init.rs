@@ -9,27 +9,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use wasmvm_protocol::agent::containerd::shim_async::create_task;
-use wasmvm_protocol::ports::{AGENT_PORT, READY_PORT, STREAM_PORT};
+use wasmvm_protocol::error_chain;
+use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 
 use crate::log::{self, Level};
 use crate::service::TaskService;
 use crate::streams::{self, Streams};
 use crate::supervisor::{Site, Supervisor};
 use crate::tree::{self, Device, GuestError, TASK_ROOT, doing, make_devices, mount};
-
-/// Bytes a stream may hold in the guest; the kernel's default is 256 KiB (`af_vsock.c`).
-pub const STREAM_BUFFER_BYTES: u64 = 64 << 10;
-/// Socket option of `AF_VSOCK` (kernel `linux/vm_sockets.h`).
-const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
-/// How long the ready announcement may take; the VMM resets it at once.
-const READY_WAIT_MAX: Duration = Duration::from_secs(5);
+use crate::vsock::{announce, limit_buffer, listen};
 
 /// The agent's own devices.
 const AGENT_DEVICES: [Device; 6] = [
@@ -43,12 +36,12 @@ const AGENT_DEVICES: [Device; 6] = [
 /// Where the kernel makes the slaves of terminals; beside `ptmx`, which looks for it there.
 const TERMINALS: &str = "/dev/pts";
 
-/// What this VM is for: `wasmvm.role=` on the kernel's command line.
+/// The purpose of this VM: `wasmvm.role=` on the kernel's command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Runs a tenant's program.
     Task,
-    /// Compiles one module.
+    /// Compiles one module, in the compiler VM.
     Compiler,
 }
 
@@ -77,7 +70,7 @@ pub fn main() -> i32 {
         },
         Err(error) => error,
     };
-    log::line(Level::Error, &log::chain(&error));
+    log::line(Level::Error, &error_chain(&error));
     1
 }
 
@@ -209,44 +202,10 @@ async fn serve(
     Ok(server)
 }
 
-fn listen(port: u32) -> Result<OwnedFd, GuestError> {
-    VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
-        .map(OwnedFd::from)
-        .map_err(doing(format!("listen on vsock port {port}")))
-}
-
-/// Accepted connections inherit the listener's buffer size.
-fn limit_buffer(socket: &OwnedFd) -> Result<(), GuestError> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the option reads a u64 (`vsock_connectible_setsockopt`), which lives across the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::AF_VSOCK,
-            SO_VM_SOCKETS_BUFFER_SIZE,
-            std::ptr::from_ref(&STREAM_BUFFER_BYTES).cast(),
-            8,
-        )
-    };
-    if result < 0 {
-        let error = io::Error::last_os_error();
-        return Err(doing("bound the streams' buffers")(error));
-    }
-    Ok(())
-}
-
 /// PID 1 keeps the one descriptor: opening it takes `CAP_SYS_RAWIO`, mapping it none.
 fn open_slots() -> Result<OwnedFd, GuestError> {
     rustix::fs::open("/dev/mem", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(doing("open /dev/mem"))
-}
-
-/// Tells the VMM that every port listens; it answers with a reset, which means "heard".
-async fn announce() {
-    let dial = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, READY_PORT));
-    if tokio::time::timeout(READY_WAIT_MAX, dial).await.is_err() {
-        log::line(Level::Warning, "nobody heard that the agent is ready");
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! One instance: a runner process and what became of it.
+//! An instance: a runner process and what became of it.
 //!
 //! ```text
 //!            start                process gone             execs gone
@@ -20,28 +20,28 @@ use tokio::sync::watch;
 use wasmvm_protocol::threads;
 
 use crate::error::AgentError;
+use crate::instance_id::InstanceId;
 use crate::reap::{ProcessEnd, reap};
 use crate::signal::SignalNumber;
 use crate::spawn::Child;
-use crate::table::InstanceId;
 use crate::terminal::{Terminal, WindowSize};
 use crate::work::WorkFile;
 
-/// Where an instance stands.
+/// The phase of an instance's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Loaded, waiting for Start.
     Created,
-    /// Its program runs.
+    /// Start was called: the program runs.
     Running,
-    /// Its process is gone, what depends on it not yet.
+    /// The process is gone, what depends on it not yet.
     Ending,
     /// All over, with this exit status, 0 to 255.
     Stopped(u32),
 }
 
 impl Phase {
-    /// For sentences.
+    /// The phase as it stands in sentences.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -75,17 +75,17 @@ enum Event {
 /// A runner that has reported to be ready.
 #[derive(Debug)]
 pub struct Runner {
-    /// The process.
+    /// The process, in the event loop.
     pub process: AsyncFd<Child>,
-    /// Write end of its start pipe.
+    /// Write end of the runner's start pipe.
     pub start: OwnedFd,
-    /// What it works on.
+    /// The file that the runner works on.
     pub work: Arc<WorkFile>,
-    /// Its terminal, if it has one.
+    /// The runner's terminal, if it has one.
     pub terminal: Option<Arc<Terminal>>,
 }
 
-/// A loaded program.
+/// A loaded program and its process.
 #[derive(Debug)]
 pub struct Instance {
     id: InstanceId,
@@ -94,12 +94,12 @@ pub struct Instance {
     work: Arc<WorkFile>,
     terminal: Option<Arc<Terminal>>,
     phase: watch::Sender<Phase>,
-    /// We sent it a SIGKILL; without that, only the kernel's want of memory ends it so.
+    /// The agent sent a SIGKILL; without that, only the kernel's want of memory ends a runner so.
     killed: AtomicBool,
 }
 
 impl Instance {
-    /// It waits for its start.
+    /// An instance whose runner waits for the start.
     #[must_use]
     pub fn new(id: InstanceId, runner: Runner) -> Self {
         Self {
@@ -113,7 +113,7 @@ impl Instance {
         }
     }
 
-    /// Which one it is.
+    /// The name of the instance.
     #[must_use]
     pub fn id(&self) -> &InstanceId {
         &self.id
@@ -125,7 +125,7 @@ impl Instance {
         self.process.get_ref().pid()
     }
 
-    /// What its process does; without threads when that is over.
+    /// The state of the instance's process; without threads when the process is over.
     #[must_use]
     pub fn look(&self) -> wasmvm_protocol::agent::Instance {
         let proc = PathBuf::from("/proc").join(self.pid().to_string());
@@ -141,13 +141,13 @@ impl Instance {
         }
     }
 
-    /// What it works on.
+    /// The file that the runner works on.
     #[must_use]
     pub fn work(&self) -> &Arc<WorkFile> {
         &self.work
     }
 
-    /// Where it stands.
+    /// The phase that the instance is in.
     #[must_use]
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
@@ -156,7 +156,7 @@ impl Instance {
     /// Lets the program run.
     ///
     /// # Errors
-    /// [`AgentError::Phase`] unless it waits for that.
+    /// [`AgentError::Phase`] unless the instance waits for that.
     pub fn start(&self) -> Result<(), AgentError> {
         if !self.advance(Event::Start) {
             return Err(self.wrong_phase("start"));
@@ -169,7 +169,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Sends a signal; the default actions end a runner, whatever its module does.
+    /// Sends a signal to the runner; the default actions end a runner, whatever its module does.
     ///
     /// # Errors
     /// [`AgentError::Ended`] when there is nothing left to signal.
@@ -189,10 +189,10 @@ impl Instance {
         }
     }
 
-    /// Sets the size of its terminal; without one there is nothing to do, as with runc.
+    /// Sets the size of the instance's terminal; without one there is nothing to do, as with runc.
     ///
     /// # Errors
-    /// [`AgentError::Phase`] when it has ended.
+    /// [`AgentError::Phase`] when the instance has ended.
     pub fn resize(&self, size: WindowSize) -> Result<(), AgentError> {
         if matches!(self.phase(), Phase::Ending | Phase::Stopped(_)) {
             return Err(self.wrong_phase("resize the terminal of"));
@@ -230,7 +230,7 @@ impl Instance {
         end.is_kill() && !self.killed.load(Ordering::Relaxed)
     }
 
-    /// Nothing of it is left; answers every [`Instance::wait`].
+    /// Notes that nothing of the instance is left; answers every [`Instance::wait`].
     pub fn stop(&self, status: u32) {
         self.advance(Event::Over(status));
     }
@@ -281,7 +281,7 @@ mod tests {
         })
         .unwrap();
         let runner = Runner {
-            process: crate::watch::watch_child(child).unwrap(),
+            process: child.watch().unwrap(),
             start: write,
             work: Arc::new(WorkFile::new(&Program::new()).unwrap()),
             terminal: None,

@@ -11,8 +11,10 @@
 //! ```
 //!
 //! * [`init`]: mounts, device nodes, role, the listeners; the only code that needs to be PID 1.
+//! * `vsock`: the ports, and the announcement that they listen.
 //! * [`tree`]: the task's file tree and its devices, clock, host name.
-//! * [`supervisor`]: what requests do; [`table`]: the instances; [`instance`]: the state machine of one.
+//! * [`supervisor`]: what requests do; [`table`]: the instances; [`instance`]: the state machine of one;
+//!   [`instance_id`]: its name.
 //! * [`service`]: a thin adapter from containerd's Task service to the supervisor; [`request`]: its door.
 //! * [`streams`]: stdio streams that no instance has claimed yet; [`stdio`], [`terminal`]: how a runner
 //!   gets them.
@@ -38,6 +40,8 @@
 //!
 //! An instance's status is its process' wait status: the module's own code modulo 256, as on Linux;
 //! 128+n when signal n ended it; 134 after a trap, whose message and Wasm backtrace are on stderr.
+#![deny(unsafe_code)]
+#![warn(unreachable_pub)]
 
 #[cfg(feature = "compiler")]
 pub mod compiler;
@@ -45,6 +49,7 @@ pub mod engine;
 pub mod error;
 pub mod init;
 pub mod instance;
+pub mod instance_id;
 pub mod log;
 pub mod reap;
 pub mod report;
@@ -60,6 +65,7 @@ pub mod supervisor;
 pub mod table;
 pub mod terminal;
 pub mod tree;
+mod vsock;
 mod watch;
 pub mod work;
 
@@ -70,7 +76,7 @@ pub fn main() -> i32 {
     let mode = args.next();
     // A signal sent to the program ends the runner, this one too; its streams are written without it.
     if mode.as_deref() != Some(spawn::RUNNER_MODE) {
-        ignore_sigpipe();
+        signal::ignore_sigpipe();
     }
     match mode.as_deref() {
         Some(spawn::RUNNER_MODE) => runner::main(args),
@@ -85,10 +91,4 @@ pub fn main() -> i32 {
             2
         }
     }
-}
-
-/// A write to a gone reader is an error of that write. (Rust's own start-up would do this, see `main.rs`.)
-fn ignore_sigpipe() {
-    // SAFETY: SIG_IGN is a valid disposition, and no thread exists yet that could rely on another.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }

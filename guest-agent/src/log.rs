@@ -3,18 +3,15 @@
 //! In PID 1 that is `/dev/kmsg`, so they are kernel messages and reach the early-printk console by
 //! their level. One line is one `write`, as `/dev/kmsg` makes one record of each.
 
-use std::os::fd::BorrowedFd;
-pub use wasmvm_protocol::error_chain as chain;
-
 /// Longest line, bytes; `/dev/kmsg` refuses more than 1024 - 48 (kernel `printk/internal.h`).
 pub const LINE_BYTES_MAX: usize = 900;
 
 /// Severity, as the kernel counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// What was asked for did not happen.
+    /// Something that was asked for did not happen.
     Error = 3,
-    /// Abnormal, but harmless.
+    /// Something abnormal, but harmless.
     Warning = 4,
 }
 
@@ -26,9 +23,7 @@ pub fn line(level: Level, text: &str) {
         level as u8,
         text.replace('\n', " ")
     );
-    // SAFETY: descriptor 2 is open in every mode of this program and never closed by it.
-    let stderr = unsafe { BorrowedFd::borrow_raw(2) };
-    let _ = rustix::io::write(stderr, record.as_bytes());
+    let _ = rustix::io::write(rustix::stdio::stderr(), record.as_bytes());
 }
 
 /// The start of `text`, at most `bytes` long, cut at a character.

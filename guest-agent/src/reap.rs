@@ -14,14 +14,14 @@ const SIGNALLED: u32 = 128;
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessEnd {
-    /// With a code of its own.
+    /// The process ended itself, with this code.
     Exited(u32),
-    /// By a signal.
+    /// A signal ended the process: this one.
     Signalled(u32),
 }
 
 impl ProcessEnd {
-    /// By SIGKILL.
+    /// The end by SIGKILL.
     pub const KILLED: Self = Self::Signalled(9);
 
     /// The exit code, or 128+n.
@@ -33,7 +33,7 @@ impl ProcessEnd {
         }
     }
 
-    /// Whether a SIGKILL did it.
+    /// Whether the process was ended by SIGKILL.
     #[must_use]
     pub fn is_kill(self) -> bool {
         self == Self::KILLED

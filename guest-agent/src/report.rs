@@ -1,4 +1,4 @@
-//! What a child process answers to PID 1 over its report pipe: one message, then end of file.
+//! The answer of a child process to PID 1 over its report pipe: one message, then end of file.
 //!
 //! ```text
 //! 'c' | 'm'        ready: a core module, a component
@@ -16,10 +16,10 @@ use crate::watch::watch;
 
 /// Longest sentence of a refusal, bytes.
 pub const SENTENCE_BYTES_MAX: usize = 4096;
-/// Longest report, bytes.
+/// Longest report, bytes: a tag and a sentence.
 pub const REPORT_BYTES_MAX: usize = 1 + SENTENCE_BYTES_MAX;
 
-/// One answer.
+/// A child's one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// The program is loaded, or the module compiled.
@@ -31,7 +31,7 @@ pub enum Report {
 }
 
 impl Report {
-    /// Sends it and closes the pipe.
+    /// Sends the report and closes the pipe.
     ///
     /// # Errors
     /// `write(2)`'s: PID 1 is gone.
@@ -47,7 +47,7 @@ impl Report {
         pipe.write_all(&bytes)
     }
 
-    /// Waits for the child's answer or its end; `None` if it ended without an answer.
+    /// Waits for the child's answer or its end; `None` if the child ended without an answer.
     ///
     /// # Errors
     /// `read(2)`'s.

@@ -9,11 +9,11 @@ use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, PROGRAM_TYPE_URL, Program}
 use wasmvm_protocol::slot::SLOTS_MAX;
 use wasmvm_protocol::stream::ID_BYTES_MAX;
 
-use crate::table::InstanceId;
+use crate::instance_id::InstanceId;
 use crate::terminal::WindowSize;
 use crate::tree::TASK_DEVICES;
 
-/// All permission bits.
+/// Largest umask: all permission bits.
 const UMASK_MAX: u32 = 0o777;
 
 /// Why a request was refused.
@@ -22,35 +22,35 @@ pub enum RequestError {
     /// An id of length 0 or beyond [`ID_BYTES_MAX`].
     #[error("{field} id of {bytes} bytes; allowed are 1 to {ID_BYTES_MAX}")]
     IdLength {
-        /// `task` or `exec`.
+        /// The id's field: `task` or `exec`.
         field: &'static str,
-        /// The refused length.
+        /// The refused length, bytes.
         bytes: usize,
     },
     /// No message of ours at all.
     #[error("the request carries no {wanted} in its {field}")]
     Absent {
-        /// `options`, `spec` or `resources`.
+        /// The message's field: `options`, `spec` or `resources`.
         field: &'static str,
-        /// What belongs there.
+        /// Type URL of the message that belongs there.
         wanted: &'static str,
     },
     /// A message of a type we do not know.
     #[error("the request carries {found:?} in its {field}, not {wanted}")]
     Type {
-        /// `options`, `spec` or `resources`.
+        /// The message's field: `options`, `spec` or `resources`.
         field: &'static str,
-        /// What belongs there.
+        /// Type URL of the message that belongs there.
         wanted: &'static str,
-        /// What is there.
+        /// Type URL of the message that is there.
         found: String,
     },
     /// A message that cannot be decoded.
     #[error("{wanted} cannot be decoded: {source}")]
     Decode {
-        /// What it should be.
+        /// Type URL of the message.
         wanted: &'static str,
-        /// Why not.
+        /// The error of the protobuf decoder.
         #[source]
         source: protobuf::Error,
     },
@@ -60,9 +60,9 @@ pub enum RequestError {
     /// A string that cannot reach a program.
     #[error("{field} {value:?} contains a zero byte")]
     ZeroByte {
-        /// `args`, `env` or `cwd`.
+        /// The program's field: `args` or `env`.
         field: &'static str,
-        /// The refused value.
+        /// The value that was refused.
         value: String,
     },
     /// An environment entry without a name.
@@ -74,9 +74,9 @@ pub enum RequestError {
     /// A path that is not one.
     #[error("{field} {value:?} is not an absolute path without `..`")]
     Path {
-        /// `cwd`, `devices` or `masked_paths`.
+        /// The program's field: `cwd`, `devices` or `masked_paths`.
         field: &'static str,
-        /// The refused value.
+        /// The value that was refused.
         value: String,
     },
     /// A device that the guest does not give.
@@ -85,9 +85,9 @@ pub enum RequestError {
     /// A stream that is not named by a token.
     #[error("{field} {value:?} is not a stream's token")]
     Token {
-        /// `stdin`, `stdout` or `stderr`.
+        /// The request's field: `stdin`, `stdout` or `stderr`.
         field: &'static str,
-        /// The refused value.
+        /// The value that was refused.
         value: String,
     },
     /// A slot that no VM has.
@@ -96,9 +96,9 @@ pub enum RequestError {
     /// A terminal that cannot be so large.
     #[error("a terminal cannot have {columns} columns and {rows} rows; 65535 is the most of each")]
     WindowSize {
-        /// The wanted width.
+        /// The wanted width, characters.
         columns: u32,
-        /// The wanted height.
+        /// The wanted height, characters.
         rows: u32,
     },
     /// Checkpoints are not the agent's.
@@ -109,11 +109,11 @@ pub enum RequestError {
 /// A program to load: a task's init, or an exec.
 #[derive(Clone, Debug)]
 pub struct LoadRequest {
-    /// Which instance it becomes.
+    /// The instance that the program becomes.
     pub id: InstanceId,
-    /// The program.
+    /// The program to load.
     pub program: Program,
-    /// Whether it gets a terminal; then it has no stderr of its own.
+    /// Whether the program gets a terminal; then it has no stderr of its own.
     pub terminal: bool,
     /// Tokens of stdin, stdout and stderr; `None` is no stream.
     pub stdio: [Option<u64>; 3],
@@ -156,7 +156,7 @@ impl LoadRequest {
     }
 }
 
-/// What an Update changes.
+/// The change that an Update asks for.
 ///
 /// # Errors
 /// [`RequestError`], naming what is wrong.

@@ -1,4 +1,4 @@
-//! What the shim asks of containerd's Task service, on the supervisor. No logic: parse, call, answer.
+//! containerd's Task service for the shim, on the supervisor. No logic: parse, call, answer.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use wasmvm_protocol::agent::containerd::shim_async::Task;
 use wasmvm_protocol::agent::{INSTANCE_TYPE_URL, REPLY_BYTES_MAX, USAGE_TYPE_URL, Usage};
 
 use crate::error::AgentError;
+use crate::instance_id::InstanceId;
 use crate::request::{self, LoadRequest};
 use crate::signal::SignalNumber;
 use crate::supervisor::Supervisor;
-use crate::table::InstanceId;
 
-/// Of a PidsResponse, bytes: what the shim takes, less the frame around it.
+/// Longest PidsResponse, bytes: what the shim takes, less the frame around it.
 const PIDS_BYTES_MAX: u64 = REPLY_BYTES_MAX as u64 - 256;
 
 fn instance_id(task: &str, exec: &str) -> InstanceId {
@@ -40,14 +40,14 @@ fn any(type_url: &str, message: &impl Message) -> Result<Any, AgentError> {
     Ok(any)
 }
 
-/// The ttrpc service.
+/// The Task service of the agent, for ttrpc.
 #[derive(Debug)]
 pub struct TaskService {
     supervisor: Arc<Supervisor>,
 }
 
 impl TaskService {
-    /// Serves what `supervisor` holds.
+    /// A service of the instances that `supervisor` holds.
     #[must_use]
     pub fn new(supervisor: Arc<Supervisor>) -> Self {
         Self { supervisor }

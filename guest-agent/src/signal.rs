@@ -1,4 +1,9 @@
-//! Signals: the numbers that exist, and sending one to a process that cannot be another one.
+//! Signals: the numbers that exist, sending one to a process that cannot be another one, and what the
+//! process itself does with those that it gets.
+#![allow(
+    unsafe_code,
+    reason = "signal(2), and pidfd_send_signal(2) with a realtime signal"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -19,19 +24,19 @@ impl SignalNumber {
         }
     }
 
-    /// SIGKILL.
+    /// The number of SIGKILL.
     #[must_use]
     pub fn kill() -> Self {
         Self(9)
     }
 
-    /// Whether it ends the process for certain.
+    /// Whether the signal ends the process for certain.
     #[must_use]
     pub fn is_kill(self) -> bool {
         i32::from(self.0) == Signal::KILL.as_raw()
     }
 
-    /// Sends it to the process of a pidfd.
+    /// Sends the signal to the process of a pidfd.
     ///
     /// # Errors
     /// `pidfd_send_signal(2)`'s; `ESRCH` when the process is gone.
@@ -43,6 +48,21 @@ impl SignalNumber {
             return Err(io::Error::last_os_error());
         }
         Ok(())
+    }
+}
+
+/// A write to a gone reader is an error of that write. (Rust's own start-up would do this, see `main.rs`.)
+pub fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN is a valid disposition, and nothing in this program relies on another one.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Signals as a fresh system has them, whatever the parent ignores: exec resets handlers, but keeps what is
+/// ignored. For a child between fork and exec: async-signal-safe.
+pub fn reset_dispositions() {
+    for signal in 1..=libc::SIGSYS {
+        // SAFETY: the default disposition is valid for all; SIGKILL's and SIGSTOP's stay as they are.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
 

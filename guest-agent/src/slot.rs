@@ -1,23 +1,29 @@
-//! Mapping the slot's content through `/dev/mem` (or, in tests, through a file).
+//! Mapping the slot's content through `/dev/mem` (or, in tests, through a file), and what it is to wasmtime.
+#![allow(unsafe_code, reason = "memory of the host's, and compiled code in it")]
 
 use std::io;
 use std::os::fd::AsFd;
 use std::ptr::{self, NonNull};
 
 use rustix::mm::{MapFlags, ProtFlags};
-use wasmvm_protocol::slot::{SLOT_HEADER_BYTES, SlotHeader, SlotHeaderError};
+use wasmtime::component::Component;
+use wasmtime::{Engine, Module};
+use wasmvm_protocol::slot::{SLOT_HEADER_BYTES, SlotHeader, SlotHeaderError, SlotKind};
+
+/// The error for content of another kind; the runner has looked at the kind before.
+const NO_ARTIFACT: &str = "the slot holds no artifact of this kind";
 
 /// Why the slot's content cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// `mmap` refused.
+    /// The kernel maps nothing there.
     #[error("cannot map {bytes} bytes of the slot at {offset:#x}")]
     Map {
-        /// Where in the device.
+        /// The place in the device, bytes from its start.
         offset: u64,
-        /// How much.
+        /// Length of the mapping, bytes.
         bytes: usize,
-        /// The kernel's word.
+        /// The error of `mmap(2)`.
         #[source]
         source: io::Error,
     },
@@ -32,7 +38,7 @@ pub enum SlotError {
 /// A mapping that lives as long as the process; nobody can write it.
 #[derive(Debug)]
 pub struct SlotContent {
-    /// What it is.
+    /// The header, which says what the content is.
     pub header: SlotHeader,
     start: NonNull<u8>,
 }
@@ -65,9 +71,28 @@ impl SlotContent {
         Ok(Self { header, start })
     }
 
-    /// The content, for `deserialize_raw`.
-    #[must_use]
-    pub fn memory(&self) -> NonNull<[u8]> {
+    /// The content as the core module that it was compiled from; its code stays where it is.
+    ///
+    /// # Errors
+    /// wasmtime's, when another version made it or for another processor; or when it is something else.
+    pub fn module(&self, engine: &Engine) -> wasmtime::Result<Module> {
+        wasmtime::ensure!(self.header.kind == SlotKind::CoreArtifact, NO_ARTIFACT);
+        // SAFETY: the content was made by this version's compiler in a VM of its own and is mapped,
+        // unchanging, as long as the process lives.
+        unsafe { Module::deserialize_raw(engine, self.memory()) }
+    }
+
+    /// The content as the component that it was compiled from; its code stays where it is.
+    ///
+    /// # Errors
+    /// wasmtime's, when another version made it or for another processor; or when it is something else.
+    pub fn component(&self, engine: &Engine) -> wasmtime::Result<Component> {
+        wasmtime::ensure!(self.header.kind == SlotKind::ComponentArtifact, NO_ARTIFACT);
+        // SAFETY: as above.
+        unsafe { Component::deserialize_raw(engine, self.memory()) }
+    }
+
+    fn memory(&self) -> NonNull<[u8]> {
         NonNull::slice_from_raw_parts(self.start, self.length())
     }
 
@@ -117,7 +142,6 @@ fn map(
 mod tests {
     use super::*;
     use std::io::Write;
-    use wasmvm_protocol::slot::SlotKind;
 
     fn file(parts: &[&[u8]]) -> std::fs::File {
         let mut file = tempfile::tempfile().unwrap();

@@ -7,6 +7,10 @@
 //!  5      report pipe ([`crate::report`])
 //!  6      runner: start pipe, one byte means go
 //! ```
+#![allow(
+    unsafe_code,
+    reason = "what runs between fork and exec, and descriptors by number"
+)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -15,7 +19,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
+use crate::signal;
 use crate::watch::watch;
 
 /// First argument of a runner.
@@ -23,9 +30,9 @@ pub const RUNNER_MODE: &str = "runner";
 /// First argument of a compile.
 pub const COMPILE_MODE: &str = "compile";
 
-/// The slots' device.
+/// The slots' device, read-only.
 pub const SLOT_FD: RawFd = 3;
-/// What the child works on: the program, or the artifact's place.
+/// The file that the child works on: the program, or the artifact's place.
 pub const WORK_FD: RawFd = 4;
 /// Write end of the report pipe.
 pub const REPORT_FD: RawFd = 5;
@@ -34,27 +41,24 @@ pub const START_FD: RawFd = 6;
 
 /// Above every descriptor of a child, so that none is overwritten while they are put in place.
 const PARKED_FD_MIN: RawFd = 16;
-/// Descriptors beyond stdio.
+/// Most descriptors that a child gets beyond stdio.
 const PASSED_FDS_MAX: usize = 4;
 
 /// Why there is no child.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields say what they are")]
 pub enum SpawnError {
     /// Out of descriptors, processes or memory.
     #[error("cannot prepare descriptors of a {mode} process")]
     Descriptors {
-        /// The mode.
         mode: &'static str,
-        /// The kernel's word.
         #[source]
         source: io::Error,
     },
     /// fork or exec failed.
     #[error("cannot start a {mode} process")]
     Exec {
-        /// The mode.
         mode: &'static str,
-        /// The kernel's word.
         #[source]
         source: io::Error,
     },
@@ -68,10 +72,19 @@ pub struct Child {
 }
 
 impl Child {
-    /// Its process id in the guest.
+    /// The child's process id in the guest.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// The child in the runtime's event loop, which says when it has ended.
+    ///
+    /// # Errors
+    /// `epoll_ctl(2)`'s; the child is ended then.
+    pub fn watch(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the pidfd stays open and the same until the child is dropped.
+        Ok(unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }?)
     }
 }
 
@@ -113,15 +126,15 @@ async fn reap_late(pidfd: OwnedFd) {
 /// How a child starts.
 #[derive(Debug)]
 pub struct Start<'a> {
-    /// This binary.
+    /// The agent's own binary.
     pub exe: &'a Path,
-    /// Its first argument.
+    /// First argument of the binary.
     pub mode: &'static str,
-    /// The others.
+    /// Arguments behind the mode.
     pub args: &'a [String],
-    /// To be 0, 1 and 2.
+    /// The descriptors to be 0, 1 and 2.
     pub stdio: [OwnedFd; 3],
-    /// To be 3, 4, ….
+    /// The descriptors to be 3, 4, ….
     pub passed: Vec<OwnedFd>,
     /// `stdio` is a terminal, to be the controlling one of a session of its own.
     pub terminal: bool,
@@ -129,7 +142,7 @@ pub struct Start<'a> {
 
 /// Starts a child with exactly the given descriptors.
 ///
-/// Its signal dispositions are the default ones and its mask is empty, whatever ours are.
+/// The child's signal dispositions are the default ones and its mask is empty, whatever the agent's are.
 ///
 /// # Errors
 /// [`SpawnError`]; nothing is left behind.
@@ -187,23 +200,13 @@ pub fn spawn(start: Start<'_>) -> Result<Child, SpawnError> {
 /// foreground, so that ^C ends it.
 fn control_terminal() -> io::Result<()> {
     rustix::process::setsid()?;
-    // SAFETY: std has put the terminal at 0 by now; it stays open until exec and after it.
-    let stdin = unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) };
-    Ok(rustix::process::ioctl_tiocsctty(stdin)?)
-}
-
-/// In the child: signals as a fresh system has them, whatever our own parent ignores. (exec resets
-/// handlers, but keeps what is ignored.)
-fn reset_signals() {
-    for signal in 1..=libc::SIGSYS {
-        // SAFETY: the default disposition is valid for all; SIGKILL's and SIGSTOP's stay as they are.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
+    // std has put the terminal at 0 by now.
+    Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
 }
 
 /// In the child: the parked descriptors go to 3, 4, …; nothing above survives exec.
 fn place(sources: &[RawFd]) -> io::Result<()> {
-    reset_signals();
+    signal::reset_dispositions();
     let mut target = SLOT_FD;
     for &source in sources {
         // SAFETY: `source` is open and at least PARKED_FD_MIN; nothing of ours lives at `target`
@@ -228,14 +231,38 @@ fn place(sources: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes over a descriptor that the parent put in place.
+/// Takes over a descriptor that the parent put in place beyond stdio.
 ///
-/// # Safety
-/// `fd` must be one that [`spawn`]'s caller passed, taken at most once.
-#[must_use]
-pub unsafe fn take(fd: RawFd) -> OwnedFd {
-    // SAFETY: open and ours alone by this function's contract.
+/// # Errors
+/// `EBADF` when the parent put none there, or when it was taken before.
+pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: asks for the flags of a number; what it names, if anything, stays as it is.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    // What this program itself opens is close-on-exec, and so is what was taken.
+    if fd < SLOT_FD || flags != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: open, from before exec, so that nothing in this process owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let _ = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC);
-    fd
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::IntoRawFd;
+
+    #[test]
+    fn what_the_parent_passed_is_taken_once_and_nothing_else_is() {
+        let (passed, _write) = rustix::pipe::pipe().unwrap();
+        let number = passed.into_raw_fd();
+        let taken = take(number).unwrap();
+        assert_eq!(taken.as_raw_fd(), number);
+        assert!(take(number).is_err());
+        let own = io::stderr().as_fd().try_clone_to_owned().unwrap();
+        assert!(take(own.as_raw_fd()).is_err());
+        assert!(take(libc::STDERR_FILENO).is_err());
+        assert!(take(RawFd::MAX).is_err());
+    }
 }

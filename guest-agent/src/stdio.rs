@@ -1,5 +1,5 @@
-//! What becomes descriptors 0, 1 and 2 of a runner: the streams themselves, or a terminal between
-//! them and it.
+//! The descriptors 0, 1 and 2 of a runner: the streams themselves, or a terminal between them and
+//! the runner.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,9 +16,9 @@ use crate::terminal::{Ends, Terminal};
 /// A runner's standard descriptors.
 #[derive(Debug)]
 pub struct Stdio {
-    /// To be its 0, 1 and 2.
+    /// The descriptors to be the runner's 0, 1 and 2.
     pub runner: [OwnedFd; 3],
-    /// The terminal, and what it is to be pumped from and to.
+    /// The terminal, and the streams that it is to be pumped from and to.
     pub terminal: Option<(Arc<Terminal>, Ends)>,
 }
 

@@ -20,12 +20,13 @@ use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use wasmvm_protocol::error_chain;
 use wasmvm_protocol::stream::{
     STREAM_HEADER_FIXED_BYTES, StdioFd, StreamHeader, StreamHeaderError,
 };
 
+use crate::instance_id::InstanceId;
 use crate::log::{self, Level};
-use crate::table::InstanceId;
 use crate::watch::watch;
 
 /// Connections that are open but belong to no instance yet.
@@ -40,24 +41,24 @@ pub const CLAIM_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Why a request did not get its stream.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// Nothing came.
+    /// No stream with the token came.
     #[error("stream {token} was not opened within {} s", CLAIM_WAIT_MAX.as_secs())]
     Missing {
         /// The token of the request.
         token: u64,
     },
-    /// It is somebody else's, or another descriptor's.
+    /// The stream is another instance's, or another descriptor's.
     #[error("stream {token} was opened as {opened:?} of {owner}, not as {wanted:?} of {wanted_by}")]
     Mismatch {
         /// The token of the request.
         token: u64,
-        /// As its header says.
+        /// The descriptor, as the stream's header says.
         opened: StdioFd,
-        /// As its header says.
+        /// The instance, as the stream's header says.
         owner: InstanceId,
-        /// As the request says.
+        /// The descriptor, as the request says.
         wanted: StdioFd,
-        /// As the request says.
+        /// The instance, as the request says.
         wanted_by: InstanceId,
     },
 }
@@ -66,7 +67,7 @@ pub enum ClaimError {
 struct Table {
     /// Accepted connections whose header is still being read.
     opening: usize,
-    /// By token.
+    /// Streams with their headers, by token.
     unclaimed: HashMap<u64, (StreamHeader, OwnedFd)>,
 }
 
@@ -148,7 +149,7 @@ impl Streams {
         self.with(|table| table.opening -= 1);
         let (header, socket) = match read {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return log::line(Level::Warning, &log::chain(&error)),
+            Ok(Err(error)) => return log::line(Level::Warning, &error_chain(&error)),
             Err(_) => return log::line(Level::Warning, "a stream sent no header in time"),
         };
         let token = header.token;
@@ -178,13 +179,13 @@ impl Streams {
 /// Makes a listening socket usable here.
 ///
 /// # Errors
-/// When the runtime cannot watch it.
+/// When the runtime cannot watch the socket.
 pub fn listener(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     rustix::io::ioctl_fionbio(&socket, true)?;
     watch(socket)
 }
 
-/// One connection, non-blocking.
+/// Accepts a connection, non-blocking.
 ///
 /// # Errors
 /// When the listener itself fails.

@@ -1,4 +1,4 @@
-//! What containerd's requests do to the instances of the guest.
+//! The work behind containerd's requests: the instances of the guest, from load to delete.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use wasmvm_protocol::slot::slot_address;
 
 use crate::error::AgentError;
 use crate::instance::{Instance, Phase, Runner};
+use crate::instance_id::InstanceId;
 use crate::log::{self, Level};
 use crate::reap::reap;
 use crate::report::Report;
@@ -22,10 +23,9 @@ use crate::signal::SignalNumber;
 use crate::spawn::{self, Child, RUNNER_MODE};
 use crate::stdio::Stdio;
 use crate::streams::Streams;
-use crate::table::{InstanceId, Table};
+use crate::table::Table;
 use crate::terminal;
 use crate::tree::GuestError;
-use crate::watch::watch_child;
 use crate::work::WorkFile;
 
 /// How long a task's end may wait for the ends of its execs, which were killed. Only one that waits for
@@ -39,9 +39,9 @@ pub type SetClock = dyn Fn(u64) -> Result<(), GuestError> + Send + Sync;
 
 /// Where instances run: the guest, or a test's directory.
 pub struct Site {
-    /// This binary.
+    /// The agent's own binary.
     pub exe: PathBuf,
-    /// The slots' device, opened read-only; slot i begins at its [`slot_address`].
+    /// The slots' device, opened read-only; a slot begins at its [`slot_address`].
     pub slots: OwnedFd,
     /// Root of the task's file tree.
     pub root: PathBuf,
@@ -70,7 +70,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Nothing runs yet.
+    /// A supervisor of nothing yet.
     #[must_use]
     pub fn new(site: Site, streams: Arc<Streams>) -> Self {
         Self {
@@ -259,7 +259,7 @@ impl Supervisor {
             passed: vec![slots, work, report_end, start_end],
             terminal,
         })?;
-        let process = watch_child(child).map_err(failed("watch the runner"))?;
+        let process = child.watch().map_err(failed("watch the runner"))?;
         self.await_ready(&process, report).await?;
         Ok((process, start))
     }

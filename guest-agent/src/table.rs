@@ -1,52 +1,16 @@
-//! Who is there: instances by task and exec id, and who may join them.
+//! The guest's instances by task and exec id, and which may join them.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::AgentError;
 use crate::instance::{Instance, Phase};
+use crate::instance_id::InstanceId;
 use crate::work::WorkFile;
 
 /// Instances that have not been deleted.
 pub const INSTANCES_MAX: usize = 64;
-
-/// Names an instance, as containerd's requests do.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct InstanceId {
-    /// The task.
-    pub task: String,
-    /// The exec; empty for the task's first program, init.
-    pub exec: String,
-}
-
-impl InstanceId {
-    /// Whether it is the task's first program.
-    #[must_use]
-    pub fn is_init(&self) -> bool {
-        self.exec.is_empty()
-    }
-
-    /// The task's first program.
-    #[must_use]
-    pub fn init(&self) -> Self {
-        Self {
-            task: self.task.clone(),
-            exec: String::new(),
-        }
-    }
-}
-
-/// As it stands in sentences.
-impl fmt::Display for InstanceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.is_init() {
-            write!(f, "exec {:?} of ", self.exec)?;
-        }
-        write!(f, "task {:?}", self.task)
-    }
-}
 
 #[derive(Debug)]
 enum Entry {
@@ -112,7 +76,7 @@ impl Table {
         })
     }
 
-    /// What the instances of a task work on, those that are being loaded included.
+    /// The files that the instances of a task work on, those that are being loaded included.
     #[must_use]
     pub fn works(&self, task: &str) -> Vec<Arc<WorkFile>> {
         self.with(|entries| {
@@ -125,7 +89,7 @@ impl Table {
         })
     }
 
-    /// Forgets an instance.
+    /// Forgets an instance, whatever its phase.
     pub fn remove(&self, id: &InstanceId) {
         self.with(|entries| entries.remove(id));
     }
@@ -201,13 +165,6 @@ mod tests {
 
     fn work() -> Arc<WorkFile> {
         Arc::new(WorkFile::new(&Program::new()).unwrap())
-    }
-
-    #[test]
-    fn ids_in_sentences() {
-        assert_eq!(id("").to_string(), "task \"web\"");
-        assert_eq!(id("sh").to_string(), "exec \"sh\" of task \"web\"");
-        assert_eq!(id("sh").init(), id(""));
     }
 
     #[test]

@@ -31,9 +31,9 @@ pub const PUMP_BYTES_MAX: usize = 16 << 10;
 /// Size of a terminal, in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowSize {
-    /// How wide.
+    /// Width of the terminal, characters.
     pub columns: u16,
-    /// How high.
+    /// Height of the terminal, characters.
     pub rows: u16,
 }
 
@@ -44,7 +44,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// A new one, and its slave, which belongs to `uid`.
+    /// A new terminal, and its slave, which belongs to `uid`.
     ///
     /// # Errors
     /// Out of terminals or descriptors.
@@ -60,7 +60,7 @@ impl Terminal {
         Ok((Self { master }, slave))
     }
 
-    /// Sets its size; the kernel tells the program by SIGWINCH.
+    /// Sets the terminal's size; the kernel tells the program by SIGWINCH.
     ///
     /// # Errors
     /// `TIOCSWINSZ`'s.
@@ -78,9 +78,9 @@ impl Terminal {
 /// The two ends that the shim holds: non-blocking, `None` where it wants none.
 #[derive(Debug)]
 pub struct Ends {
-    /// What is typed.
+    /// The stream of what is typed.
     pub stdin: Option<OwnedFd>,
-    /// What is shown.
+    /// The stream of what is shown.
     pub stdout: Option<OwnedFd>,
 }
 

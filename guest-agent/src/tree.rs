@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::time::{ClockId, Timespec};
 use wasmvm_protocol::agent::Program;
+use wasmvm_protocol::error_chain;
 
 use crate::log::{self, Level};
 
@@ -36,10 +37,10 @@ pub const TASK_DEVICES: [Device; 5] = [
 /// `statfs(2)` of a file that the host serves (`FUSE_SUPER_MAGIC`, `linux/magic.h`).
 const FUSE_MAGIC: i64 = 0x6573_5546;
 
-/// Name, major, minor.
+/// Name, major and minor number of a device.
 pub type Device = (&'static str, u32, u32);
 
-/// What the guest could not do for us.
+/// A step of the guest's set-up that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}")]
 pub struct GuestError {
@@ -156,7 +157,7 @@ fn mask(root: BorrowedFd<'_>, masks: &str, paths: &[String]) -> Result<(), Guest
     Ok(())
 }
 
-/// What the path leads to inside the tree, unless it is nothing or the host's.
+/// The file that the path leads to inside the tree, unless there is none or it is the host's.
 fn find_own(root: BorrowedFd<'_>, path: &str) -> Result<Option<OwnedFd>, GuestError> {
     let step = || doing(format!("look at the masked path {path}"));
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -191,7 +192,7 @@ fn open_directory(path: &str) -> Result<OwnedFd, GuestError> {
 /// be run all the same.
 fn give(path: &str, point: &str) -> Result<(), GuestError> {
     if let Err(error) = give_below(task_root()?.as_fd(), path, point) {
-        log::line(Level::Warning, &log::chain(&error));
+        log::line(Level::Warning, &error_chain(&error));
     }
     Ok(())
 }
@@ -262,6 +263,7 @@ mod tests {
 
     /// Needs root. The mounts are those of a thread of its own, and end with it.
     #[test]
+    #[allow(unsafe_code, reason = "unshare(2)")]
     fn masked_paths_of_the_guests_own_show_nothing() {
         let test = || {
             // SAFETY: descriptors stay shared, nothing else of this thread is used by others.

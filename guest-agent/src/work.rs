@@ -1,4 +1,4 @@
-//! What a runner works on: a file of memory with the program, and its memory limit, which PID 1 may
+//! The file that a runner works on: a file of memory with the program, and its memory limit, which PID 1 may
 //! move while the program runs.
 //!
 //! ```text
@@ -20,7 +20,7 @@ use wasmvm_protocol::agent::Program;
 /// Where the program begins.
 const PROGRAM_OFFSET: usize = size_of::<u64>();
 
-/// PID 1's side.
+/// The file on PID 1's side.
 #[derive(Debug)]
 pub struct WorkFile(File);
 
@@ -62,7 +62,7 @@ impl MemoryLimit {
     /// Takes the file apart.
     ///
     /// # Errors
-    /// When it cannot be read, or holds no program.
+    /// When the file cannot be read, or holds no program.
     pub fn open(file: File) -> io::Result<(Program, Self)> {
         let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         let program_length = length
@@ -74,7 +74,7 @@ impl MemoryLimit {
         Ok((program, Self(file)))
     }
 
-    /// What the instance may have now, bytes; 0 is no bound.
+    /// Bytes that the instance may have now; 0 is no bound.
     ///
     /// # Errors
     /// `pread(2)`'s.

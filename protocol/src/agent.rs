@@ -29,6 +29,7 @@ pub const SENTENCE_BYTES_MAX: usize = 4 << 10;
 #[allow(
     missing_docs,
     nonstandard_style,
+    unreachable_pub,
     unused,
     missing_debug_implementations,
     unused_qualifications,

@@ -46,14 +46,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The descriptor number under which the VMM inherits its end.
 pub const CONTROL_FD: i32 = 3;
-/// Largest message, bytes.
+/// Largest control message, bytes.
 pub const CONTROL_BYTES_MAX: usize = 16 * 1024;
 /// Most descriptors beside one message.
 pub const CONTROL_FDS_MAX: usize = 4;
 /// Most bytes of the guest's console kept for [`FromVmm::GuestEnded`].
 pub const CONSOLE_TAIL_BYTES_MAX: usize = 4096;
 
-/// What the VM is for.
+/// The purpose of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -66,7 +66,7 @@ pub enum Role {
 /// How to build the VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootConfig {
-    /// What the VM is for.
+    /// The purpose of the VM.
     pub role: Role,
     /// Guest RAM, MiB, a power of two: address space, touched on demand.
     pub ram_mib: u32,
@@ -74,26 +74,26 @@ pub struct BootConfig {
     pub huge_pages: bool,
     /// Forward the guest's early-printk console to standard error, line by line.
     pub console: bool,
-    /// As whom the VMM touches the task's files.
+    /// The identity with which the VMM touches the task's files.
     pub credentials: Credentials,
 }
 
-/// What a file server may keep, capability n (`capabilities(7)`) as bit n: CHOWN, DAC_OVERRIDE,
+/// The capabilities that a file server may keep, capability n (`capabilities(7)`) as bit n: CHOWN, DAC_OVERRIDE,
 /// DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID.
 pub const FILE_CAPABILITIES: u64 = 0xdf;
 /// Most supplementary groups of [`Credentials`].
 pub const GROUPS_MAX: usize = 512;
 
-/// What the VMM is to the host's kernel while it serves files; by default root without any capability.
+/// The identity that a VMM has for the host's kernel while it serves files; by default root without any capability.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
-    /// User id.
+    /// User id, on the host.
     pub uid: u32,
-    /// Group id.
+    /// Group id, on the host.
     pub gid: u32,
     /// Supplementary groups, at most [`GROUPS_MAX`].
     pub groups: Vec<u32>,
-    /// Of [`FILE_CAPABILITIES`], in the VMM's own user namespace; what else is set here is not kept.
+    /// Capabilities out of [`FILE_CAPABILITIES`], in the VMM's own user namespace; other bits are not kept.
     pub capabilities: u64,
     /// The AppArmor profile that the VMM enters after its last mount.
     pub apparmor_profile: Option<String>,
@@ -112,35 +112,35 @@ pub enum ToVmm {
     /// Map a file as a read-only slot ([`crate::slot`]), instead of what is there. One descriptor,
     /// opened read-only. Answered by [`FromVmm::Done`].
     MapSlot {
-        /// As in [`ToVmm::Connect`].
+        /// The order's number, as in [`ToVmm::Connect`].
         id: u32,
-        /// Which slot, below [`crate::slot::SLOTS_MAX`].
+        /// The slot's number, below [`crate::slot::SLOTS_MAX`].
         index: u32,
     },
     /// Stop the guest: when [`FromVmm::Done`] comes no vCPU runs and no device works. The control
     /// socket stays served. Not an error when the guest is stopped already. No descriptor.
     Pause {
-        /// As in [`ToVmm::Connect`].
+        /// The order's number, as in [`ToVmm::Connect`].
         id: u32,
     },
     /// Let a stopped guest go on. Not an error when it runs. Answered by [`FromVmm::Done`].
     Resume {
-        /// As in [`ToVmm::Connect`].
+        /// The order's number, as in [`ToVmm::Connect`].
         id: u32,
     },
     /// Connect a byte stream to a port of the guest. One descriptor: a stream socket.
     Connect {
-        /// Chosen by the shim, not in use by another connection; named in the answer.
+        /// A number that the shim chose and no other connection has, named in the answer.
         id: u32,
-        /// The guest's port.
+        /// The vsock port of the guest.
         port: u32,
     },
-    /// Connect to a port of the guest and write what it sends into a file. One descriptor, writable;
+    /// Connect to a port of the guest and write what the guest sends into a file. One descriptor, writable;
     /// bytes are appended at its current offset.
     Sink {
-        /// As in [`ToVmm::Connect`].
+        /// The order's number, as in [`ToVmm::Connect`].
         id: u32,
-        /// The guest's port.
+        /// The vsock port of the guest.
         port: u32,
         /// The connection is cut when the guest sends more.
         bytes_max: u64,
@@ -151,13 +151,13 @@ pub enum ToVmm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromVmm {
-    /// In its user namespace, waiting for the identity maps.
+    /// The VMM is in its user namespace, waiting for the identity maps.
     NeedMaps,
     /// The jail is closed and the VM is built; the guest starts now.
     Jailed,
     /// The order is carried out.
     Done {
-        /// From the order.
+        /// The number that the order had.
         id: u32,
     },
     /// The guest listens on its ports.
@@ -167,28 +167,28 @@ pub enum FromVmm {
     },
     /// The guest accepted the connection.
     Connected {
-        /// From [`ToVmm::Connect`] or [`ToVmm::Sink`].
+        /// The number from [`ToVmm::Connect`] or [`ToVmm::Sink`].
         id: u32,
     },
     /// No connection came about.
     Refused {
-        /// From [`ToVmm::Connect`] or [`ToVmm::Sink`].
+        /// The number from [`ToVmm::Connect`] or [`ToVmm::Sink`].
         id: u32,
-        /// One sentence.
+        /// The reason, in one sentence.
         reason: String,
     },
     /// The guest closed the sink's connection in order.
     SinkDone {
-        /// From [`ToVmm::Sink`].
+        /// The number from [`ToVmm::Sink`].
         id: u32,
-        /// Written to the file.
+        /// Bytes that were written to the file.
         bytes: u64,
     },
     /// The sink's connection was cut.
     SinkFailed {
-        /// From [`ToVmm::Sink`].
+        /// The number from [`ToVmm::Sink`].
         id: u32,
-        /// One sentence.
+        /// The reason, in one sentence.
         reason: String,
     },
     /// Set-up failed before the guest ran; the VMM exits.
@@ -198,9 +198,9 @@ pub enum FromVmm {
     },
     /// The guest runs no more; the VMM exits.
     GuestEnded {
-        /// One sentence.
+        /// The reason, in one sentence.
         reason: String,
-        /// The last of its console, at most [`CONSOLE_TAIL_BYTES_MAX`] bytes.
+        /// The last of the guest's console, at most [`CONSOLE_TAIL_BYTES_MAX`] bytes.
         console_tail: String,
     },
 }
@@ -211,7 +211,7 @@ pub enum ControlError {
     /// The socket failed; `WouldBlock` on a non-blocking one means try later.
     #[error("control socket")]
     Socket(#[source] io::Error),
-    /// Longer than [`CONTROL_BYTES_MAX`].
+    /// A message longer than [`CONTROL_BYTES_MAX`].
     #[error("control message of {0} bytes exceeds {CONTROL_BYTES_MAX}")]
     TooLong(usize),
     /// More descriptors than [`CONTROL_FDS_MAX`].
@@ -225,7 +225,7 @@ pub enum ControlError {
     Decode {
         /// The start of the message.
         text: String,
-        /// What the decoder says.
+        /// The error of the JSON decoder.
         #[source]
         source: serde_json::Error,
     },
@@ -314,7 +314,7 @@ fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ControlError> {
     Ok(bytes)
 }
 
-/// One packet and what is beside it, both whole; answers with the packet's length.
+/// Receives one packet and what is beside it, both whole; answers with the packet's length.
 fn receive(
     socket: impl AsFd,
     bytes: &mut [u8],

@@ -1,4 +1,4 @@
-//! What the shim, the VMM and the guest agent say to each other.
+//! The protocols that the shim, the VMM and the guest agent speak with each other.
 //!
 //! ```text
 //! containerd ──ttrpc──► shim ──control (SEQPACKET, JSON)──► VMM ──virtio-vsock──► agent
@@ -15,6 +15,7 @@
 //!
 //! The protocol belongs to neither end: no crate of ours stands below this one.
 #![forbid(unsafe_code)]
+#![warn(unreachable_pub)]
 
 #[cfg(feature = "agent")]
 pub mod agent;

@@ -30,7 +30,7 @@ pub fn slot_address(index: u32) -> Option<u64> {
     (index < SLOTS_MAX).then(|| SLOT_ADDRESS + u64::from(index) * SLOT_STRIDE_BYTES)
 }
 
-/// What the slot's content is.
+/// The kind of a slot's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotKind {
     /// A WebAssembly module or component, for the compiler.
@@ -44,7 +44,7 @@ pub enum SlotKind {
 /// First page of the slot: magic, kind (u32 LE), zero (u32), length (u64 LE), SHA-256 of the content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotHeader {
-    /// What follows.
+    /// The kind of the content that follows.
     pub kind: SlotKind,
     /// Length of the content, bytes.
     pub content_bytes: u64,
@@ -64,7 +64,7 @@ pub enum SlotHeaderError {
     /// A kind this version does not know.
     #[error("slot content has kind {0}; known are 1 (Wasm), 2 (core), 3 (component)")]
     Kind(u32),
-    /// Longer than [`SLOT_CONTENT_BYTES_MAX`].
+    /// Content longer than [`SLOT_CONTENT_BYTES_MAX`].
     #[error("slot content of {0} bytes exceeds {SLOT_CONTENT_BYTES_MAX}")]
     Length(u64),
 }

@@ -19,27 +19,27 @@ pub const STREAM_HEADER_FIXED_BYTES: usize = 16;
 /// Longest task or exec id, bytes. containerd allows 76 characters (`pkg/identifiers`).
 pub const ID_BYTES_MAX: usize = 76;
 
-/// Which of an instance's three descriptors a stream carries.
+/// The one of an instance's three descriptors that a stream carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StdioFd {
-    /// Host to guest.
+    /// Standard input, from the host to the guest.
     Stdin = 0,
-    /// Guest to host.
+    /// Standard output, from the guest to the host.
     Stdout = 1,
-    /// Guest to host.
+    /// Standard error, from the guest to the host.
     Stderr = 2,
 }
 
-/// Opens a stream: which descriptor of which instance it carries.
+/// The opening of a stream: the descriptor and the instance that the stream is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
-    /// Chosen by the shim, unique within the VM; repeated in decimal in the request that uses the stream.
+    /// A number that the shim chose, unique within the VM; repeated in decimal in the request that uses the stream.
     pub token: u64,
     /// Task id, 1 to [`ID_BYTES_MAX`] bytes.
     pub task: String,
     /// Exec id, empty for init.
     pub exec: String,
-    /// Which descriptor.
+    /// The descriptor that the stream carries.
     pub fd: StdioFd,
 }
 
@@ -60,9 +60,9 @@ pub enum StreamHeaderError {
         "stream header gives the {field} id {bytes} bytes; allowed are {min} to {ID_BYTES_MAX}"
     )]
     IdLength {
-        /// `task` or `exec`.
+        /// The id's field: `task` or `exec`.
         field: &'static str,
-        /// The refused length.
+        /// The refused length, bytes.
         bytes: usize,
         /// The shortest allowed one.
         min: usize,

@@ -1,4 +1,4 @@
-//! What the threads of a process do, from `/proc/<pid>/task` (proc(5)); read on the host and in the guest.
+//! The state of a process' threads, from `/proc/<pid>/task` (proc(5)); read on the host and in the guest.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! What the file tree of a task never holds.
+//! The file systems that a task's file tree never holds.
 
 /// File systems that are interfaces to the kernel or to the host, not storage (`proc(5)`,
 /// `/proc/filesystems`). With an identity map uid 0 could write host settings through their regular

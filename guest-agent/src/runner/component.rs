@@ -11,7 +11,7 @@ use super::failure::LoadError;
 use super::limits::Limits;
 use super::wasi::State;
 
-/// What a command exports, without its version.
+/// The export that makes a component a command, without its version.
 const ENTRY: &str = "wasi:cli/run";
 
 /// Worlds that are told apart by what they export (without versions), and their names.
@@ -21,21 +21,22 @@ const KNOWN_WORLDS: [(&str, &str); 3] = [
     ("wasi:messaging/messaging-guest", "wasi:messaging"),
 ];
 
-/// A linked component.
-pub struct ComponentProgram {
+/// A component, linked to WASI.
+pub(super) struct ComponentProgram {
     linked: CommandPre<State>,
 }
 
 impl ComponentProgram {
-    /// Takes the artifact from the slot and links it.
+    /// Takes the artifact from the slot and links the component.
     ///
     /// # Errors
     /// [`LoadError`], one sentence for the component's author.
-    pub fn load(engine: &Engine, slot: &SlotContent, limits: &Limits) -> Result<Self, LoadError> {
-        // SAFETY: the content was made by this version's compiler in a VM of its own and is mapped,
-        // unchanging, as long as the process lives.
-        let component = unsafe { Component::deserialize_raw(engine, slot.memory()) }
-            .map_err(LoadError::Artifact)?;
+    pub(super) fn load(
+        engine: &Engine,
+        slot: &SlotContent,
+        limits: &Limits,
+    ) -> Result<Self, LoadError> {
+        let component = slot.component(engine).map_err(LoadError::Artifact)?;
         check_entry(engine, &component)?;
         let pages = component
             .resources_required()
@@ -50,11 +51,11 @@ impl ComponentProgram {
         Ok(Self { linked })
     }
 
-    /// Runs it to its end.
+    /// Runs the component to its end.
     ///
     /// # Errors
     /// A trap, or [`I32Exit`] for `wasi:cli/exit` and for a run that returns an error.
-    pub async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
+    pub(super) async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
         let command = self.linked.instantiate_async(&mut store).await?;
         match command.wasi_cli_run().call_run(&mut store).await? {
             Ok(()) => Ok(()),

@@ -9,38 +9,35 @@ use super::failure::LoadError;
 use super::limits::Limits;
 use super::wasi::State;
 
-/// What a command exports (WASI `legacy/application-abi.md`).
+/// The export that makes a module a command (WASI `legacy/application-abi.md`).
 const COMMAND: &str = "_start";
-/// What it exports instead where its toolchain takes the default export for the entry.
+/// The entry of a module whose toolchain takes the default export for it.
 const DEFAULT: &str = "";
-/// What is called before anything else of a module that exports it.
+/// The function that is called before anything else of a module that exports it.
 const INITIALIZE: &str = "_initialize";
 /// Most functions of a module that are named where another one is missed.
 const EXPORTS_NAMED_MAX: usize = 10;
 
-/// A linked core module.
-pub struct CoreProgram {
+/// A core module, linked to WASI.
+pub(super) struct CoreProgram {
     linked: InstancePre<State>,
-    /// What is called, in this order.
+    /// The functions that are called, in this order.
     calls: Vec<String>,
 }
 
 impl CoreProgram {
-    /// Takes the artifact from the slot and links it. `function` is the export to call; empty: the entry of
+    /// Takes the artifact from the slot and links the module. `function` is the export to call; empty: the entry of
     /// a command.
     ///
     /// # Errors
     /// [`LoadError`], one sentence for the module's author.
-    pub fn load(
+    pub(super) fn load(
         engine: &Engine,
         slot: &SlotContent,
         function: &str,
         limits: &Limits,
     ) -> Result<Self, LoadError> {
-        // SAFETY: the content was made by this version's compiler in a VM of its own and is mapped,
-        // unchanging, as long as the process lives.
-        let module = unsafe { Module::deserialize_raw(engine, slot.memory()) }
-            .map_err(LoadError::Artifact)?;
+        let module = slot.module(engine).map_err(LoadError::Artifact)?;
         let linker = linker(engine).map_err(LoadError::Engine)?;
         let calls = calls(&module, function)?;
         limits.check_initial(module.resources_required().max_initial_memory_size)?;
@@ -48,11 +45,11 @@ impl CoreProgram {
         Ok(Self { linked, calls })
     }
 
-    /// Runs it to its end.
+    /// Runs the module to its end.
     ///
     /// # Errors
     /// A trap, or [`I32Exit`] for `proc_exit`.
-    pub async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
+    pub(super) async fn run(self, mut store: Store<State>) -> wasmtime::Result<()> {
         let instance = self.linked.instantiate_async(&mut store).await?;
         for name in &self.calls {
             let function = instance.get_typed_func::<(), ()>(&mut store, name)?;
@@ -67,7 +64,7 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     p0::add_to_linker_async(&mut linker, State::p1)?;
     p1::add_to_linker_async(&mut linker, State::p1)?;
     linker.allow_shadowing(true);
-    super::batch::add_to_linker(&mut linker)?;
+    super::fd_write::add_to_linker(&mut linker)?;
     for module in ["wasi_snapshot_preview1", "wasi_unstable"] {
         // wasmtime-wasi's own traps on codes above 125; a program may end with any.
         linker.func_wrap(module, "proc_exit", |code: i32| -> wasmtime::Result<()> {

@@ -4,8 +4,8 @@ use std::io;
 
 use wasmtime_wasi::I32Exit;
 use wasmvm_protocol::agent::UNFIT;
+use wasmvm_protocol::error_chain;
 
-use crate::log::chain;
 use crate::report::Report;
 use crate::slot::SlotError;
 
@@ -13,8 +13,8 @@ use super::TRAPPED;
 
 /// Why there is nothing to start.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The system refused.
+pub(super) enum LoadError {
+    /// A call that the system refused; the first field is what it was for.
     #[error("the runner cannot {0}")]
     System(&'static str, #[source] io::Error),
     /// A directory that the program is to begin with cannot be opened.
@@ -22,7 +22,7 @@ pub enum LoadError {
     Directory {
         /// `/`, or the working directory.
         path: String,
-        /// Why.
+        /// The error of opening the directory.
         #[source]
         source: io::Error,
     },
@@ -35,18 +35,18 @@ pub enum LoadError {
     /// wasmtime does not start.
     #[error("the runner's engine does not start: {0:#}")]
     Engine(wasmtime::Error),
-    /// Compiled by another version or for another processor.
+    /// An artifact that was compiled by another version or for another processor.
     #[error("{UNFIT}: {0:#}")]
     Artifact(wasmtime::Error),
-    /// Something is imported that we do not have.
+    /// An import that wasmvm does not have.
     #[error("{what} imports {name}, which wasmvm does not offer{}", advice(.name))]
     Import {
-        /// `module` or `component`.
+        /// The kind of program: `module` or `component`.
         what: &'static str,
-        /// As `module::name`, or an interface.
+        /// The import: `module::name`, or an interface.
         name: String,
     },
-    /// Something is imported as a type that it is not.
+    /// An import whose type is not the one that the program expects.
     #[error("program does not link: {0:#}")]
     Link(wasmtime::Error),
     /// A core module that is no command.
@@ -57,7 +57,7 @@ pub enum LoadError {
     /// A core module without the function that was named behind its file.
     #[error("module exports no function `{function}`; the first that it exports: {}", or_none(.exports))]
     NoFunction {
-        /// Behind the `#`.
+        /// The name behind the `#`.
         function: String,
         /// Some of those that there are; empty without any.
         exports: String,
@@ -68,11 +68,11 @@ pub enum LoadError {
          with none of either"
     )]
     Signature {
-        /// Its name.
+        /// The name of the function.
         function: String,
-        /// How many it takes.
+        /// Number of values that the function takes.
         params: usize,
-        /// How many it returns.
+        /// Number of values that the function returns.
         results: usize,
     },
     /// A component that is no command.
@@ -81,22 +81,22 @@ pub enum LoadError {
     /// The first memory is beyond the bound.
     #[error("program begins with a memory of {wanted} bytes; the task's limit allows {max}")]
     Memory {
-        /// What it asks for, bytes.
+        /// Bytes that the program begins with.
         wanted: u64,
-        /// What it may have, bytes.
+        /// Bytes that the task may have.
         max: u64,
     },
 }
 
 impl LoadError {
-    /// As it is told to PID 1.
+    /// The error as it is told to PID 1.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub(super) fn report(&self) -> Report {
         match self {
             Self::System(..) | Self::Slot(_) | Self::NotCompiled | Self::Engine(_) => {
-                Report::Failed(chain(self))
+                Report::Failed(error_chain(self))
             }
-            Self::Directory { .. } => Report::Refused(chain(self)),
+            Self::Directory { .. } => Report::Refused(error_chain(self)),
             Self::Artifact(_)
             | Self::Import { .. }
             | Self::Link(_)
@@ -109,7 +109,7 @@ impl LoadError {
     }
 }
 
-/// What the author of a program with a well-known import can do.
+/// Advice for the author of a program with a well-known import.
 fn advice(name: &str) -> &'static str {
     match name.split_once("::") {
         Some(("wasi", "thread-spawn") | ("env", "memory")) => {
@@ -137,7 +137,7 @@ fn or_none(exports: &str) -> &str {
 
 /// The process' exit status; a trap's message and backtrace go to stderr as `wasmtime run` prints them.
 #[must_use]
-pub fn status(name: &str, ended: wasmtime::Result<()>) -> i32 {
+pub(super) fn status(name: &str, ended: wasmtime::Result<()>) -> i32 {
     let error = match ended {
         Ok(()) => return 0,
         Err(error) => error,
@@ -146,7 +146,7 @@ pub fn status(name: &str, ended: wasmtime::Result<()>) -> i32 {
         return exit.0;
     }
     let error = error.context(format!("failed to run main module `{name}`"));
-    super::stdio::write_stderr(format!("Error: {error:?}\n").as_bytes());
+    super::descriptors::write_stderr(format!("Error: {error:?}\n").as_bytes());
     TRAPPED
 }
 

@@ -8,24 +8,24 @@ use super::failure::LoadError;
 
 /// Wasm page, bytes (core specification 4.2.8).
 const PAGE_BYTES: u64 = 64 << 10;
-/// What a table costs per element, bytes (wasmtime's `ResourceLimiter::table_growing`).
+/// Bytes that a table costs per element (wasmtime's `ResourceLimiter::table_growing`).
 const ELEMENT_BYTES: usize = size_of::<usize>();
 
 /// Counts what all memories and tables of an instance have taken.
 #[derive(Debug)]
-pub struct Limits {
+pub(super) struct Limits {
     used: usize,
     limit: MemoryLimit,
-    /// What `limit` said last, bytes; 0 is no bound.
+    /// The bytes that `limit` said last; 0 is no bound.
     bytes_max: u64,
 }
 
 impl Limits {
-    /// At most what `limit` says, now and whenever something grows.
+    /// A bound that follows `limit`, now and whenever something grows.
     ///
     /// # Errors
     /// [`LoadError::System`] when the limit cannot be read.
-    pub fn new(limit: MemoryLimit) -> Result<Self, LoadError> {
+    pub(super) fn new(limit: MemoryLimit) -> Result<Self, LoadError> {
         let bytes_max = limit
             .bytes_max()
             .map_err(|error| LoadError::System("read its memory limit", error))?;
@@ -40,7 +40,7 @@ impl Limits {
     ///
     /// # Errors
     /// [`LoadError::Memory`], naming both numbers.
-    pub fn check_initial(&self, pages: Option<u64>) -> Result<(), LoadError> {
+    pub(super) fn check_initial(&self, pages: Option<u64>) -> Result<(), LoadError> {
         let wanted = pages.unwrap_or(0).saturating_mul(PAGE_BYTES);
         let max = self.bytes_max;
         if max != 0 && wanted > max {

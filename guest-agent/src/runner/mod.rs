@@ -13,7 +13,9 @@
 mod batch;
 mod component;
 mod core;
+mod descriptors;
 mod failure;
+mod fd_write;
 mod limits;
 mod privileges;
 mod stdio;
@@ -43,13 +45,13 @@ pub const TRAPPED: i32 = 134;
 /// Status of a runner that could not do its work; PID 1 has the sentence.
 const UNLOADED: i32 = 1;
 
-/// A linked program.
+/// A program, linked to WASI.
 enum Loaded {
     Core(core::CoreProgram),
     Component(component::ComponentProgram),
 }
 
-/// What the parent passed.
+/// The arguments and descriptors that the parent passed.
 struct Inherited {
     slots: OwnedFd,
     slot_address: u64,
@@ -117,21 +119,13 @@ impl Inherited {
     fn take(mut args: impl Iterator<Item = String>) -> Option<Self> {
         let slot_address = args.next()?.parse().ok()?;
         let root = args.next()?;
-        // SAFETY: the parent put them there for us; each is taken once.
-        let slots = unsafe { spawn::take(SLOT_FD) };
-        // SAFETY: as above.
-        let work = unsafe { spawn::take(WORK_FD) };
-        // SAFETY: as above.
-        let report = unsafe { spawn::take(REPORT_FD) };
-        // SAFETY: as above.
-        let start = unsafe { spawn::take(START_FD) };
         Some(Self {
-            slots,
+            slots: spawn::take(SLOT_FD).ok()?,
             slot_address,
             root,
-            work: work.into(),
-            report: report.into(),
-            start: start.into(),
+            work: spawn::take(WORK_FD).ok()?.into(),
+            report: spawn::take(REPORT_FD).ok()?.into(),
+            start: spawn::take(START_FD).ok()?.into(),
         })
     }
 }

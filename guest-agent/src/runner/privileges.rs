@@ -9,8 +9,8 @@ use wasmvm_protocol::agent::Program;
 
 use super::failure::LoadError;
 
-/// What a program may do to files of others, as far as its spec grants it; everything else is dropped for
-/// everybody.
+/// The capabilities over files of others that a program keeps, as far as its spec grants them; all others
+/// are dropped for everybody.
 ///
 /// The guest's kernel checks permissions of the tree itself (virtio-fs mounts have
 /// `default_permissions`), so without these a program run as root could not open the files of another
@@ -28,7 +28,7 @@ const UMASK: u32 = 0o022;
 ///
 /// # Errors
 /// [`LoadError::System`], naming the step.
-pub fn drop_to(program: &Program, root: &str) -> Result<(), LoadError> {
+pub(super) fn drop_to(program: &Program, root: &str) -> Result<(), LoadError> {
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),

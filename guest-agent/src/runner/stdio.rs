@@ -5,120 +5,29 @@
 //! wait for input and a clock at once.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
-use std::sync::OnceLock;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::SendFlags;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
+
+use super::batch;
+use super::descriptors::{readable, until_readable, write_all};
 
 /// Most bytes of one read or write.
 const CHUNK_BYTES_MAX: usize = 64 << 10;
 
-const STDIN_FD: RawFd = 0;
-const STDERR_FD: RawFd = 2;
-
-fn descriptor(fd: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: 0, 1 and 2 are open from exec to exit; nothing in this process closes them.
-    unsafe { BorrowedFd::borrow_raw(fd) }
-}
-
-/// All of `bytes`, to standard error, whatever happens.
-pub fn write_stderr(bytes: &[u8]) {
-    let _ = write_all(STDERR_FD, bytes);
-}
-
-/// Blocks until everything is written.
-///
-/// # Errors
-/// `send(2)`'s; `EPIPE` when the reader is gone.
-pub fn write_all(fd: RawFd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match write_once(descriptor(fd), bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => wait_writable(fd)?,
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
-}
-
-/// A stream is a socket and raises no `SIGPIPE`: that signal keeps its default action, for who sends it
-/// from outside. Anything else is the null device or a terminal.
-fn write_once(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
-    match rustix::net::send(fd, bytes, SendFlags::NOSIGNAL) {
-        Err(Errno::NOTSOCK) => rustix::io::write(fd, bytes),
-        sent => sent,
-    }
-}
-
-/// Somebody made the descriptor non-blocking; it is shared, so it stays so.
-fn wait_writable(fd: RawFd) -> io::Result<()> {
-    let descriptor = descriptor(fd);
-    let mut polled = [PollFd::new(&descriptor, PollFlags::OUT)];
-    match rustix::event::poll(&mut polled, None) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Whether a read would not block: bytes, end of file or an error are there.
-fn readable() -> bool {
-    let descriptor = descriptor(STDIN_FD);
-    let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    !matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(0))
-}
-
-/// Standard input.
+/// Standard input as WASI's stream.
 #[derive(Debug)]
-pub struct Stdin;
-
-/// Descriptor 0 for the runtime's event loop.
-#[derive(Debug)]
-struct Watched;
-
-impl AsRawFd for Watched {
-    fn as_raw_fd(&self) -> RawFd {
-        STDIN_FD
-    }
-}
-
-/// Returns when standard input is readable.
-async fn until_readable() {
-    // Registered once for the process, as epoll takes a descriptor only once; any number may wait.
-    static WATCHED: OnceLock<Option<AsyncFd<Watched>>> = OnceLock::new();
-    let watched = WATCHED.get_or_init(|| {
-        // SAFETY: descriptor 0 stays open and the same as long as the process lives.
-        unsafe { AsyncFd::register_with_interest(Watched, Interest::READABLE) }.ok()
-    });
-    // What epoll does not take (a regular file, the null device) is always readable.
-    let Some(watched) = watched else {
-        return;
-    };
-    // Asked anew before each wait, so what came in before is not missed.
-    while !readable() {
-        match watched.readable().await {
-            Ok(mut ready) => ready.clear_ready(),
-            Err(_) => return,
-        }
-    }
-}
+pub(super) struct Stdin;
 
 impl IsTerminal for Stdin {
     fn is_terminal(&self) -> bool {
-        io::IsTerminal::is_terminal(&descriptor(STDIN_FD))
+        io::IsTerminal::is_terminal(&rustix::stdio::stdin())
     }
 }
 
@@ -148,7 +57,7 @@ impl InputStream for Stdin {
             return Ok(Bytes::new());
         }
         let mut bytes = vec![0; size.min(CHUNK_BYTES_MAX)];
-        match rustix::io::read(descriptor(STDIN_FD), &mut bytes) {
+        match rustix::io::read(rustix::stdio::stdin(), &mut bytes) {
             Ok(0) => Err(StreamError::Closed),
             Ok(count) => {
                 bytes.truncate(count);
@@ -169,24 +78,24 @@ impl AsyncRead for Stdin {
         _cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let count = rustix::io::read(descriptor(STDIN_FD), buffer.initialize_unfilled())?;
+        let count = rustix::io::read(rustix::stdio::stdin(), buffer.initialize_unfilled())?;
         buffer.advance(count);
         Poll::Ready(Ok(()))
     }
 }
 
-/// Standard output or standard error.
+/// Standard output or standard error as WASI's stream.
 #[derive(Clone, Copy, Debug)]
-pub struct Output {
-    fd: RawFd,
+pub(super) struct Output {
+    fd: BorrowedFd<'static>,
     /// Preview 1 keeps errno; a component learns "closed", of which its libc makes `EPIPE`.
     keep_errno: bool,
 }
 
 impl Output {
-    /// For descriptor 1 or 2 of a core module or a component.
+    /// The stream on descriptor 1 or 2 of a core module or a component.
     #[must_use]
-    pub fn new(fd: RawFd, component: bool) -> Self {
+    pub(super) fn new(fd: BorrowedFd<'static>, component: bool) -> Self {
         Self {
             fd,
             keep_errno: !component,
@@ -204,7 +113,7 @@ impl Output {
 
 impl IsTerminal for Output {
     fn is_terminal(&self) -> bool {
-        io::IsTerminal::is_terminal(&descriptor(self.fd))
+        io::IsTerminal::is_terminal(&self.fd)
     }
 }
 
@@ -226,7 +135,7 @@ impl Pollable for Output {
 #[wasmtime_wasi::async_trait]
 impl OutputStream for Output {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        super::batch::write(self.fd, &bytes).map_err(|error| self.failure(error))
+        batch::write(self.fd, &bytes).map_err(|error| self.failure(error))
     }
 
     fn flush(&mut self) -> StreamResult<()> {

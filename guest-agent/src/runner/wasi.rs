@@ -9,8 +9,8 @@ use super::failure::LoadError;
 use super::limits::Limits;
 use super::stdio::{Output, Stdin};
 
-/// What a store holds.
-pub struct State {
+/// The data of a store: WASI's state and the bound on growth.
+pub(super) struct State {
     wasi: WasiP1Ctx,
     limits: Limits,
 }
@@ -20,13 +20,17 @@ impl State {
     ///
     /// # Errors
     /// [`LoadError::System`] when `/` cannot be opened.
-    pub fn new(program: &Program, limits: Limits, component: bool) -> Result<Self, LoadError> {
+    pub(super) fn new(
+        program: &Program,
+        limits: Limits,
+        component: bool,
+    ) -> Result<Self, LoadError> {
         let mut builder = WasiCtxBuilder::new();
         builder
             .args(&program.args)
             .stdin(Stdin)
-            .stdout(Output::new(1, component))
-            .stderr(Output::new(2, component))
+            .stdout(Output::new(rustix::stdio::stdout(), component))
+            .stderr(Output::new(rustix::stdio::stderr(), component))
             // One program per process: there is nothing else that could run meanwhile.
             .allow_blocking_current_thread(true)
             // The runner is confined to the tree, so that the tree's own links and `..` may lead anywhere.
@@ -43,13 +47,13 @@ impl State {
         })
     }
 
-    /// For preview 1.
-    pub fn p1(&mut self) -> &mut WasiP1Ctx {
+    /// The state of preview 1, for its host functions.
+    pub(super) fn p1(&mut self) -> &mut WasiP1Ctx {
         &mut self.wasi
     }
 
-    /// For the store.
-    pub fn limits(&mut self) -> &mut dyn ResourceLimiter {
+    /// The bound on growth, for the store.
+    pub(super) fn limits(&mut self) -> &mut dyn ResourceLimiter {
         &mut self.limits
     }
 }
@@ -64,7 +68,7 @@ impl WasiView for State {
 ///
 /// To be called outside the tree: in a static binary the `getrandom` crate finds no system call by
 /// `dlsym` and reads `/dev/urandom`, which a tree may not have, or may have something else as.
-pub fn seed_random() {
+pub(super) fn seed_random() {
     drop(wasmtime_wasi::thread_rng());
 }
 
@@ -88,14 +92,14 @@ fn preopen(
 }
 
 /// The program's working directory.
-pub fn directory(program: &Program) -> &str {
+pub(super) fn directory(program: &Program) -> &str {
     match program.cwd.as_str() {
         "" => "/",
         cwd => cwd,
     }
 }
 
-/// Components are told; a preview 1 module has no such notion and gets `PWD`, unless it is set.
+/// Tells a component its working directory; a preview 1 module has no such notion and gets `PWD`, unless it is set.
 fn working_directory(builder: &mut WasiCtxBuilder, program: &Program, component: bool) {
     let cwd = directory(program);
     if component {
