@@ -6,27 +6,27 @@
 //! A library for the sake of one other program, the fuzz targets; all else enters by [`main`].
 #![deny(unsafe_code)]
 
+mod accounting;
 mod agent;
 mod artifact;
 mod bundle;
 mod cgroup;
 mod cleanup;
+mod command;
 mod config;
 mod daemon;
 mod error;
 mod events;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
+mod guest_deadline;
 mod hooks;
 mod host_process;
 mod journal;
-mod launch;
 mod log;
 mod memory_file;
-mod meter;
 mod mountinfo;
 mod off_thread;
-mod patience;
 mod program;
 mod service;
 mod sha256;
@@ -45,7 +45,7 @@ use std::process::ExitCode;
 /// The program: runs what its arguments ask for, and prints why it failed.
 #[must_use]
 pub fn main() -> ExitCode {
-    match launch::run(std::env::args().skip(1)) {
+    match command::run(std::env::args().skip(1)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The one place that prints: containerd quotes it when `start` or `delete` fails.

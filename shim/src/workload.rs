@@ -10,9 +10,9 @@ use tokio::net::UnixStream;
 use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::api::Mount;
 
+use crate::accounting::Accounting;
 use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
-use crate::meter::Meter;
 use crate::vm::VmEnd;
 
 /// The fields of a `Create` request but for the streams.
@@ -89,7 +89,7 @@ pub trait Workload: Send + Sync + 'static {
     /// Lets the guest run again. A guest that runs is not an error.
     async fn resume(&self) -> Result<(), Refusal>;
     /// The limits and the use of the task.
-    fn meter(&self) -> &Arc<Meter>;
+    fn accounting(&self) -> &Arc<Accounting>;
     /// A byte stream to a port of the guest.
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal>;
     /// Waits for the end of the VM; any number of callers may wait.

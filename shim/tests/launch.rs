@@ -20,8 +20,8 @@ use wasmvm_protocol::agent::containerd::bootstrap_api::{BootstrapParams, Bootstr
 use wasmvm_protocol::agent::containerd::shim_async::TaskClient;
 
 const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-wasmvm-v1");
-const CAPTURED_STDIN: &[u8] = include_bytes!("../src/launch/captures/main-1.stdin");
-const CAPTURED_ARGS: &str = include_str!("../src/launch/captures/main-1.args");
+const CAPTURED_STDIN: &[u8] = include_bytes!("../src/command/captures/main-1.stdin");
+const CAPTURED_ARGS: &str = include_str!("../src/command/captures/main-1.args");
 
 /// Executes the shim in `bundle`, as containerd does: one pipe for both outputs, read to its end.
 fn exec(bundle: &Path, args: &[&str], stdin: &[u8]) -> Output {

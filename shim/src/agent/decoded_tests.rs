@@ -126,12 +126,12 @@ fn peak(what: &str, response: &[u8]) -> usize {
                 let agent = Agent {
                     client: TaskClient::new(client(UnixStream::from_std(ours).unwrap())),
                     id: "t".to_owned(),
-                    clock: Clock::new(runs.subscribe()),
+                    clock: GuestClock::new(runs.subscribe()),
                     next_token: Arc::default(),
                     told: Told::default(),
                 };
                 match method {
-                    "Pids" => agent.look().await.map(drop),
+                    "Pids" => agent.instances().await.map(drop),
                     _ => agent.wait("").await.map(drop),
                 }
             })

@@ -29,7 +29,7 @@ pub fn agent(input: &[u8]) {
         let agent = Agent {
             client: TaskClient::new(client(ours)),
             id: "web".into(),
-            clock: Clock::new(clock),
+            clock: GuestClock::new(clock),
             next_token: Arc::new(AtomicU64::new(1)),
             told: Told::default(),
         };
@@ -69,7 +69,7 @@ async fn call(agent: &Agent, method: u8) -> std::result::Result<(), AgentError> 
             .oom_kills()
             .await
             .map(|kills| assert!(kills <= OOM_KILLS_MAX)),
-        _ => agent.look().await.map(drop),
+        _ => agent.instances().await.map(drop),
     }
 }
 

@@ -32,7 +32,7 @@ pub use self::bounded::client;
 pub use self::error::{AgentError, Method};
 pub use self::terminal_size::TerminalSize;
 use self::wall_clock::{Moment, Told};
-use crate::patience::Clock;
+use crate::guest_deadline::GuestClock;
 use crate::stdio::{GuestStreams, Stdio};
 use crate::workload::Workload;
 
@@ -59,7 +59,7 @@ pub const EXEC_PID_BASE: u32 = 4_194_304;
 pub struct Agent {
     client: TaskClient,
     id: String,
-    clock: Clock,
+    clock: GuestClock,
     /// The token of the next stream, unique within the VM.
     next_token: Arc<AtomicU64>,
     /// The time of day that the guest was sent last.
@@ -89,7 +89,7 @@ impl Agent {
     pub async fn connect(
         workload: &dyn Workload,
         id: &str,
-        clock: Clock,
+        clock: GuestClock,
     ) -> Result<Self, AgentError> {
         let stream = connect(workload, AGENT_PORT, &clock).await?;
         Ok(Self {
@@ -295,7 +295,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub async fn look(&self) -> Result<Vec<Instance>, AgentError> {
+    pub async fn instances(&self) -> Result<Vec<Instance>, AgentError> {
         let request = PidsRequest {
             id: self.id.clone(),
             ..Default::default()
@@ -376,7 +376,7 @@ impl Agent {
 async fn connect(
     workload: &dyn Workload,
     port: u32,
-    clock: &Clock,
+    clock: &GuestClock,
 ) -> Result<UnixStream, AgentError> {
     match clock.within(CONNECT_MAX, workload.connect(port)).await {
         Some(Ok(stream)) => Ok(stream),

@@ -13,12 +13,12 @@
 //! compilation depends on, so that all tasks of one image share its pages.
 
 pub mod compile;
+mod compile_queue;
 mod folder;
 mod memory;
 mod private;
 mod room;
 mod store;
-mod turn;
 
 use std::fs;
 use std::io;
@@ -27,11 +27,11 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+pub use compile_queue::{CompileQueue, CompileQueueError, Next, Turn};
 pub use private::private_copy;
 #[cfg(feature = "fuzzing")]
 pub(crate) use store::fuzz;
-pub use store::{Shelf, Store, StoreError};
-pub use turn::{Next, Turn, TurnError, Turns};
+pub use store::{CacheDir, Store, StoreError};
 
 use crate::sha256::hex;
 

@@ -8,8 +8,8 @@ use super::error::CONFIG;
 use super::fields;
 
 /// Takes fields without effect out, and logs each of them.
-pub(super) fn sift(document: &mut Value, name: &'static str) -> Result<(), BundleError> {
-    for unused in fields::sift(document)? {
+pub(super) fn filter_fields(document: &mut Value, name: &'static str) -> Result<(), BundleError> {
+    for unused in fields::filter_fields(document)? {
         let field = unused.path;
         if unused.known {
             tracing::debug!(document = name, field, "the field has no effect here");

@@ -177,7 +177,7 @@ pub(super) struct Unused {
 ///
 /// # Errors
 /// [`BundleError::Refused`] for the first refused field that says something.
-pub(super) fn sift(document: &mut Value) -> Result<Vec<Unused>, BundleError> {
+pub(super) fn filter_fields(document: &mut Value) -> Result<Vec<Unused>, BundleError> {
     let mut unused = Vec::new();
     sift_below(document, "", "", &mut unused)?;
     Ok(unused)

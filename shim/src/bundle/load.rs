@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Root};
 use serde_json::Value;
 
-use super::document::{list, missing, section, sift};
+use super::document::{filter_fields, list, missing, section};
 use super::error::CONFIG;
 use super::fields::{self, refused};
 use super::{
@@ -44,7 +44,7 @@ impl TaskSpec {
                 path: path.to_owned(),
             });
         }
-        sift(&mut document, CONFIG)?;
+        filter_fields(&mut document, CONFIG)?;
         // A container without the section has no capabilities, as under runc.
         let capabilities = Capabilities::take(&mut document)?.unwrap_or_default();
         Self::from_document(&document, bundle, capabilities)

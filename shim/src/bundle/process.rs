@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::Process;
 use serde_json::{Value, json};
 
-use super::document::{missing, section, sift};
+use super::document::{filter_fields, missing, section};
 use super::error::EXEC;
 use super::fields::{self, refused};
 use super::{BundleError, Capabilities, ProcessSpec, User, paths};
@@ -33,7 +33,7 @@ impl ProcessSpec {
                 source,
             })?;
         let mut document = json!({ "process": process });
-        let parsed = sift(&mut document, EXEC).and_then(|()| {
+        let parsed = filter_fields(&mut document, EXEC).and_then(|()| {
             let capabilities = Capabilities::take(&mut document)?;
             let process = section(&document, "process")?;
             let process = process.ok_or_else(|| missing("process", "it is empty"))?;

@@ -77,7 +77,7 @@ fn parse_update(json: &[u8]) -> Result<Resources, BundleError> {
         return Err(refused(FIELD, &quoted(&resources), reason));
     }
     let mut document = json!({"linux": {"resources": resources}});
-    document::sift(&mut document, UPDATE)?;
+    document::filter_fields(&mut document, UPDATE)?;
     let given: Option<LinuxResources> = document::section(&document, FIELD)?;
     Resources::new(&given.unwrap_or_default())
 }

@@ -20,15 +20,15 @@ use crate::journal::DirectoryIdentity;
 use crate::sys::watch::poll_until;
 
 /// Removes a directory that the task has made, if it exists: kills the processes in it, waits for their exits
-/// at most `patience`, and removes the directory, with the parents that wasmvm has made and that are empty
+/// at most `limit`, and removes the directory, with the parents that wasmvm has made and that are empty
 /// now. Another directory of the same path is left alone.
 ///
 /// # Errors
 /// [`CgroupError`]; `Busy` when processes outlive the wait.
-pub fn remove(made: &DirectoryIdentity, patience: Duration) -> Result<(), CgroupError> {
+pub fn remove(made: &DirectoryIdentity, limit: Duration) -> Result<(), CgroupError> {
     let path = &made.path;
     if let Some(dir) = find(made)? {
-        remove_open(&dir, path, patience)?;
+        remove_open(&dir, path, limit)?;
     }
     let root = root_of(path)?;
     for parent in parents(&root, path).into_iter().skip(1).rev() {
@@ -45,10 +45,10 @@ pub fn remove(made: &DirectoryIdentity, patience: Duration) -> Result<(), Cgroup
 ///
 /// # Errors
 /// Those of [`remove`].
-pub fn remove_by_path(path: &Path, patience: Duration) -> Result<(), CgroupError> {
+pub fn remove_by_path(path: &Path, limit: Duration) -> Result<(), CgroupError> {
     root_of(path)?;
     match open(path) {
-        Ok(dir) if is_of_hierarchy(&dir) => remove_open(&dir, path, patience),
+        Ok(dir) if is_of_hierarchy(&dir) => remove_open(&dir, path, limit),
         Ok(_) => Err(CgroupError::Version {
             path: path.to_owned(),
         }),
@@ -102,11 +102,11 @@ fn find(wanted: &DirectoryIdentity) -> Result<Option<File>, CgroupError> {
     found.map_err(|err| CgroupError::at(path, "open", err))
 }
 
-fn remove_open(dir: &File, path: &Path, patience: Duration) -> Result<(), CgroupError> {
+fn remove_open(dir: &File, path: &Path, limit: Duration) -> Result<(), CgroupError> {
     match fs::remove_dir(path) {
         Err(err) if is_busy(&err) => {
             // A daemon and a `delete` that containerd runs beside it may both be removing it.
-            match empty_and_remove(dir, path, patience) {
+            match empty_and_remove(dir, path, limit) {
                 Err(err) if path.exists() => Err(err),
                 _ => Ok(()),
             }
@@ -118,11 +118,11 @@ fn remove_open(dir: &File, path: &Path, patience: Duration) -> Result<(), Cgroup
     }
 }
 
-fn empty_and_remove(dir: &File, path: &Path, patience: Duration) -> Result<(), CgroupError> {
-    let deadline = Instant::now() + patience;
+fn empty_and_remove(dir: &File, path: &Path, limit: Duration) -> Result<(), CgroupError> {
+    let deadline = Instant::now() + limit;
     let busy = || CgroupError::Busy {
         path: path.to_owned(),
-        waited: patience,
+        waited: limit,
     };
     let emptied = match version_of(path) {
         Some(Version::V1) => kill_each(dir, path, deadline)?,

@@ -79,7 +79,7 @@ impl CleanupError {
 pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
     let steps = journal::read(root, namespace, id)?.unwrap_or_default();
     let outcome = undo_all(root, namespace, id, &steps)?;
-    hooks::settle(root, namespace, id, &steps);
+    hooks::run_poststop(root, namespace, id, &steps);
     journal::forget(root, namespace, id)?;
     Ok(outcome)
 }
@@ -190,7 +190,7 @@ fn undo_all(
 }
 
 fn undo_steps(steps: &[Step], deadline: Instant) -> Result<Outcome, CleanupError> {
-    let patience = || KILL_MAX.min(deadline.saturating_duration_since(Instant::now()));
+    let limit = || KILL_MAX.min(deadline.saturating_duration_since(Instant::now()));
     let released = steps.contains(&Step::Released);
     let held = steps
         .iter()
@@ -203,7 +203,7 @@ fn undo_steps(steps: &[Step], deadline: Instant) -> Result<Outcome, CleanupError
             Step::Exit(exit) => outcome.exit = *exit,
             Step::Vmm { pid, start_time } => {
                 outcome.pid = *pid;
-                results.push(end_process(*pid, *start_time, patience()));
+                results.push(end_process(*pid, *start_time, limit()));
             }
             _ => {}
         }
@@ -217,7 +217,7 @@ fn undo_steps(steps: &[Step], deadline: Instant) -> Result<Outcome, CleanupError
                 value,
             } => results.push(cgroup::restore(directory, file, value).map_err(Into::into)),
             Step::CgroupHeld { made, .. } => {
-                let removed = made.iter().map(|made| cgroup::remove(made, patience()));
+                let removed = made.iter().map(|made| cgroup::remove(made, limit()));
                 results.extend(removed.map(|result| result.map_err(Into::into)));
             }
             Step::CgroupWanted { paths } => {
@@ -225,7 +225,7 @@ fn undo_steps(steps: &[Step], deadline: Instant) -> Result<Outcome, CleanupError
                 paths.for_each(|path| cgroup::remove_wanted(path, held));
             }
             Step::Cgroup { path } => {
-                results.push(cgroup::remove_by_path(path, patience()).map_err(Into::into));
+                results.push(cgroup::remove_by_path(path, limit()).map_err(Into::into));
             }
             Step::Bundle { .. }
             | Step::Vmm { .. }
@@ -239,13 +239,13 @@ fn undo_steps(steps: &[Step], deadline: Instant) -> Result<Outcome, CleanupError
     undone.map(|()| outcome)
 }
 
-fn end_process(pid: u32, start_time: u64, patience: Duration) -> Result<(), CleanupError> {
+fn end_process(pid: u32, start_time: u64, limit: Duration) -> Result<(), CleanupError> {
     let failed = |source| CleanupError::Vmm { pid, source };
     let Some(process) = HostProcess::find(pid, start_time).map_err(failed)? else {
         return Ok(());
     };
     process.kill();
-    if process.wait_blocking(patience).map_err(failed)? {
+    if process.wait_blocking(limit).map_err(failed)? {
         Ok(())
     } else {
         Err(failed(io::ErrorKind::TimedOut.into()))

@@ -43,7 +43,7 @@ struct Text<'a> {
 }
 
 /// `config` with the settings of `text` laid over it; `path` names the text in errors.
-pub(super) fn lay(config: Config, text: &str, path: &Path) -> Result<Config, ConfigError> {
+pub(super) fn apply_layer(config: Config, text: &str, path: &Path) -> Result<Config, ConfigError> {
     let layer: Layer = toml::from_str(text).map_err(|err| ConfigError::Parse {
         path: path.to_owned(),
         line: err.span().map_or(1, |span| line_of(text, span.start)),

@@ -196,7 +196,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], with the line.
     pub fn with_text(self, text: &str, name: &Path) -> Result<Self, ConfigError> {
-        layer::lay(self, text, name)
+        layer::apply_layer(self, text, name)
     }
 
     /// Longest time from the VM's start to an agent that listens.

@@ -143,7 +143,7 @@ pub fn shim_cgroup(options: &Any) -> Result<Option<String>, OptionsError> {
 }
 
 /// Writes the options that `start` was given into the bundle, for the daemon.
-pub fn keep(bundle: &Path, options: &Any) -> Result<(), OptionsError> {
+pub fn save(bundle: &Path, options: &Any) -> Result<(), OptionsError> {
     let path = bundle.join(OPTIONS_FILE);
     let written = options
         .write_to_bytes()
@@ -178,12 +178,12 @@ pub fn config(bundle: &Path, of_create: Option<&Any>) -> Result<Config, OptionsE
     let mut config = Config::load()?;
     let of_start = kept(bundle)?;
     for options in of_start.iter().chain(of_create) {
-        config = lay(config, &Options::of(options)?)?;
+        config = apply_layer(config, &Options::of(options)?)?;
     }
     Ok(config)
 }
 
-fn lay(config: Config, options: &Options) -> Result<Config, ConfigError> {
+fn apply_layer(config: Config, options: &Options) -> Result<Config, ConfigError> {
     let Options::Toml { path, body } = options else {
         return Ok(config);
     };
@@ -199,7 +199,7 @@ fn lay(config: Config, options: &Options) -> Result<Config, ConfigError> {
 mod tests {
     use super::*;
 
-    const CAPTURED: &[u8] = include_bytes!("../launch/captures/1620-0.stdin");
+    const CAPTURED: &[u8] = include_bytes!("../command/captures/1620-0.stdin");
 
     fn any(type_url: &str, value: &[u8]) -> Any {
         Any {
@@ -252,7 +252,7 @@ mod tests {
         let file = bundle.path().join("f.toml");
         fs::write(&file, "boot_timeout_s = 7\ncompile_timeout_s = 7\n").unwrap();
         let of_start = toml(file.to_str().unwrap(), "default_memory_mib = 64");
-        keep(bundle.path(), &of_start).unwrap();
+        save(bundle.path(), &of_start).unwrap();
         let body = "compile_timeout_s = 8\nSystemdCgroup = true\nConfigPath = \"\"\n";
         let config = config(bundle.path(), Some(&toml("", body))).unwrap();
         assert_eq!(

@@ -18,5 +18,5 @@ mod poststop;
 mod run;
 
 pub use create::{run_in_order, wait_for_cancelled};
-pub use poststop::settle;
+pub use poststop::run_poststop;
 pub use run::HookError;

@@ -72,9 +72,9 @@ impl Program {
             function,
         } = lookup::find(root, spec)?;
         // A large file that is something else is not worth reading.
-        format::glance(&file, &path)?;
+        format::probe_format(&file, &path)?;
         let (sha256, bytes) = seal::digest(&file, &path)?;
-        let kind = format::judge(&file, &path, 0, bytes)?;
+        let kind = format::classify(&file, &path, 0, bytes)?;
         if kind == ProgramKind::Component
             && let Some(function) = function
         {

@@ -51,7 +51,7 @@ impl Service {
             tracing::info!(task_id = request.task(), "look: {request}");
         }
         for task in self.tasks.all() {
-            for line in task.look().await {
+            for line in task.diagnostics().await {
                 tracing::info!(task_id = task.id(), "look: {line}");
             }
         }

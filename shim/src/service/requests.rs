@@ -49,10 +49,10 @@ pub struct Requests(Arc<Mutex<Vec<Arc<Request>>>>);
 impl Requests {
     /// Lists a request as long as the result lives.
     #[must_use]
-    pub fn begin(&self, request: Request) -> Listed {
+    pub fn begin(&self, request: Request) -> RequestEntry {
         let request = Arc::new(request);
         self.lock().push(request.clone());
-        Listed {
+        RequestEntry {
             requests: self.clone(),
             request,
         }
@@ -72,12 +72,12 @@ impl Requests {
 
 /// A request that is listed.
 #[derive(Debug)]
-pub struct Listed {
+pub struct RequestEntry {
     requests: Requests,
     request: Arc<Request>,
 }
 
-impl Drop for Listed {
+impl Drop for RequestEntry {
     fn drop(&mut self) {
         let ours = |listed: &Arc<Request>| Arc::ptr_eq(listed, &self.request);
         self.requests.lock().retain(|listed| !ours(listed));

@@ -77,7 +77,7 @@ impl StdioSwitch {
     }
 
     /// Begins the last wait for readers, at `Delete`; any number of times.
-    pub fn leave(&self) {
+    pub fn begin_drain(&self) {
         self.advance(OutputPhase::Leaving);
     }
 

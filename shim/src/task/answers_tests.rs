@@ -195,7 +195,7 @@ async fn whole_life(methods: &[&str], answer: Answer, signal: u32, paused: bool)
         }
         let told = case.done("Kill", task.kill(WINCH, false)).await;
         case.expect_honest("Kill", told.map_err(|error| error.code()));
-        case.done("the look", task.look()).await;
+        case.done("the look", task.diagnostics()).await;
     }
     if runs && paused {
         case.done("Pause", task.pause()).await.unwrap();

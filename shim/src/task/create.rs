@@ -142,7 +142,7 @@ impl Task {
         };
         // VM and state are set once: nothing else sets either while the task is being created.
         let set = self.vm.set(vm).is_ok();
-        let told = self.init.make_telling(Move::Created, |_| {
+        let told = self.init.transition_and_publish(Move::Created, |_| {
             self.events.publish(Event::Create(self.create_event(pid)));
         });
         debug_assert!(set && told.is_ok(), "a task is created once");

@@ -3,9 +3,9 @@
 use std::io;
 
 use super::{IllegalMove, signals};
+use crate::accounting::ChangeError;
 use crate::agent::AgentError;
 use crate::error::{ErrorCode, Refusal};
-use crate::meter::ChangeError;
 use crate::stdio::StdioError;
 
 /// Why a request about a task failed. Processes are named as in "task a" or "exec b of task a".

@@ -29,7 +29,7 @@ pub async fn watch(task: Arc<Task>, exec: Arc<Exec>, mut pumps: Pumps) {
         task.keep_lingering(&exec);
     }
     let exit = now(exec.process.fatal.status(reported));
-    let told = exec.process.make_telling(Move::Exit(exit), |_| {
+    let told = exec.process.transition_and_publish(Move::Exit(exit), |_| {
         let event = exit_event(&task, exec.id(), exec.pid(), exit);
         task.events.publish(Event::Exit(event));
     });

@@ -68,7 +68,7 @@ impl Task {
     pub async fn start_exec(self: &Arc<Self>, exec: &Arc<Exec>) -> Result<u32, TaskError> {
         let vm = self.vm()?;
         self.must_run()?;
-        exec.process.make(Move::Start)?;
+        exec.process.transition(Move::Start)?;
         let started = tokio::select! {
             biased;
             () = exec.abandoned() => Err(TaskError::Abandoned(exec.process.name().to_owned())),
@@ -91,7 +91,8 @@ impl Task {
                     tokio::spawn(discard(self.clone(), exec.clone()));
                 }
                 let at = SystemTime::now();
-                exec.process.make(Move::NeverRan(Exit { status, at }))?;
+                exec.process
+                    .transition(Move::NeverRan(Exit { status, at }))?;
                 Err(error)
             }
         }
@@ -141,7 +142,7 @@ impl Task {
         let (switch, clock) = (&exec.process.switch, self.flow.clock());
         let pumps = Pumps::start(started.stdio, started.streams, switch, &clock);
         switch.open_stdin();
-        exec.process.make_telling(Move::Started, |_| {
+        exec.process.transition_and_publish(Move::Started, |_| {
             self.events.publish(Event::ExecStarted(TaskExecStarted {
                 container_id: self.order.id.clone(),
                 exec_id: exec.id.clone(),
@@ -165,7 +166,7 @@ impl Task {
         if let Claim::Done(exit) = exec.process.claim_delete().await? {
             return Ok((exec.pid(), exit));
         }
-        exec.process.switch.leave();
+        exec.process.switch.begin_drain();
         exec.process.drained().await;
         let mut execs = self.execs();
         if execs
@@ -175,7 +176,7 @@ impl Task {
             execs.remove(&exec.id);
         }
         drop(execs);
-        let state = exec.process.make(Move::DeleteDone)?;
+        let state = exec.process.transition(Move::DeleteDone)?;
         Ok((exec.pid(), state.exit().unwrap_or_else(never_ran)))
     }
 }

@@ -22,11 +22,11 @@ use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
 use super::signals;
 use super::{ExecOrder, Task, TaskOrder, Tasks};
+use crate::accounting::Accounting;
 use crate::bundle::{ProcessSpec, User};
 use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
-use crate::meter::Meter;
 use crate::stdio::StdioNames;
 use crate::vm::VmEnd;
 use crate::workload::{LoadedProgram, SlotLease, Workload, WorkloadMaker, WorkloadOrder};
@@ -444,7 +444,7 @@ pub struct FakeWorkload {
     guest: Arc<Guest>,
     agent: PathBuf,
     pub dir: tempfile::TempDir,
-    pub meter: Arc<Meter>,
+    pub accounting: Arc<Accounting>,
     _server: Mutex<Server>,
     end: watch::Sender<Option<VmEnd>>,
     pub recorded: AtomicU32,
@@ -473,11 +473,11 @@ impl FakeWorkload {
         for (file, value) in [("memory.max", "67108864"), ("memory.current", "1")] {
             std::fs::write(dir.path().join(file), value).unwrap();
         }
-        let meter = Meter::new(Cgroup::fake(&[(dir.path(), &[])]), 256, Some(64 << 20));
+        let accounting = Accounting::new(Cgroup::fake(&[(dir.path(), &[])]), 256, Some(64 << 20));
         Self {
             guest,
             agent,
-            meter: Arc::new(meter),
+            accounting: Arc::new(accounting),
             dir,
             _server: Mutex::new(server),
             end: watch::Sender::new(None),
@@ -523,8 +523,8 @@ impl Workload for FakeWorkload {
         Duration::from_secs(60)
     }
 
-    fn meter(&self) -> &Arc<Meter> {
-        &self.meter
+    fn accounting(&self) -> &Arc<Accounting> {
+        &self.accounting
     }
 
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
@@ -611,7 +611,7 @@ impl Workload for FakeWorkload {
 
     async fn release(&self) -> Result<(), Refusal> {
         self.dies("released");
-        self.meter.close();
+        self.accounting.close();
         self.released.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! polls (State, Wait, Pids, Connect) are answered without asking the guest.
 
 mod create;
+mod diagnostics;
 mod error;
 mod exec;
 mod exec_watcher;
@@ -13,13 +14,12 @@ mod execs;
 mod exit;
 mod fatal;
 mod kill;
-mod look;
-mod machine;
 mod pause;
 mod process;
 mod registry;
 mod resources;
 mod signals;
+mod state;
 mod terminal;
 mod time_of_day;
 mod watcher;
@@ -35,10 +35,10 @@ mod model_tests;
 
 pub use error::TaskError;
 pub use exec::{Exec, ExecOrder};
-pub use machine::{Exit, IllegalMove, Move, State};
 pub use pause::Flow;
 pub use process::Report;
 pub use registry::{TaskOrder, Tasks};
+pub use state::{Exit, IllegalMove, Move, State};
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -54,7 +54,7 @@ use crate::events::{Event, EventSink};
 use crate::stdio::StdioNames;
 use crate::workload::{Workload, WorkloadOrder};
 
-use pause::FlowControl;
+use pause::PauseControl;
 use process::{Claim, Process, never_ran};
 
 /// The VM and the connection to its agent, once the program is loaded.
@@ -95,7 +95,7 @@ pub struct Task {
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     /// Execs that were given up and may still run in the guest.
     lingering: Mutex<BTreeMap<String, Arc<Exec>>>,
-    flow: FlowControl,
+    flow: PauseControl,
     vm: OnceLock<Vm>,
     /// Held during an Update: no Update builds on limits that another one may take back.
     updating: tokio::sync::Mutex<()>,
@@ -130,7 +130,7 @@ impl Task {
             init: Process::new(name, stdio, terminal, State::Creating),
             execs: Mutex::default(),
             lingering: Mutex::default(),
-            flow: FlowControl::default(),
+            flow: PauseControl::default(),
             vm: OnceLock::new(),
             updating: tokio::sync::Mutex::new(()),
             abort: watch::Sender::new(false),
@@ -236,7 +236,7 @@ impl Task {
     /// [`TaskError`]
     pub async fn start(&self) -> Result<u32, TaskError> {
         let vm = self.vm()?;
-        self.init.make(Move::Start)?;
+        self.init.transition(Move::Start)?;
         self.init.switch.open_stdin();
         let started = tokio::select! {
             biased;
@@ -249,10 +249,10 @@ impl Task {
                 // out wrong later.
                 vm.workload.kill_vm();
             }
-            self.init.make(Move::StartFailed)?;
+            self.init.transition(Move::StartFailed)?;
             return Err(error);
         }
-        self.init.make_telling(Move::Started, |_| {
+        self.init.transition_and_publish(Move::Started, |_| {
             self.events.publish(Event::Start(TaskStart {
                 container_id: self.order.id.clone(),
                 pid: vm.workload.pid(),
@@ -295,28 +295,30 @@ impl Task {
 
     async fn finish_delete(&self) -> Result<Exit, TaskError> {
         let vm = self.vm()?;
-        self.init.switch.leave();
+        self.init.switch.begin_drain();
         for exec in self.execs_where(|_| true) {
-            exec.process.switch.leave();
+            exec.process.switch.begin_drain();
         }
         // Init counts as drained once the execs' output is drained as well.
         self.init.drained().await;
         if let Err(source) = vm.destroy().await {
-            self.init.make(Move::DeleteFailed)?;
+            self.init.transition(Move::DeleteFailed)?;
             let name = self.init.name().to_owned();
             return Err(TaskError::Destroy { name, source });
         }
         self.forget_execs();
-        let state = self.init.make_telling(Move::DeleteDone, |state| {
-            let exit = state.exit().unwrap_or_else(never_ran);
-            self.events.publish(Event::Delete(TaskDelete {
-                container_id: self.order.id.clone(),
-                pid: vm.workload.pid(),
-                exit_status: exit.status,
-                exited_at: MessageField::some(Timestamp::from(exit.at)),
-                ..Default::default()
-            }));
-        })?;
+        let state = self
+            .init
+            .transition_and_publish(Move::DeleteDone, |state| {
+                let exit = state.exit().unwrap_or_else(never_ran);
+                self.events.publish(Event::Delete(TaskDelete {
+                    container_id: self.order.id.clone(),
+                    pid: vm.workload.pid(),
+                    exit_status: exit.status,
+                    exited_at: MessageField::some(Timestamp::from(exit.at)),
+                    ..Default::default()
+                }));
+            })?;
         Ok(state.exit().unwrap_or_else(never_ran))
     }
 
@@ -324,9 +326,9 @@ impl Task {
     /// released.
     fn forget_execs(&self) {
         for exec in std::mem::take(&mut *self.execs()).into_values() {
-            if exec.process.make(Move::Delete(never_ran())).is_ok() {
+            if exec.process.transition(Move::Delete(never_ran())).is_ok() {
                 // `DeleteDone` is always allowed after `Delete`.
-                let _ = exec.process.make(Move::DeleteDone);
+                let _ = exec.process.transition(Move::DeleteDone);
             }
         }
     }

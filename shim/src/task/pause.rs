@@ -22,7 +22,7 @@ use wasmvm_protocol::agent::containerd::events::task::{TaskPaused, TaskResumed};
 use super::{State, Task, TaskError, Vm, signals};
 use crate::error::Refusal;
 use crate::events::Event;
-use crate::patience::Clock;
+use crate::guest_deadline::GuestClock;
 
 /// The flow of a VM: running, paused, or on the way from one to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ struct Kept {
 
 /// The flow of one VM, and the messages kept for its guest.
 #[derive(Debug)]
-pub struct FlowControl {
+pub struct PauseControl {
     flow: watch::Sender<Flow>,
     /// Whether the VM runs, for deadlines in the guest's time.
     runs: watch::Sender<bool>,
@@ -65,7 +65,7 @@ pub struct FlowControl {
     kept: Mutex<Kept>,
 }
 
-impl Default for FlowControl {
+impl Default for PauseControl {
     fn default() -> Self {
         Self {
             flow: watch::Sender::new(Flow::Running),
@@ -76,15 +76,15 @@ impl Default for FlowControl {
     }
 }
 
-impl FlowControl {
+impl PauseControl {
     /// The flow at this moment.
     pub fn now(&self) -> Flow {
         *self.flow.borrow()
     }
 
     /// A clock for the guest's time, which stands still while the VM is stopped.
-    pub fn clock(&self) -> Clock {
-        Clock::new(self.runs.subscribe())
+    pub fn clock(&self) -> GuestClock {
+        GuestClock::new(self.runs.subscribe())
     }
 
     fn set(&self, flow: Flow) {

@@ -72,13 +72,13 @@ impl Process {
     }
 
     /// Makes a move that no event reports; returns the new state.
-    pub fn make(&self, asked: Move) -> Result<State, IllegalMove> {
-        self.make_telling(asked, |_| ())
+    pub fn transition(&self, asked: Move) -> Result<State, IllegalMove> {
+        self.transition_and_publish(asked, |_| ())
     }
 
     /// Makes a move and calls `tell` before anybody can see the new state, so that events keep the order of
     /// the moves. The only place where the state changes.
-    pub fn make_telling(
+    pub fn transition_and_publish(
         &self,
         asked: Move,
         tell: impl FnOnce(State),
@@ -133,7 +133,7 @@ impl Process {
                 }
                 State::Deleted(exit) => return Ok(Claim::Done(exit)),
                 _ => {
-                    self.make(Move::Delete(never_ran()))?;
+                    self.transition(Move::Delete(never_ran()))?;
                     return Ok(Claim::Ours(state));
                 }
             }

@@ -92,7 +92,7 @@ impl Tasks {
         if let Err(error) = &created {
             self.remove(&id, &task);
             // Releases a Delete that waits; no other move can have come before.
-            let _ = task.init.make(Move::CreateFailed(never_ran()));
+            let _ = task.init.transition(Move::CreateFailed(never_ran()));
             tracing::info!(task_id = id, error = crate::error::chain(error), "no task");
         }
         created.map_err(Refusal::from)

@@ -12,10 +12,10 @@ use wasmvm_protocol::agent::Change as GuestChange;
 use wasmvm_protocol::agent::containerd::events::task::TaskOOM;
 
 use super::{Task, TaskError, Vm};
+use crate::accounting::Accounting;
 use crate::bundle::Resources;
 use crate::error::chain;
 use crate::events::Event;
-use crate::meter::Meter;
 use crate::off_thread::off_thread;
 
 /// How long the guest may take to report its OOM-kills; the report of a program's exit waits for the
@@ -28,9 +28,9 @@ impl Task {
     /// # Errors
     /// [`TaskError::Unborn`] during `Create`.
     pub async fn stats(&self) -> Result<Any, TaskError> {
-        let meter = Arc::clone(self.vm()?.workload.meter());
+        let accounting = Arc::clone(self.vm()?.workload.accounting());
         // A host with many cgroups takes a moment to sum up.
-        let metrics = off_thread(move || meter.metrics()).await;
+        let metrics = off_thread(move || accounting.metrics()).await;
         metrics
             .map_err(TaskError::Thread)?
             .to_any()
@@ -45,13 +45,13 @@ impl Task {
     pub async fn update(&self, resources: Resources) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let _one_at_a_time = self.updating.lock().await;
-        let meter = vm.workload.meter();
-        let before = meter.wasm_memory_bytes_max();
-        let after = meter.would_be(&resources)?;
+        let accounting = vm.workload.accounting();
+        let before = accounting.wasm_memory_bytes_max();
+        let after = accounting.would_be(&resources)?;
         if after < before {
             self.advise(after).await;
         }
-        let changed = change(meter, resources).await;
+        let changed = change(accounting, resources).await;
         if changed.is_err() && after < before {
             self.advise(before).await;
         } else if changed.is_ok() && after > before {
@@ -83,9 +83,9 @@ impl Task {
             () = tokio::time::sleep(USAGE_MAX) => None,
         };
         if let Some(kills) = asked {
-            vm.workload.meter().set_guest_oom_kills(kills);
+            vm.workload.accounting().set_guest_oom_kills(kills);
         }
-        if vm.workload.meter().is_news_of_oom() {
+        if vm.workload.accounting().take_oom_news() {
             self.events.publish(Event::Oom(TaskOOM {
                 container_id: self.order.id.clone(),
                 ..Default::default()
@@ -95,9 +95,9 @@ impl Task {
 }
 
 /// Moves the cgroup's limits.
-async fn change(meter: &Arc<Meter>, resources: Resources) -> Result<(), TaskError> {
-    let meter = Arc::clone(meter);
-    let changed = off_thread(move || meter.change(&resources)).await;
+async fn change(accounting: &Arc<Accounting>, resources: Resources) -> Result<(), TaskError> {
+    let accounting = Arc::clone(accounting);
+    let changed = off_thread(move || accounting.change(&resources)).await;
     Ok(changed.map_err(TaskError::Thread)??)
 }
 
@@ -196,7 +196,7 @@ mod tests {
             for mib in [32, 128] {
                 f.update(mib).await.unwrap();
                 assert_eq!(f.file("memory.max"), (mib << 20).to_string());
-                let limit = f.maker.workload().meter.wasm_memory_bytes_max();
+                let limit = f.maker.workload().accounting.wasm_memory_bytes_max();
                 assert_eq!(limit >> 20, mib - 20);
             }
         }
@@ -225,7 +225,7 @@ mod tests {
             f.task.stats().await.unwrap().type_url,
             "io.containerd.cgroups.v2.Metrics"
         );
-        let metrics = f.maker.workload().meter.metrics();
+        let metrics = f.maker.workload().accounting.metrics();
         assert_eq!(metrics.oom_kills(), 1);
     }
 

@@ -165,7 +165,7 @@ impl Task {
 
     fn exited(&self, exit: Exit) {
         // A created task that is being deleted has no exit to report.
-        let _ = self.init.make_telling(Move::Exit(exit), |_| {
+        let _ = self.init.transition_and_publish(Move::Exit(exit), |_| {
             let event = exit_event(self, &self.order.id, self.pid(), exit);
             self.events.publish(Event::Exit(event));
         });

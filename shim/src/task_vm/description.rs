@@ -50,7 +50,7 @@ pub(super) fn describe(vm: &TaskVm, process: &ProcessSpec, found: &Found, slot: 
         uid: process.user.uid,
         gid: process.user.gid,
         additional_gids: process.user.additional_gids.clone(),
-        memory_bytes_max: vm.meter.wasm_memory_bytes_max(),
+        memory_bytes_max: vm.accounting.wasm_memory_bytes_max(),
         guest_dev: spec.guest_dev,
         guest_proc: spec.guest_proc,
         hostname: spec.hostname.clone(),

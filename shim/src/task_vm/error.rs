@@ -4,7 +4,7 @@ use std::io;
 
 use super::slots::SlotsError;
 use crate::artifact::compile::CompileError;
-use crate::artifact::{KeyError, StoreError, TurnError};
+use crate::artifact::{CompileQueueError, KeyError, StoreError};
 use crate::bundle::BundleError;
 use crate::cgroup::CgroupError;
 use crate::cleanup::CleanupError;
@@ -44,7 +44,7 @@ pub enum TaskVmError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Turn(#[from] TurnError),
+    Turn(#[from] CompileQueueError),
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error(transparent)]

@@ -27,7 +27,10 @@ impl TaskVm {
         if let Some(lease) = slots.find(&artifact.key) {
             return Ok((lease, found));
         }
-        let artifact = self.resolver.own(artifact, || self.meter.birth()).await?;
+        let artifact = self
+            .resolver
+            .own(artifact, || self.accounting.birth())
+            .await?;
         let lease = slots.lease(&self.vm, artifact).await?;
         Ok((lease, found))
     }
@@ -42,7 +45,7 @@ impl TaskVm {
         let again = self.resolver.compile_again(&program, &self.journal);
         let artifact = self
             .resolver
-            .own(again.await?, || self.meter.birth())
+            .own(again.await?, || self.accounting.birth())
             .await?;
         let mut slots = self.slots.lock().await;
         Ok(slots.replace(&self.vm, &self.slot, artifact).await?)

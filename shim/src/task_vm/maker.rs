@@ -11,12 +11,12 @@ use super::boot::{Booted, boot};
 use super::error::TaskVmError;
 use super::resolve::Resolver;
 use super::steps::{off_thread, undo};
+use crate::accounting::Accounting;
 use crate::bundle::{TaskSpec, ram_mib};
 use crate::cleanup;
 use crate::config::{Config, GuestFiles, options};
 use crate::error::{Refusal, chain};
 use crate::journal::{Journal, STATE_ROOT, TASKS_ROOT};
-use crate::meter::Meter;
 use crate::workload::{Workload, WorkloadMaker, WorkloadOrder};
 
 /// Boots VMs on this host.
@@ -58,7 +58,7 @@ async fn create(order: WorkloadOrder, config: &Config) -> Result<TaskVm, TaskVmE
             namespace,
             id,
             bundle,
-            meter: Arc::new(Meter::new(cgroup, ram_mib, spec.memory_bytes_max())),
+            accounting: Arc::new(Accounting::new(cgroup, ram_mib, spec.memory_bytes_max())),
             spec,
             devices,
             journal,

@@ -35,11 +35,11 @@ use self::resolve::Resolver;
 use self::run_hooks::{hook_state, run_poststart};
 use self::slots::Slots;
 use self::steps::{Cleanup, undo};
+use crate::accounting::Accounting;
 use crate::bundle::{ProcessSpec, TaskSpec};
 use crate::cleanup;
 use crate::error::{Refusal, chain};
 use crate::journal::{ExitRecord, Journal, Step};
-use crate::meter::Meter;
 use crate::program::Found;
 use crate::tree::DeviceMount;
 use crate::vm::{Vm, VmEnd, credentials};
@@ -53,7 +53,7 @@ pub struct TaskVm {
     bundle: PathBuf,
     spec: Arc<TaskSpec>,
     devices: Vec<DeviceMount>,
-    meter: Arc<Meter>,
+    accounting: Arc<Accounting>,
     journal: Arc<Journal>,
     resolver: Resolver,
     load_limit: Duration,
@@ -69,7 +69,7 @@ impl TaskVm {
     async fn end(&self, cleanup: Cleanup) -> Result<(), TaskVmError> {
         self.vm.kill();
         self.vm.ended().await;
-        self.meter.close();
+        self.accounting.close();
         undo(cleanup, self.namespace.clone(), self.id.clone()).await
     }
 }
@@ -107,8 +107,8 @@ impl Workload for TaskVm {
         Ok(self.vm.resume().await.map_err(TaskVmError::from)?)
     }
 
-    fn meter(&self) -> &Arc<Meter> {
-        &self.meter
+    fn accounting(&self) -> &Arc<Accounting> {
+        &self.accounting
     }
 
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {

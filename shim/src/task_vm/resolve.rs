@@ -14,7 +14,7 @@ use super::error::TaskVmError;
 use super::slots::Artifact;
 use super::steps::off_thread;
 use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, compile};
-use crate::artifact::{ArtifactKey, Next, Shelf, Store, Turn, Turns, private_copy};
+use crate::artifact::{ArtifactKey, CacheDir, CompileQueue, Next, Store, Turn, private_copy};
 use crate::bundle::{Limit, Resources, TaskSpec};
 use crate::cgroup::{Birth, Cgroup, CgroupError};
 use crate::config::{Config, GuestFiles, Sharing};
@@ -163,7 +163,7 @@ impl Resolver {
     }
 
     fn store(&self) -> Store {
-        let shelf = |path, mib: u64| Shelf {
+        let shelf = |path, mib: u64| CacheDir {
             path,
             bytes_max: mib << 20,
         };
@@ -182,7 +182,7 @@ impl Resolver {
         journal: &Journal,
     ) -> Result<Artifact, TaskVmError> {
         let _alone = self.compiling.lock().await;
-        let turns = Turns::new(
+        let turns = CompileQueue::new(
             Path::new(STATE_ROOT).join("compile"),
             self.config.compilers_max,
         );

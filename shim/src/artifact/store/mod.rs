@@ -31,7 +31,7 @@ const DISK_RESERVE_PERCENT: u64 = 10;
 
 /// A directory and its size.
 #[derive(Clone, Debug)]
-pub struct Shelf {
+pub struct CacheDir {
     /// Path of the directory; made at the first insert.
     pub path: PathBuf,
     /// Most bytes of artifacts that stay in the directory.
@@ -42,7 +42,7 @@ pub struct Shelf {
 #[derive(Clone, Debug)]
 pub struct Store {
     shared: Option<Memory>,
-    kept: Shelf,
+    kept: CacheDir,
 }
 
 /// Why an artifact can be neither read nor kept.
@@ -71,7 +71,7 @@ impl Store {
     /// A store whose `shared` becomes a tmpfs, if VMs are to share memory, and whose `kept` is a directory on a
     /// disk.
     #[must_use]
-    pub fn new(shared: Option<Shelf>, kept: Shelf) -> Self {
+    pub fn new(shared: Option<CacheDir>, kept: CacheDir) -> Self {
         let shared = shared.map(|shelf| Memory {
             path: shelf.path,
             bytes_max: shelf.bytes_max,

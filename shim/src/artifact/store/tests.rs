@@ -28,7 +28,7 @@ struct Host {
 impl Host {
     fn new(shared_bytes_max: u64) -> Self {
         let root = tempdir().unwrap();
-        let shelf = |name, bytes_max| Shelf {
+        let shelf = |name, bytes_max| CacheDir {
             path: root.path().join(name),
             bytes_max,
         };

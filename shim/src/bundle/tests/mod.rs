@@ -268,7 +268,7 @@ fn unused_fields_are_reported_with_their_path() {
         "linux": {"resources": {"cpu": {"idle": 1, "shares": 2}}},
         "extension": {"a": 1},
     });
-    let mut unused = fields::sift(&mut document).unwrap();
+    let mut unused = fields::filter_fields(&mut document).unwrap();
     unused.sort_by(|a, b| a.path.cmp(&b.path));
     let unused_field = |path: &str, known| Unused {
         path: path.to_owned(),
@@ -340,11 +340,11 @@ fn the_hosts_queues_stay_outside() {
 fn the_table_knows_every_field_of_the_specification() {
     // oci-spec's own defaults, with whatever they hold.
     let mut document = serde_json::to_value(oci_spec::runtime::Spec::default()).unwrap();
-    let unused = fields::sift(&mut document).unwrap();
+    let unused = fields::filter_fields(&mut document).unwrap();
     let unknown: Vec<_> = unused.iter().filter(|field| !field.known).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
     for golden in [CTR_RUN, CTR_RUN_OPTIONS, CTR_RUN_DEVICE, CRI_CONTAINER] {
-        let unused = fields::sift(&mut serde_json::from_str(golden).unwrap()).unwrap();
+        let unused = fields::filter_fields(&mut serde_json::from_str(golden).unwrap()).unwrap();
         assert!(unused.iter().all(|field| field.known), "{unused:?}");
     }
 }

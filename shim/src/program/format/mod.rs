@@ -28,7 +28,7 @@ const INITS: [&str; 6] = [
 ];
 
 /// What the first bytes of a file say; enough to refuse what was never meant to be WebAssembly.
-pub(super) fn glance(file: &File, path: &Path) -> Result<ProgramKind, ProgramError> {
+pub(super) fn probe_format(file: &File, path: &Path) -> Result<ProgramKind, ProgramError> {
     glance_at(file, path, 0)
 }
 
@@ -42,7 +42,7 @@ fn glance_at(file: &File, path: &Path, start: u64) -> Result<ProgramKind, Progra
 }
 
 /// The kind of a program of `bytes` bytes that begins at byte `start` of the file.
-pub(super) fn judge(
+pub(super) fn classify(
     file: &File,
     path: &Path,
     start: u64,

@@ -47,7 +47,7 @@ fn copy_it(u: &mut Unstructured<'_>) -> Result<()> {
     over.store(true, Ordering::Relaxed);
     tenant.join().unwrap();
     let bytes = content.len() as u64;
-    let is_program = format::judge(&source, Path::new("/app.wasm"), 0, bytes).is_ok();
+    let is_program = format::classify(&source, Path::new("/app.wasm"), 0, bytes).is_ok();
     assert!(
         changing || sealed.is_ok() == is_program,
         "a program: {is_program}; {sealed:?}"

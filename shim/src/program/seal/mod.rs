@@ -78,7 +78,7 @@ pub(super) fn copy(
     if bytes > PROGRAM_BYTES_MAX {
         return Err(too_large(path, bytes));
     }
-    format::judge(&memory, path, start, bytes)?;
+    format::classify(&memory, path, start, bytes)?;
     memory.seek(SeekFrom::Start(start)).map_err(kept)?;
     let (sha256, hashed) = hash(&memory).map_err(kept)?;
     debug_assert_eq!(hashed, bytes, "nobody else writes it");

@@ -15,8 +15,8 @@ use crate::stdio::open_reader;
 use crate::task::fakes::{FakeMaker, Obedience, PID, Recorder, Scene, soon};
 use crate::workload::Workload as _;
 
+mod diagnostics;
 mod exec;
-mod look;
 mod pause;
 
 struct Fixture {

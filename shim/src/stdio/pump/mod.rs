@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::fifo::{InputFifo, OutputFifo};
 use super::switch::{OutputPhase, StdinPhase, StdioSwitch};
 use super::{Sinks, Stdio};
-use crate::patience::{Clock, Patience};
+use crate::guest_deadline::{GuestClock, GuestDeadline};
 
 /// The buffer of one stream, bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -51,7 +51,12 @@ pub struct Pumps {
 impl Pumps {
     /// Starts to copy each FIFO that has a stream.
     #[must_use]
-    pub fn start(stdio: Stdio, guest: GuestStreams, switch: &StdioSwitch, clock: &Clock) -> Self {
+    pub fn start(
+        stdio: Stdio,
+        guest: GuestStreams,
+        switch: &StdioSwitch,
+        clock: &GuestClock,
+    ) -> Self {
         let mut outputs = JoinSet::new();
         for (fifo, stream) in [(stdio.stdout, guest.stdout), (stdio.stderr, guest.stderr)] {
             if let (Some(fifo), Some(guest)) = (fifo, stream) {
@@ -60,7 +65,7 @@ impl Pumps {
                     fifo,
                     switch: switch.clone(),
                     phase: switch.output.subscribe(),
-                    patience: Patience::new(clock.clone(), REST_MAX),
+                    deadline: GuestDeadline::new(clock.clone(), REST_MAX),
                     rest_bytes: REST_BYTES_MAX,
                 };
                 outputs.spawn(copy.run());
@@ -127,8 +132,8 @@ struct OutputCopy {
     fifo: OutputFifo,
     switch: StdioSwitch,
     phase: watch::Receiver<OutputPhase>,
-    /// The patience with the guest, once the program has exited. Time that a reader takes does not count.
-    patience: Patience,
+    /// The time that the guest has, once the program has exited. Time that a reader takes does not count.
+    deadline: GuestDeadline,
     /// How much the guest may still send after the program's exit, bytes.
     rest_bytes: usize,
 }
@@ -165,7 +170,7 @@ impl OutputCopy {
         if let Some(read) = read {
             return self.count(read);
         }
-        match self.patience.wait(self.guest.read(buffer)).await {
+        match self.deadline.wait(self.guest.read(buffer)).await {
             Some(read) => self.count(read),
             None => Err(io::Error::new(
                 io::ErrorKind::TimedOut,

@@ -55,7 +55,7 @@ async fn fixture() -> Fixture {
     };
     let switch = StdioSwitch::default();
     let runs = watch::Sender::new(true);
-    let clock = Clock::new(runs.subscribe());
+    let clock = GuestClock::new(runs.subscribe());
     Fixture {
         dir,
         pumps: Pumps::start(stdio, streams(ours), &switch, &clock),
@@ -129,7 +129,7 @@ async fn flood(fixture: &mut Fixture, bytes: usize) -> tokio::task::JoinHandle<(
 async fn delete_does_not_wait_for_a_reader_that_is_gone() {
     let mut fixture = fixture().await;
     let flood = flood(&mut fixture, 1 << 20).await;
-    fixture.switch.leave();
+    fixture.switch.begin_drain();
     let start = std::time::Instant::now();
     assert!(fixture.pumps.drain().await);
     assert!(start.elapsed() < Duration::from_secs(5));
@@ -160,7 +160,7 @@ async fn a_stuck_reader_holds_up_delete_for_a_bounded_time() {
             .is_err()
     );
     let start = Instant::now();
-    fixture.switch.leave();
+    fixture.switch.begin_drain();
     assert!(!fixture.pumps.drain().await);
     assert_eq!(start.elapsed(), DRAIN_MAX);
     flood.await.unwrap();

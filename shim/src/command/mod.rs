@@ -31,7 +31,7 @@ const STDIN_BYTES_MAX: u64 = 4 << 20;
 
 /// Why a launch failed; printed to standard error, which containerd quotes.
 #[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
+pub enum CommandError {
     /// The command line is not containerd's.
     #[error("cannot read the command line")]
     Args(#[from] ArgsError),
@@ -52,8 +52,8 @@ pub enum LaunchError {
 /// Acts as the command line says.
 ///
 /// # Errors
-/// [`LaunchError`], whose chain is one sentence for the operator.
-pub fn run(arguments: impl Iterator<Item = String>) -> Result<(), LaunchError> {
+/// [`CommandError`], whose chain is one sentence for the operator.
+pub fn run(arguments: impl Iterator<Item = String>) -> Result<(), CommandError> {
     let args = Args::parse(arguments)?;
     match args.action {
         Action::Info => reply(&info::runtime_info()),
@@ -64,20 +64,20 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<(), LaunchError> {
     }
 }
 
-fn stdin() -> Result<Vec<u8>, LaunchError> {
+fn stdin() -> Result<Vec<u8>, CommandError> {
     let mut input = Vec::new();
     io::stdin()
         .lock()
         .take(STDIN_BYTES_MAX)
         .read_to_end(&mut input)
-        .map_err(|error| LaunchError::Stdio("read standard input", error))?;
+        .map_err(|error| CommandError::Stdio("read standard input", error))?;
     Ok(input)
 }
 
-fn reply(bytes: &[u8]) -> Result<(), LaunchError> {
+fn reply(bytes: &[u8]) -> Result<(), CommandError> {
     let mut stdout = io::stdout().lock();
     stdout
         .write_all(bytes)
         .and_then(|()| stdout.flush())
-        .map_err(|error| LaunchError::Stdio("write the reply to standard output", error))
+        .map_err(|error| CommandError::Stdio("write the reply to standard output", error))
 }

@@ -66,7 +66,7 @@ fn start_in(bundle: &Path, args: &Args, input: &[u8]) -> Result<Vec<u8>, StartEr
     let reply = dialect.reply(&address)?;
     // Create reads the options, in whichever daemon it is served.
     if let Some(options) = dialect.options() {
-        options::keep(bundle, options)?;
+        options::save(bundle, options)?;
     }
     let bound = socket::bind(&path)?;
     if let Bound::New(listener) = bound {
@@ -156,7 +156,7 @@ mod tests {
     use wasmvm_protocol::agent::containerd::bootstrap_api::BootstrapParams;
 
     use super::*;
-    use crate::launch::Action;
+    use crate::command::Action;
 
     /// The second container of a pod: its `start` finds the daemon, and its options are its own.
     #[test]

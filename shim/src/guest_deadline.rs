@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 /// Whether the guest runs, as the deadlines see it.
 #[derive(Clone, Debug)]
-pub struct Clock(watch::Receiver<bool>);
+pub struct GuestClock(watch::Receiver<bool>);
 
-impl Clock {
+impl GuestClock {
     /// Of a guest that runs while `runs` is true.
     #[must_use]
     pub fn new(runs: watch::Receiver<bool>) -> Self {
@@ -18,25 +18,25 @@ impl Clock {
 
     /// Waits at most `limit` of the guest's time; `None` when that was not enough.
     pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        Patience::new(self.clone(), limit).wait(work).await
+        GuestDeadline::new(self.clone(), limit).wait(work).await
     }
 }
 
 /// What is left of a limit that several waits share.
 #[derive(Debug)]
-pub struct Patience {
-    clock: Clock,
+pub struct GuestDeadline {
+    clock: GuestClock,
     left: Duration,
 }
 
-impl Patience {
+impl GuestDeadline {
     /// `left` of the guest's time.
     #[must_use]
-    pub fn new(clock: Clock, left: Duration) -> Self {
+    pub fn new(clock: GuestClock, left: Duration) -> Self {
         Self { clock, left }
     }
 
-    /// Waits as long as there is patience; `None` when it has come to its end.
+    /// Waits until the deadline; `None` when the deadline has passed.
     pub async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         let runs = &mut self.clock.0;
@@ -71,7 +71,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_limit_holds_while_the_guest_runs() {
         let runs = watch::Sender::new(true);
-        let clock = Clock::new(runs.subscribe());
+        let clock = GuestClock::new(runs.subscribe());
         let limit = Duration::from_secs(5);
         assert_eq!(clock.within(limit, async { 7 }).await, Some(7));
         let start = Instant::now();
@@ -82,7 +82,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pause_does_not_count() {
         let runs = watch::Sender::new(true);
-        let mut patience = Patience::new(Clock::new(runs.subscribe()), Duration::from_secs(5));
+        let mut deadline =
+            GuestDeadline::new(GuestClock::new(runs.subscribe()), Duration::from_secs(5));
         let start = Instant::now();
         let pause = async {
             tokio::time::sleep(Duration::from_secs(2)).await;
@@ -90,11 +91,11 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(3600)).await;
             runs.send_replace(true);
         };
-        let (late, ()) = tokio::join!(patience.wait(pending::<()>()), pause);
+        let (late, ()) = tokio::join!(deadline.wait(pending::<()>()), pause);
         assert_eq!(late, None);
         assert_eq!(start.elapsed(), Duration::from_secs(3605));
         assert_eq!(
-            patience.wait(async {}).await,
+            deadline.wait(async {}).await,
             Some(()),
             "what is ready is taken"
         );
@@ -103,9 +104,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn several_waits_share_a_limit() {
         let runs = watch::Sender::new(true);
-        let mut patience = Patience::new(Clock::new(runs.subscribe()), Duration::from_secs(5));
+        let mut deadline =
+            GuestDeadline::new(GuestClock::new(runs.subscribe()), Duration::from_secs(5));
         let nap = Duration::from_secs(3);
-        assert_eq!(patience.wait(tokio::time::sleep(nap)).await, Some(()));
-        assert_eq!(patience.wait(tokio::time::sleep(nap)).await, None);
+        assert_eq!(deadline.wait(tokio::time::sleep(nap)).await, Some(()));
+        assert_eq!(deadline.wait(tokio::time::sleep(nap)).await, None);
     }
 }

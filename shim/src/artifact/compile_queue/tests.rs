@@ -1,4 +1,4 @@
-//! Turns as shims take them: each has a queue of its own over the same directory.
+//! CompileQueue as shims take them: each has a queue of its own over the same directory.
 
 use std::fs;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 use tokio::time::timeout;
 
-use super::queue::Queue;
+use super::fair_queue::Queue;
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -26,8 +26,8 @@ impl Host {
         }
     }
 
-    fn turns(&self) -> Turns {
-        Turns::new(self.root.path().join("compile"), self.compilers_max)
+    fn turns(&self) -> CompileQueue {
+        CompileQueue::new(self.root.path().join("compile"), self.compilers_max)
     }
 
     fn queue(&self) -> Queue {

@@ -1,4 +1,4 @@
-//! Turns at compiling, among all shims of the host: a bounded number of compiler VMs at once, one
+//! CompileQueue at compiling, among all shims of the host: a bounded number of compiler VMs at once, one
 //! for each program, and in an order that is fair between tenants.
 //!
 //! A program is wanted by a *tenant*: the pod's namespace where there is one, else containerd's. Tenants
@@ -15,7 +15,7 @@
 //! must not keep others from the program. The state is files and their locks ([`queue`]), which the kernel releases
 //! with the process: a killed shim blocks no other.
 
-mod queue;
+mod fair_queue;
 #[cfg(test)]
 mod tests;
 
@@ -26,9 +26,9 @@ use std::time::Duration;
 use super::ArtifactKey;
 use crate::error::ErrorCode;
 use crate::off_thread::off_thread;
-use queue::{Queue, Seen, Ticket};
+use fair_queue::{Queue, Seen, Ticket};
 
-pub use queue::Turn;
+pub use fair_queue::Turn;
 
 /// Most programs of one tenant that wait at once.
 const WAITING_MAX: usize = 64;
@@ -39,14 +39,14 @@ const LOOK_MAX: Duration = Duration::from_millis(500);
 
 /// Why there is no turn at compiling.
 #[derive(Debug, thiserror::Error)]
-pub enum TurnError {
+pub enum CompileQueueError {
     /// The tenant has [`WAITING_MAX`] programs waiting.
     #[error(
         "cannot compile: {WAITING_MAX} other programs of tenant {tenant} wait already; try again later, \
          or raise `compilers_max`, how many compile at once"
     )]
     Full {
-        /// Name of the tenant, as in [`Turns::next`].
+        /// Name of the tenant, as in [`CompileQueue::next`].
         tenant: String,
     },
     /// A file of the queue cannot be used.
@@ -63,7 +63,7 @@ pub enum TurnError {
     Look(#[source] io::Error),
 }
 
-impl TurnError {
+impl CompileQueueError {
     /// containerd's status code for this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
@@ -97,11 +97,11 @@ struct Want {
 
 /// The queue of a host.
 #[derive(Clone, Debug)]
-pub struct Turns {
+pub struct CompileQueue {
     queue: Queue,
 }
 
-impl Turns {
+impl CompileQueue {
     /// A queue in `directory`, which is made when needed; at most `compilers_max` compile at once.
     #[must_use]
     pub fn new(directory: PathBuf, compilers_max: u64) -> Self {
@@ -113,13 +113,13 @@ impl Turns {
     /// [`Turn`] lives, its compiler is taken.
     ///
     /// # Errors
-    /// [`TurnError`].
+    /// [`CompileQueueError`].
     pub async fn next(
         &self,
         tenant: &str,
         key: &ArtifactKey,
         follows_strangers: bool,
-    ) -> Result<Next, TurnError> {
+    ) -> Result<Next, CompileQueueError> {
         let want = Want {
             tenant: tenant.to_owned(),
             key: key.clone(),
@@ -144,22 +144,22 @@ impl Turns {
         }
     }
 
-    async fn look(&self, want: &Want, ticket: Option<Ticket>) -> Result<Seen, TurnError> {
+    async fn look(&self, want: &Want, ticket: Option<Ticket>) -> Result<Seen, CompileQueueError> {
         let (queue, want) = (self.queue.clone(), want.clone());
         off_thread(move || queue.look(&want, ticket))
             .await
-            .map_err(TurnError::Look)?
+            .map_err(CompileQueueError::Look)?
     }
 
     /// Waits for the end of another task's compile of the artifact.
-    async fn follow(&self, want: Want, mut stranger: bool) -> Result<Next, TurnError> {
+    async fn follow(&self, want: Want, mut stranger: bool) -> Result<Next, CompileQueueError> {
         let mut look = LOOK_MIN;
         loop {
             tokio::time::sleep(look).await;
             look = (look * 2).min(LOOK_MAX);
             let (queue, want) = (self.queue.clone(), want.clone());
             let compiled = off_thread(move || queue.compiled_by(&want)).await;
-            match compiled.map_err(TurnError::Look)?? {
+            match compiled.map_err(CompileQueueError::Look)?? {
                 Some(now) => stranger = now,
                 None => return Ok(Next::Followed { stranger }),
             }

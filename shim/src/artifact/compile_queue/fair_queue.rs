@@ -20,7 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::{TurnError, WAITING_MAX, Want};
+use super::{CompileQueueError, WAITING_MAX, Want};
 use crate::sha256::hex;
 
 /// Time after which a ticket is passed over whose owner, a stopped shim, has not looked; until it looks again.
@@ -139,7 +139,7 @@ impl Queue {
     }
 
     /// Takes a turn, if the want is next; else gets the want a ticket, or keeps its present one.
-    pub fn look(&self, want: &Want, ticket: Option<Ticket>) -> Result<Seen, TurnError> {
+    pub fn look(&self, want: &Want, ticket: Option<Ticket>) -> Result<Seen, CompileQueueError> {
         let counters = self.lock()?;
         let mut state = self.read(ticket.as_ref())?;
         if let Some(stranger) = state.compiled_by(want, ticket.is_some()) {
@@ -170,7 +170,7 @@ impl Queue {
 
     /// Whether to follow another task that compiles the artifact, or is about to; and whether that task is another
     /// tenant's.
-    pub fn compiled_by(&self, want: &Want) -> Result<Option<bool>, TurnError> {
+    pub fn compiled_by(&self, want: &Want) -> Result<Option<bool>, CompileQueueError> {
         let _counters = self.lock()?;
         Ok(self.read(None)?.compiled_by(want, false))
     }
@@ -180,7 +180,7 @@ impl Queue {
         want: &Want,
         state: &State,
         counters: &Counters,
-    ) -> Result<Ticket, TurnError> {
+    ) -> Result<Ticket, CompileQueueError> {
         let tenant = tenant_name(&want.tenant);
         let waiting = state.waiting.iter().map(|(place, _)| place);
         if waiting
@@ -189,7 +189,7 @@ impl Queue {
             .count()
             >= WAITING_MAX
         {
-            return Err(TurnError::Full {
+            return Err(CompileQueueError::Full {
                 tenant: want.tenant.clone(),
             });
         }
@@ -211,7 +211,7 @@ impl Queue {
         Ok(Ticket { path, place, lock })
     }
 
-    fn lock(&self) -> Result<Counters, TurnError> {
+    fn lock(&self) -> Result<Counters, CompileQueueError> {
         let mut builder = DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(&self.directory);
         made.map_err(|source| failed(&self.directory, source))?;
@@ -231,7 +231,7 @@ impl Queue {
     }
 
     /// Reads the directory; removes tickets whose owners have exited.
-    fn read(&self, own: Option<&Ticket>) -> Result<State, TurnError> {
+    fn read(&self, own: Option<&Ticket>) -> Result<State, CompileQueueError> {
         let mut waiting = Vec::new();
         let mut compilers: Vec<PathBuf> = (0..self.compilers_max)
             .map(|number| self.directory.join(format!("compiler-{number}")))
@@ -306,13 +306,13 @@ impl Drop for Counters {
 
 impl Counters {
     /// The round that was served last, and a number that no ticket had before.
-    fn next(&self) -> Result<(u64, u64), TurnError> {
+    fn next(&self) -> Result<(u64, u64), CompileQueueError> {
         let (round, number) = self.read();
         self.write(round, number.wrapping_add(1))?;
         Ok((round, number))
     }
 
-    fn served(&self, round: u64) -> Result<(), TurnError> {
+    fn served(&self, round: u64) -> Result<(), CompileQueueError> {
         let (before, number) = self.read();
         self.write(before.max(round), number)
     }
@@ -323,7 +323,7 @@ impl Counters {
         place.map_or((0, 0), |place| (place.round, place.number))
     }
 
-    fn write(&self, round: u64, number: u64) -> Result<(), TurnError> {
+    fn write(&self, round: u64, number: u64) -> Result<(), CompileQueueError> {
         let place = Place {
             round,
             number,
@@ -338,7 +338,7 @@ impl Counters {
 }
 
 /// Whether the ticket's owner lives, and if so, whether it has been silent for [`SILENT_MAX`].
-fn waits(path: &Path) -> Result<Option<bool>, TurnError> {
+fn waits(path: &Path) -> Result<Option<bool>, CompileQueueError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -378,7 +378,7 @@ fn tenant_name(tenant: &str) -> String {
     hex(&Sha256::digest(tenant)[..8])
 }
 
-fn open(path: &Path) -> Result<File, TurnError> {
+fn open(path: &Path) -> Result<File, CompileQueueError> {
     let mut options = OpenOptions::new();
     options
         .read(true)
@@ -389,8 +389,8 @@ fn open(path: &Path) -> Result<File, TurnError> {
     options.open(path).map_err(|source| failed(path, source))
 }
 
-fn failed(path: &Path, source: io::Error) -> TurnError {
-    TurnError::File {
+fn failed(path: &Path, source: io::Error) -> CompileQueueError {
+    CompileQueueError::File {
         path: path.to_owned(),
         source,
     }

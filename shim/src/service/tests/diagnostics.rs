@@ -9,7 +9,7 @@ async fn everything_of_a_task_is_told() {
     f.running().await;
     f.exec("sh", program("sh")).await.unwrap();
     let task = f.service.tasks.get("t").unwrap();
-    let lines = soon(task.look()).await;
+    let lines = soon(task.diagnostics()).await;
     assert_eq!(
         lines[0],
         "task t is running; pid 4711; standard input is open; output flows"
@@ -30,7 +30,7 @@ async fn a_paused_guest_is_not_asked() {
     f.running().await;
     f.pause().await.unwrap();
     let task = f.service.tasks.get("t").unwrap();
-    let lines = soon(task.look()).await;
+    let lines = soon(task.diagnostics()).await;
     assert!(lines.contains(&"its VM is paused".to_owned()), "{lines:?}");
     assert!(
         lines.iter().all(|line| !line.starts_with("guest")),
@@ -53,7 +53,7 @@ async fn what_holds_a_task_up_is_told() {
     tokio::spawn(async move { output.write_all(&flood).await });
     let task = f.service.tasks.get("t").unwrap();
     let stuck = "output flows, 1 of it waiting for a reader";
-    soon(async { while !task.look().await[0].contains(stuck) {} }).await;
+    soon(async { while !task.diagnostics().await[0].contains(stuck) {} }).await;
     f.maker.guest.answers_start.send_replace(false);
     f.exec("sh", program("sh")).await.unwrap();
     let service = f.service.clone();

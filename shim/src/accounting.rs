@@ -45,7 +45,7 @@ impl ChangeError {
 
 /// One task's cgroup and what was counted in it.
 #[derive(Debug)]
-pub struct Meter {
+pub struct Accounting {
     cgroup: Cgroup,
     ram_mib: u32,
     state: Mutex<State>,
@@ -61,7 +61,7 @@ struct State {
     last: Option<Metrics>,
 }
 
-impl Meter {
+impl Accounting {
     /// For what is to be charged to the task.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ impl Meter {
 
     /// Whether the host's or the guest's kernel has ended a program for want of memory since this was
     /// asked last.
-    pub fn is_news_of_oom(&self) -> bool {
+    pub fn take_oom_news(&self) -> bool {
         let mut state = self.state();
         let host = match &state.last {
             Some(last) => last.oom_kills(),
@@ -178,15 +178,15 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn meter(ram_mib: u32, memory: u64) -> (TempDir, Meter) {
+    fn accounting(ram_mib: u32, memory: u64) -> (TempDir, Accounting) {
         let directory = tempdir().unwrap();
         let put = |file, value: String| fs::write(directory.path().join(file), value).unwrap();
         put("memory.max", memory.to_string());
         put("memory.current", "1".to_owned());
         put("memory.events", "oom_kill 1\n".to_owned());
         let cgroup = Cgroup::fake(&[(directory.path(), &[])]);
-        let meter = Meter::new(cgroup, ram_mib, Some(memory));
-        (directory, meter)
+        let accounting = Accounting::new(cgroup, ram_mib, Some(memory));
+        (directory, accounting)
     }
 
     fn memory(limit: Limit) -> Resources {
@@ -198,52 +198,54 @@ mod tests {
 
     #[test]
     fn a_limit_moves_the_program_s_own() {
-        let (directory, meter) = meter(256, 64 * MIB);
-        let before = meter.wasm_memory_bytes_max();
+        let (directory, accounting) = accounting(256, 64 * MIB);
+        let before = accounting.wasm_memory_bytes_max();
         let change = memory(Limit::At(128 * MIB));
-        assert!(meter.would_be(&change).unwrap() > before);
-        meter.change(&change).unwrap();
+        assert!(accounting.would_be(&change).unwrap() > before);
+        accounting.change(&change).unwrap();
         let more = before + 64 * MIB;
-        assert_eq!(meter.wasm_memory_bytes_max(), more);
+        assert_eq!(accounting.wasm_memory_bytes_max(), more);
         let max = fs::read_to_string(directory.path().join("memory.max")).unwrap();
         assert_eq!(max, (128 * MIB).to_string());
-        meter.change(&Resources::default()).unwrap();
-        assert_eq!(meter.wasm_memory_bytes_max(), more);
+        accounting.change(&Resources::default()).unwrap();
+        assert_eq!(accounting.wasm_memory_bytes_max(), more);
     }
 
     #[test]
     fn more_than_the_class_is_refused_by_name() {
-        let (_directory, meter) = meter(256, 64 * MIB);
-        let error = meter.change(&memory(Limit::At(257 * MIB))).unwrap_err();
+        let (_directory, accounting) = accounting(256, 64 * MIB);
+        let error = accounting
+            .change(&memory(Limit::At(257 * MIB)))
+            .unwrap_err();
         assert_eq!(error.code(), ErrorCode::FailedPrecondition);
         let expected = "linux.resources.memory.limit = 269484032 cannot be held: the VM was made with \
                         the class of 256 MiB of RAM, which cannot grow; create the task with a limit \
                         above 128 MiB";
         assert_eq!(error.to_string(), expected);
-        meter.change(&memory(Limit::At(256 * MIB))).unwrap();
-        meter.change(&memory(Limit::Unlimited)).unwrap();
+        accounting.change(&memory(Limit::At(256 * MIB))).unwrap();
+        accounting.change(&memory(Limit::Unlimited)).unwrap();
     }
 
     #[test]
     fn a_limit_above_the_largest_class_may_stay() {
-        let (_directory, meter) = meter(RAM_MIB_MAX, 1 << 40);
-        meter.change(&memory(Limit::At(1 << 40))).unwrap();
-        meter.change(&memory(Limit::At(1 << 41))).unwrap();
+        let (_directory, accounting) = accounting(RAM_MIB_MAX, 1 << 40);
+        accounting.change(&memory(Limit::At(1 << 40))).unwrap();
+        accounting.change(&memory(Limit::At(1 << 41))).unwrap();
     }
 
     #[test]
     fn what_was_counted_last_stays() {
-        let (directory, meter) = meter(256, 64 * MIB);
-        assert!(meter.is_news_of_oom() && !meter.is_news_of_oom());
-        meter.set_guest_oom_kills(2);
-        meter.close();
-        assert!(meter.is_news_of_oom() && !meter.is_news_of_oom());
-        let counted = meter.metrics();
+        let (directory, accounting) = accounting(256, 64 * MIB);
+        assert!(accounting.take_oom_news() && !accounting.take_oom_news());
+        accounting.set_guest_oom_kills(2);
+        accounting.close();
+        assert!(accounting.take_oom_news() && !accounting.take_oom_news());
+        let counted = accounting.metrics();
         drop(directory);
-        meter.close();
-        assert_eq!(meter.metrics(), counted);
+        accounting.close();
+        assert_eq!(accounting.metrics(), counted);
         assert_eq!(counted.oom_kills(), 3);
-        let error = meter.change(&Resources::default()).unwrap_err();
+        let error = accounting.change(&Resources::default()).unwrap_err();
         assert!(matches!(error, ChangeError::Ended), "{error}");
     }
 }
