@@ -7,7 +7,7 @@ use std::sync::Arc;
 use protobuf::MessageField;
 use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
 
-use super::{Move, Task, Vm, time_of_day, watcher};
+use super::{LoadedVm, Move, Task, time_of_day, watcher};
 use crate::agent::{Agent, AgentError};
 use crate::error::{self, ErrorCode, Refusal};
 use crate::events::Event;
@@ -135,7 +135,7 @@ impl Task {
         let pid = workload.pid();
         let pumps = Pumps::start(stdio, streams, &self.init.switch, &self.flow.clock());
         self.init.set_flowing();
-        let vm = Vm {
+        let vm = LoadedVm {
             workload,
             agent,
             destroyed: tokio::sync::Mutex::new(false),

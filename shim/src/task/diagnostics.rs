@@ -20,7 +20,7 @@ use syscalls::x86_64::Sysno;
 use wasmvm_protocol::agent::{Instance, Thread};
 use wasmvm_protocol::threads;
 
-use super::{Flow, Task, Vm, exec};
+use super::{Flow, LoadedVm, Task, exec};
 use crate::error::{chain, printable};
 use crate::host_process;
 
@@ -54,7 +54,7 @@ impl Task {
         lines
     }
 
-    async fn guest(&self, vm: &Vm) -> Vec<String> {
+    async fn guest(&self, vm: &LoadedVm) -> Vec<String> {
         let told = tokio::select! {
             told = vm.agent.instances() => told,
             () = self.flow.stopping() => return Vec::new(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::exit::{exit_event, finish_output, is_kill, now};
 use super::pause::Flow;
-use super::{Exec, Move, State, Task, Vm};
+use super::{Exec, LoadedVm, Move, State, Task};
 use crate::events::Event;
 use crate::stdio::Pumps;
 
@@ -72,7 +72,7 @@ pub(super) async fn linger(task: Arc<Task>, exec: Arc<Exec>) {
 
 /// Waits for an exec's exit and returns the status that the guest reports; `None` when there will be no
 /// report.
-async fn exec_status(exec: &Exec, vm: &Vm) -> Option<u32> {
+async fn exec_status(exec: &Exec, vm: &LoadedVm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
         status = vm.agent.wait(exec.id()) => status,
@@ -96,7 +96,7 @@ async fn outlives_init(task: &Task) {
 
 /// Has the guest forget an exec that has exited, so that its id can be used again. A paused VM delays the
 /// request, but not `Delete`.
-pub(super) async fn forget(task: &Arc<Task>, exec: &Arc<Exec>, vm: &Vm) {
+pub(super) async fn forget(task: &Arc<Task>, exec: &Arc<Exec>, vm: &LoadedVm) {
     let agent = vm.agent.clone();
     let (task, exec) = (task.clone(), exec.clone());
     let stopped = task.flow.now() != Flow::Running;

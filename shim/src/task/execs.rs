@@ -13,7 +13,7 @@ use wasmvm_protocol::stream::ID_BYTES_MAX;
 use super::exec::{Exec, ExecOrder};
 use super::process::never_ran;
 use super::terminal::tell_size;
-use super::{Claim, Exit, Move, Task, TaskError, Vm, exec_watcher, signals};
+use super::{Claim, Exit, LoadedVm, Move, Task, TaskError, exec_watcher, signals};
 use crate::agent::EXEC_PID_BASE;
 use crate::events::Event;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioOwner};
@@ -73,7 +73,7 @@ impl Task {
             biased;
             () = exec.abandoned() => Err(TaskError::Abandoned(exec.process.name().to_owned())),
             () = self.ends() => Err(TaskError::InitNotRunning(self.init.name().to_owned())),
-            started = self.launch(vm, exec) => started,
+            started = self.load_and_start(vm, exec) => started,
         };
         match started {
             Ok(started) => self.exec_runs(exec, started),
@@ -98,7 +98,7 @@ impl Task {
         }
     }
 
-    async fn launch(&self, vm: &Vm, exec: &Exec) -> Result<Started, TaskError> {
+    async fn load_and_start(&self, vm: &LoadedVm, exec: &Exec) -> Result<Started, TaskError> {
         let process = &exec.process;
         let owner = StdioOwner {
             namespace: &self.order.namespace,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::fatal::OBEYED_MAX;
 use super::pause::{Flow, Target};
-use super::{Exec, Process, State, Task, TaskError, Vm, signals};
+use super::{Exec, LoadedVm, Process, State, Task, TaskError, signals};
 use crate::agent::AgentError;
 
 /// How long the report of an exit may take to arrive after the guest has said that the program has ended.
@@ -83,7 +83,7 @@ impl Task {
 
     async fn init_was_told(
         &self,
-        vm: &Vm,
+        vm: &LoadedVm,
         signal: u32,
         killed: Result<(), AgentError>,
     ) -> Result<(), TaskError> {

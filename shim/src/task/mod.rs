@@ -1,9 +1,27 @@
 //! A task: its VM, its program and its streams, from `Create` to `Delete`.
 //!
-//! [`machine`] says which moves are allowed when; this module makes them. Each state-changing request runs
+//! [`state`] says which moves are allowed when; this module makes them. Each state-changing request runs
 //! in a task of the runtime that no caller can drop, as ttrpc drops a handler at its deadline. Beside the
 //! requests runs one watcher ([`watcher`]), which sees the program or the VM end. The requests that containerd
 //! polls (State, Wait, Pids, Connect) are answered without asking the guest.
+//!
+//! The state of a task, and what may be awaited by whoever holds it:
+//!
+//! | cell | says | held while this is awaited |
+//! |---|---|---|
+//! | `Process.state` of each process | Creating to Deleted, with the exit; changed by `transition` alone | nothing; events are queued under it, so that they keep the order of the moves |
+//! | `Process.drained`, `.fatal` | whether a stream is open; the signal that is to end the program | nothing |
+//! | `Process.size`, `Exec.slot` | a terminal's size that the guest has not got; the slot of an exec's program | nothing |
+//! | `Task.execs`, then `.lingering` | the execs; those given up that may still run. Locked in this order | nothing |
+//! | `Task.abort`, `.ending` | Delete came during Create; init has exited. Set once | nothing |
+//! | `PauseControl.flow`, `.runs` | whether the VM runs; set by the holder of `changing` | nothing |
+//! | `PauseControl.kept` | messages for a guest that is stopped; locked before `flow` is read | nothing |
+//! | `PauseControl.changing` | one Pause or Resume at a time | the VMM's answer, then the guest's to what was kept for it |
+//! | `Task.updating` | one Update at a time | the host's cgroup files, the guest's answer to a change |
+//! | `LoadedVm.destroyed` | whether anything of the VM is left | the end of the VM and the removal of all that is its own |
+//!
+//! Nobody holds two of the last three at a time. What may take long (the guest, the VMM, the kernel) is
+//! awaited under those three alone, and always with a bound.
 
 mod create;
 mod diagnostics;
@@ -58,14 +76,14 @@ use pause::PauseControl;
 use process::{Claim, Process, never_ran};
 
 /// The VM and the connection to its agent, once the program is loaded.
-struct Vm {
+struct LoadedVm {
     workload: Arc<dyn Workload>,
     agent: Agent,
     /// Whether nothing of the VM is left; held while the VM is being removed.
     destroyed: tokio::sync::Mutex<bool>,
 }
 
-impl Vm {
+impl LoadedVm {
     /// Removes all but the record of the exit, unless `Delete` was first. For the watcher, once the output
     /// is drained.
     async fn release(&self) -> Result<(), Refusal> {
@@ -76,7 +94,7 @@ impl Vm {
         self.workload.release().await
     }
 
-    /// Removes all that is left, for `Delete`. Never runs at the same time as [`Vm::release`].
+    /// Removes all that is left, for `Delete`. Never runs at the same time as [`LoadedVm::release`].
     async fn destroy(&self) -> Result<(), Refusal> {
         let mut destroyed = self.destroyed.lock().await;
         if !*destroyed {
@@ -96,7 +114,7 @@ pub struct Task {
     /// Execs that were given up and may still run in the guest.
     lingering: Mutex<BTreeMap<String, Arc<Exec>>>,
     flow: PauseControl,
-    vm: OnceLock<Vm>,
+    vm: OnceLock<LoadedVm>,
     /// Held during an Update: no Update builds on limits that another one may take back.
     updating: tokio::sync::Mutex<()>,
     /// Set when `Delete` comes during `Create`.
@@ -138,7 +156,7 @@ impl Task {
         }
     }
 
-    fn vm(&self) -> Result<&Vm, TaskError> {
+    fn vm(&self) -> Result<&LoadedVm, TaskError> {
         let unborn = || TaskError::Unborn(self.init.name().to_owned());
         self.vm.get().ok_or_else(unborn)
     }

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use wasmvm_protocol::agent::Change;
 use wasmvm_protocol::agent::containerd::events::task::{TaskPaused, TaskResumed};
 
-use super::{State, Task, TaskError, Vm, signals};
+use super::{LoadedVm, State, Task, TaskError, signals};
 use crate::error::Refusal;
 use crate::events::Event;
 use crate::guest_deadline::GuestClock;
@@ -61,7 +61,7 @@ pub struct PauseControl {
     /// Whether the VM runs, for deadlines in the guest's time.
     runs: watch::Sender<bool>,
     /// Held while the flow is being changed, so that one change follows the other.
-    turn: tokio::sync::Mutex<()>,
+    changing: tokio::sync::Mutex<()>,
     kept: Mutex<Kept>,
 }
 
@@ -70,7 +70,7 @@ impl Default for PauseControl {
         Self {
             flow: watch::Sender::new(Flow::Running),
             runs: watch::Sender::new(true),
-            turn: tokio::sync::Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
             kept: Mutex::default(),
         }
     }
@@ -146,7 +146,7 @@ impl Task {
     /// [`TaskError`], unless init and the VM run and the VMM stops the VM.
     pub async fn pause(self: &Arc<Self>) -> Result<(), TaskError> {
         let vm = self.vm()?;
-        let _turn = self.flow.turn.lock().await;
+        let _changing = self.flow.changing.lock().await;
         if self.flow.now() != Flow::Running {
             return Err(TaskError::Paused(self.init.name().to_owned()));
         }
@@ -178,7 +178,7 @@ impl Task {
     /// [`TaskError`], unless the VM is paused and the VMM resumes the VM.
     pub async fn resume(self: &Arc<Self>) -> Result<(), TaskError> {
         let vm = self.vm()?;
-        let _turn = self.flow.turn.lock().await;
+        let _changing = self.flow.changing.lock().await;
         if self.flow.now() != Flow::Paused {
             return Err(TaskError::NotPaused(self.init.name().to_owned()));
         }
@@ -199,13 +199,13 @@ impl Task {
     /// Resumes a VM that was paused a moment before init exited: the VM has output to deliver.
     pub(super) async fn unpause(self: &Arc<Self>) {
         let Ok(vm) = self.vm() else { return };
-        let _turn = self.flow.turn.lock().await;
+        let _changing = self.flow.changing.lock().await;
         if self.flow.now() == Flow::Paused {
             self.let_go(vm).await;
         }
     }
 
-    async fn let_go(&self, vm: &Vm) {
+    async fn let_go(&self, vm: &LoadedVm) {
         let left = vm.workload.resume().await;
         self.flow.set(Flow::Running);
         log_left(self.init.name(), left);
@@ -231,7 +231,7 @@ impl Task {
     }
 
     /// Marks the VM as running and sends the guest the messages that it has missed.
-    async fn runs_again(self: &Arc<Self>, vm: &Vm) {
+    async fn runs_again(self: &Arc<Self>, vm: &LoadedVm) {
         self.flow.set(Flow::Running);
         let kept = self.flow.take();
         let name = self.init.name();

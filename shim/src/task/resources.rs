@@ -11,7 +11,7 @@ use protobuf::well_known_types::any::Any;
 use wasmvm_protocol::agent::Change as GuestChange;
 use wasmvm_protocol::agent::containerd::events::task::TaskOOM;
 
-use super::{Task, TaskError, Vm};
+use super::{LoadedVm, Task, TaskError};
 use crate::accounting::Accounting;
 use crate::bundle::Resources;
 use crate::error::chain;
@@ -74,7 +74,7 @@ impl Task {
 
     /// Publishes TaskOOM when a kernel, the host's or the guest's, has OOM-killed a program. To be called
     /// when a program was ended by SIGKILL, before its exit is reported.
-    pub(super) async fn notice_oom(&self, vm: &Vm) {
+    pub(super) async fn notice_oom(&self, vm: &LoadedVm) {
         // A guest that has ended, is paused or is silent reports nothing.
         let asked = tokio::select! {
             asked = vm.agent.oom_kills() => asked.ok(),

@@ -1,7 +1,7 @@
 //! The size of a terminal, on its way to the guest's pty.
 
 use super::pause::Flow;
-use super::{Exec, Process, Task, TaskError, Vm};
+use super::{Exec, LoadedVm, Process, Task, TaskError};
 use crate::agent::TerminalSize;
 
 impl Task {
@@ -52,7 +52,7 @@ impl Task {
     }
 
     /// Sends the guest every size that is kept.
-    pub(super) async fn tell_sizes(&self, vm: &Vm) {
+    pub(super) async fn tell_sizes(&self, vm: &LoadedVm) {
         let execs = self.execs_where(|exec| exec.pid() != 0);
         let execs = execs.iter().map(|exec| (&exec.process, exec.id()));
         for (process, id) in std::iter::once((&self.init, "")).chain(execs) {
@@ -67,7 +67,7 @@ impl Task {
 }
 
 /// Sends the guest the size that is kept, if any.
-pub(super) async fn tell_size(vm: &Vm, process: &Process, id: &str) -> Result<(), TaskError> {
+pub(super) async fn tell_size(vm: &LoadedVm, process: &Process, id: &str) -> Result<(), TaskError> {
     match process.take_size() {
         Some(size) => Ok(vm.agent.resize(id, size).await?),
         None => Ok(()),

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::exit::{exit_event, finish_output, is_kill, now};
-use super::{Exit, Move, State, Task, Vm, signals};
+use super::{Exit, LoadedVm, Move, State, Task, signals};
 use crate::cleanup::STATUS_KILLED;
 use crate::events::Event;
 use crate::stdio::Pumps;
@@ -121,7 +121,7 @@ async fn finish_all_output(task: &Task, pumps: &mut Pumps) {
 
 /// Waits for init's exit and returns the status that the guest reports; `None` when the VM ends without a
 /// report. A VM whose agent fails is of no use and is ended.
-async fn status(name: &str, vm: &Vm) -> Option<u32> {
+async fn status(name: &str, vm: &LoadedVm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
         status = vm.agent.wait("") => status,
@@ -149,7 +149,7 @@ fn log_end(name: &str, end: &VmEnd) {
 impl Task {
     /// Kills the execs that outlive init and waits for their exits: init's exit is the last that containerd
     /// hears of.
-    async fn end_execs(&self, vm: &Vm) {
+    async fn end_execs(&self, vm: &LoadedVm) {
         let live = self.execs_where(|exec| exec.process.state().is_live());
         for exec in &live {
             let (agent, exec) = (vm.agent.clone(), exec.clone());
