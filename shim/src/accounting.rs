@@ -45,7 +45,7 @@ impl ChangeError {
 
 /// One task's cgroup and what was counted in it.
 #[derive(Debug)]
-pub struct Accounting {
+pub(crate) struct Accounting {
     cgroup: Cgroup,
     ram_mib: u32,
     state: Mutex<State>,
@@ -66,13 +66,13 @@ impl Accounting {
     ///
     /// # Errors
     /// [`CgroupError`].
-    pub fn birth(&self) -> Result<Birth, CgroupError> {
+    pub(crate) fn birth(&self) -> Result<Birth, CgroupError> {
         self.cgroup.birth()
     }
 
     /// `memory_bytes_max` is the limit it was made with.
     #[must_use]
-    pub fn new(cgroup: Cgroup, ram_mib: u32, memory_bytes_max: Option<u64>) -> Self {
+    pub(crate) fn new(cgroup: Cgroup, ram_mib: u32, memory_bytes_max: Option<u64>) -> Self {
         let state = Mutex::new(State {
             memory_bytes_max,
             guest_oom_kills: 0,
@@ -93,7 +93,7 @@ impl Accounting {
 
     /// As Stats reports it. Reads files.
     #[must_use]
-    pub fn metrics(&self) -> Metrics {
+    pub(crate) fn metrics(&self) -> Metrics {
         let state = self.state();
         let last = state.last.clone();
         let mut metrics = last.unwrap_or_else(|| Metrics::read(&self.cgroup));
@@ -102,7 +102,7 @@ impl Accounting {
     }
 
     /// Keeps what is counted now: nothing more will be. To be called with the VM ended.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.state();
         if state.last.is_none() {
             state.last = Some(Metrics::read(&self.cgroup));
@@ -111,7 +111,7 @@ impl Accounting {
 
     /// Whether the host's or the guest's kernel has ended a program for want of memory since this was
     /// asked last.
-    pub fn take_oom_news(&self) -> bool {
+    pub(crate) fn take_oom_news(&self) -> bool {
         let mut state = self.state();
         let host = match &state.last {
             Some(last) => last.oom_kills(),
@@ -122,13 +122,13 @@ impl Accounting {
     }
 
     /// How many the guest says its kernel has ended.
-    pub fn set_guest_oom_kills(&self, kills: u64) {
+    pub(crate) fn set_guest_oom_kills(&self, kills: u64) {
         self.state().guest_oom_kills = kills;
     }
 
     /// The most that an instance's linear memories may take now, bytes.
     #[must_use]
-    pub fn wasm_memory_bytes_max(&self) -> u64 {
+    pub(crate) fn wasm_memory_bytes_max(&self) -> u64 {
         wasm_memory_bytes_max(self.state().memory_bytes_max, self.ram_mib)
     }
 
@@ -136,7 +136,7 @@ impl Accounting {
     ///
     /// # Errors
     /// [`ChangeError::Class`].
-    pub fn would_be(&self, resources: &Resources) -> Result<u64, ChangeError> {
+    pub(crate) fn would_be(&self, resources: &Resources) -> Result<u64, ChangeError> {
         let present = self.state().memory_bytes_max;
         let wanted = after(present, resources);
         let ram_bytes = u64::from(self.ram_mib) << 20;
@@ -154,7 +154,7 @@ impl Accounting {
     ///
     /// # Errors
     /// [`ChangeError`].
-    pub fn change(&self, resources: &Resources) -> Result<(), ChangeError> {
+    pub(crate) fn change(&self, resources: &Resources) -> Result<(), ChangeError> {
         self.would_be(resources)?;
         let mut state = self.state();
         if state.last.is_some() {

@@ -37,7 +37,7 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 
 /// Why the daemon does not serve.
 #[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
+pub(crate) enum DaemonError {
     /// Not started by `start`.
     #[error("standard input is not a listening socket; `serve` is run by `start` alone")]
     Listener(#[source] io::Error),
@@ -51,7 +51,7 @@ pub enum DaemonError {
 
 /// What `start` hands to the daemon, beside the listener.
 #[derive(Clone, Debug)]
-pub struct DaemonOrder {
+pub(crate) struct DaemonOrder {
     /// containerd's namespace.
     pub namespace: String,
     /// Id of the task for which the daemon was started.
@@ -66,7 +66,7 @@ pub struct DaemonOrder {
 ///
 /// # Errors
 /// [`DaemonError`], when it cannot begin to.
-pub fn serve(order: &DaemonOrder) -> Result<(), DaemonError> {
+pub(crate) fn serve(order: &DaemonOrder) -> Result<(), DaemonError> {
     let (listener, path) = take_listener()?;
     // Fails only when we lead a session already, which is what we want.
     let _ = rustix::process::setsid();

@@ -7,10 +7,10 @@
 use std::error::Error;
 
 use ttrpc::Code;
-pub use wasmvm_protocol::error_chain as chain;
+pub(crate) use wasmvm_protocol::error_chain as chain;
 
 /// Longest sentence sent to containerd, bytes: it goes into events, logs and terminals.
-pub const SENTENCE_BYTES_MAX: usize = 4096;
+pub(crate) const SENTENCE_BYTES_MAX: usize = 4096;
 
 /// What kind of refusal an error is. The status codes are gRPC's; containerd acts on them by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,7 +110,7 @@ impl From<Refusal> for ttrpc::Error {
 
 /// One line, bounded: parts of the sentence may come from the guest or from an image.
 #[must_use]
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(SENTENCE_BYTES_MAX));
     for c in text.chars() {
         let c = match c {
@@ -128,7 +128,7 @@ pub fn printable(text: &str) -> String {
 
 /// What a sentence about the end of a VM adds of the guest's console.
 #[must_use]
-pub fn console(tail: &str) -> String {
+pub(crate) fn console(tail: &str) -> String {
     match tail.trim() {
         "" => String::new(),
         tail => format!("; its console ends with: {}", printable(tail)),

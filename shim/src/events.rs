@@ -43,7 +43,7 @@ const FLUSH_MAX: Duration = Duration::from_secs(5);
 
 /// What happened to a task.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub(crate) enum Event {
     /// The VM exists, the program is loaded.
     Create(TaskCreate),
     /// The program runs.
@@ -113,7 +113,7 @@ impl Event {
 }
 
 /// Where a task's events go.
-pub trait EventSink: Send + Sync {
+pub(crate) trait EventSink: Send + Sync {
     /// Queues an event behind those published before. Never blocks.
     fn publish(&self, event: Event);
 }
@@ -143,7 +143,7 @@ enum Item {
 
 /// Publishes to containerd's event socket.
 #[derive(Debug)]
-pub struct Publisher {
+pub(crate) struct Publisher {
     namespace: String,
     queue: mpsc::Sender<Item>,
 }
@@ -151,7 +151,7 @@ pub struct Publisher {
 impl Publisher {
     /// Starts the worker; it connects with the first event. Must be called inside the runtime.
     #[must_use]
-    pub fn new(namespace: &str, address: PathBuf) -> Self {
+    pub(crate) fn new(namespace: &str, address: PathBuf) -> Self {
         let (queue, items) = mpsc::channel(QUEUE_EVENTS_MAX);
         tokio::spawn(work(address, items));
         Self {
@@ -161,7 +161,7 @@ impl Publisher {
     }
 
     /// Waits until everything published before is delivered or given up, at most [`FLUSH_MAX`].
-    pub async fn flush(&self) {
+    pub(crate) async fn flush(&self) {
         self.flush_within(FLUSH_MAX).await;
     }
 

@@ -7,24 +7,28 @@ use tokio::time::Instant;
 
 /// Whether the guest runs, as the deadlines see it.
 #[derive(Clone, Debug)]
-pub struct GuestClock(watch::Receiver<bool>);
+pub(crate) struct GuestClock(watch::Receiver<bool>);
 
 impl GuestClock {
     /// Of a guest that runs while `runs` is true.
     #[must_use]
-    pub fn new(runs: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(runs: watch::Receiver<bool>) -> Self {
         Self(runs)
     }
 
     /// Waits at most `limit` of the guest's time; `None` when that was not enough.
-    pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         GuestDeadline::new(self.clone(), limit).wait(work).await
     }
 }
 
 /// What is left of a limit that several waits share.
 #[derive(Debug)]
-pub struct GuestDeadline {
+pub(crate) struct GuestDeadline {
     clock: GuestClock,
     left: Duration,
 }
@@ -32,12 +36,12 @@ pub struct GuestDeadline {
 impl GuestDeadline {
     /// `left` of the guest's time.
     #[must_use]
-    pub fn new(clock: GuestClock, left: Duration) -> Self {
+    pub(crate) fn new(clock: GuestClock, left: Duration) -> Self {
         Self { clock, left }
     }
 
     /// Waits until the deadline; `None` when the deadline has passed.
-    pub async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         let runs = &mut self.clock.0;
         loop {

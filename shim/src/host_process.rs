@@ -19,7 +19,7 @@ use crate::sys::watch::{readable_within, watch_readable};
 
 /// A process of the host and the descriptor that pins it.
 #[derive(Clone, Debug)]
-pub struct HostProcess {
+pub(crate) struct HostProcess {
     pid: u32,
     pidfd: Arc<OwnedFd>,
 }
@@ -28,7 +28,7 @@ pub struct HostProcess {
 ///
 /// # Errors
 /// `pidfd_open(2)`'s.
-pub fn pin(child: &mut Child) -> io::Result<OwnedFd> {
+pub(crate) fn pin(child: &mut Child) -> io::Result<OwnedFd> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pidfd = pid
         .ok_or(Errno::SRCH)
@@ -43,7 +43,7 @@ pub fn pin(child: &mut Child) -> io::Result<OwnedFd> {
 impl HostProcess {
     /// Takes over the pid and the descriptor that `clone3` returned.
     #[must_use]
-    pub fn new(pid: u32, pidfd: OwnedFd) -> Self {
+    pub(crate) fn new(pid: u32, pidfd: OwnedFd) -> Self {
         Self {
             pid,
             pidfd: Arc::new(pidfd),
@@ -54,7 +54,7 @@ impl HostProcess {
     ///
     /// # Errors
     /// `pidfd_open(2)`'s but `ESRCH`.
-    pub fn find(pid: u32, start: u64) -> io::Result<Option<Self>> {
+    pub(crate) fn find(pid: u32, start: u64) -> io::Result<Option<Self>> {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
             return Ok(None);
         };
@@ -70,12 +70,12 @@ impl HostProcess {
 
     /// The pid on the host.
     #[must_use]
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Sends `SIGKILL`. A process that has ended already is no error.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
     }
 
@@ -83,7 +83,7 @@ impl HostProcess {
     ///
     /// # Errors
     /// `ESRCH` or `ENOENT` when the process has ended.
-    pub fn root(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn root(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open(format!("/proc/{}", self.pid), flags, Mode::empty())?;
         // A pid is used again only after its process was reaped. This process has not been, so the
@@ -94,7 +94,7 @@ impl HostProcess {
     }
 
     /// Sends a signal. A process that has ended already is no error.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&*self.pidfd, signal);
     }
 
@@ -102,7 +102,7 @@ impl HostProcess {
     ///
     /// # Errors
     /// When the descriptor cannot be polled.
-    pub async fn wait(&self) -> io::Result<Option<WaitIdStatus>> {
+    pub(crate) async fn wait(&self) -> io::Result<Option<WaitIdStatus>> {
         let ready = watch_readable(self.pidfd.try_clone()?)?;
         let _ended = ready.readable().await?;
         Ok(self.reap())
@@ -112,7 +112,7 @@ impl HostProcess {
     ///
     /// # Errors
     /// `poll(2)`'s.
-    pub fn wait_blocking(&self, limit: Duration) -> io::Result<bool> {
+    pub(crate) fn wait_blocking(&self, limit: Duration) -> io::Result<bool> {
         let ended = readable_within(&*self.pidfd, limit)?;
         if ended {
             self.reap();
@@ -135,7 +135,7 @@ impl HostProcess {
 ///
 /// # Errors
 /// No such process, or not in the documented form.
-pub fn start_time(pid: u32) -> io::Result<u64> {
+pub(crate) fn start_time(pid: u32) -> io::Result<u64> {
     stat_field(pid, 22)
 }
 
@@ -143,7 +143,7 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
 ///
 /// # Errors
 /// No such process, or not in the documented form.
-pub fn parent(pid: u32) -> io::Result<u32> {
+pub(crate) fn parent(pid: u32) -> io::Result<u32> {
     stat_field(pid, 4)
 }
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 ///
 /// # Errors
 /// `memfd_create(2)`'s.
-pub fn memory_file(name: &CStr) -> io::Result<File> {
+pub(crate) fn memory_file(name: &CStr) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
         // Before Linux 6.3.

@@ -6,7 +6,7 @@ use std::io;
 ///
 /// # Errors
 /// When `work` panics, or the runtime ends first.
-pub async fn off_thread<T: Send + 'static>(
+pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
     Ok(tokio::task::spawn_blocking(work).await?)

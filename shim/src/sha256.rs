@@ -12,7 +12,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 ///
 /// # Errors
 /// `read(2)`'s.
-pub fn digest_of_rest(mut source: impl Read) -> io::Result<([u8; 32], u64)> {
+pub(crate) fn digest_of_rest(mut source: impl Read) -> io::Result<([u8; 32], u64)> {
     let mut digest = Sha256::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut bytes = 0;
@@ -31,7 +31,7 @@ pub fn digest_of_rest(mut source: impl Read) -> io::Result<([u8; 32], u64)> {
 
 /// Two lower-case digits for each byte.
 #[must_use]
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         // Writing to a String cannot fail.

@@ -17,7 +17,7 @@ use crate::vm::VmEnd;
 
 /// The fields of a `Create` request but for the streams.
 #[derive(Clone, Debug)]
-pub struct WorkloadOrder {
+pub(crate) struct WorkloadOrder {
     /// containerd's namespace, within which the id is unique.
     pub namespace: String,
     pub id: String,
@@ -31,7 +31,7 @@ pub struct WorkloadOrder {
 
 /// The program of an exec, ready to be loaded.
 #[derive(Debug)]
-pub struct LoadedProgram {
+pub(crate) struct LoadedProgram {
     /// The description of the program that the agent gets.
     pub program: Program,
     /// The lease that keeps the program's slot.
@@ -40,7 +40,7 @@ pub struct LoadedProgram {
 
 /// An instance's use of a slot; the slot is free when all its leases are dropped.
 #[derive(Clone, Debug)]
-pub struct SlotLease {
+pub(crate) struct SlotLease {
     index: u32,
     /// Held for its count: the slot is free when nobody else has it.
     _user: Arc<()>,
@@ -49,20 +49,20 @@ pub struct SlotLease {
 impl SlotLease {
     /// A lease of slot `index`, which counts the holders of `user` as the users of the slot.
     #[must_use]
-    pub fn new(index: u32, user: Arc<()>) -> Self {
+    pub(crate) fn new(index: u32, user: Arc<()>) -> Self {
         Self { index, _user: user }
     }
 
     /// The slot's number, from 0.
     #[must_use]
-    pub fn index(&self) -> u32 {
+    pub(crate) fn index(&self) -> u32 {
         self.index
     }
 }
 
 /// The maker of workloads: this host, or a fake in tests.
 #[async_trait]
-pub trait WorkloadMaker: Send + Sync + 'static {
+pub(crate) trait WorkloadMaker: Send + Sync + 'static {
     /// Boots a VM whose agent is ready. A failure leaves nothing; after a future that was dropped,
     /// [`WorkloadMaker::undo`] has to follow.
     async fn create(&self, order: WorkloadOrder) -> Result<Arc<dyn Workload>, Refusal>;
@@ -73,7 +73,7 @@ pub trait WorkloadMaker: Send + Sync + 'static {
 
 /// The VM of one task and everything on the host that belongs to it.
 #[async_trait]
-pub trait Workload: Send + Sync + 'static {
+pub(crate) trait Workload: Send + Sync + 'static {
     /// The VMM's pid, which is the task's.
     fn pid(&self) -> u32;
     /// The description of init's program that the agent gets, from the bundle.

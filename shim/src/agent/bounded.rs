@@ -36,7 +36,7 @@ const RATE_BYTES_PER_S_MAX: u64 = 128 << 10;
 const BURST_BYTES_MAX: u64 = 512 << 10;
 
 /// A ttrpc client of a guest that is not trusted.
-pub fn client<S>(stream: S) -> Client
+pub(crate) fn client<S>(stream: S) -> Client
 where
     S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
 {

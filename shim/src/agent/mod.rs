@@ -7,7 +7,7 @@
 mod bounded;
 mod error;
 mod terminal_size;
-pub mod wall_clock;
+pub(crate) mod wall_clock;
 mod wire;
 
 use std::sync::Arc;
@@ -28,9 +28,9 @@ use wasmvm_protocol::agent::{CHANGE_TYPE_URL, Change, Instance, PROGRAM_TYPE_URL
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 
-pub use self::bounded::client;
-pub use self::error::{AgentError, Method};
-pub use self::terminal_size::TerminalSize;
+pub(crate) use self::bounded::client;
+pub(crate) use self::error::{AgentError, Method};
+pub(crate) use self::terminal_size::TerminalSize;
 use self::wall_clock::{Moment, Told};
 use crate::guest_deadline::GuestClock;
 use crate::stdio::{GuestStreams, Stdio};
@@ -42,7 +42,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 const START_MAX: Duration = Duration::from_secs(10);
 /// How long the guest may take to deliver a signal. When a fatal signal for init gets no answer, the VM is
 /// ended from outside.
-pub const KILL_MAX: Duration = Duration::from_secs(1);
+pub(crate) const KILL_MAX: Duration = Duration::from_secs(1);
 /// How long the guest may take to apply a change; a guest that is merely short of CPU must not fail.
 const CHANGE_MAX: Duration = Duration::from_secs(5);
 /// How long the guest may take to answer from its own knowledge.
@@ -52,11 +52,11 @@ const STATUS_MAX: u32 = 255;
 /// The largest number of OOM-kills that the guest is believed.
 const OOM_KILLS_MAX: u64 = 1 << 20;
 /// Beyond every pid of Linux (`PID_MAX_LIMIT`): the sum with a guest's pid is no live host pid.
-pub const EXEC_PID_BASE: u32 = 4_194_304;
+pub(crate) const EXEC_PID_BASE: u32 = 4_194_304;
 
 /// A connection to the agent of one task.
 #[derive(Clone)]
-pub struct Agent {
+pub(crate) struct Agent {
     client: TaskClient,
     id: String,
     clock: GuestClock,
@@ -86,7 +86,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub async fn connect(
+    pub(crate) async fn connect(
         workload: &dyn Workload,
         id: &str,
         clock: GuestClock,
@@ -105,7 +105,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]; `Refused` carries the sentence that the user is to read.
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         workload: &dyn Workload,
         stdio: &Stdio,
@@ -134,7 +134,7 @@ impl Agent {
     ///
     /// # Errors
     /// As [`Agent::create`].
-    pub async fn exec(
+    pub(crate) async fn exec(
         &self,
         workload: &dyn Workload,
         exec_id: &str,
@@ -164,7 +164,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub async fn start(&self, exec_id: &str) -> Result<u32, AgentError> {
+    pub(crate) async fn start(&self, exec_id: &str) -> Result<u32, AgentError> {
         let request = StartRequest {
             id: self.id.clone(),
             exec_id: exec_id.to_owned(),
@@ -180,7 +180,12 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]; [`AgentError::says_ended`] when the program has ended.
-    pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+    pub(crate) async fn kill(
+        &self,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), AgentError> {
         let request = KillRequest {
             id: self.id.clone(),
             exec_id: exec_id.to_owned(),
@@ -196,7 +201,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`] when the guest refuses, or the agent's connection has broken.
-    pub async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
+    pub(crate) async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
         let request = WaitRequest {
             id: self.id.clone(),
             exec_id: exec_id.to_owned(),
@@ -212,7 +217,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub async fn delete(&self, exec_id: &str) -> Result<(), AgentError> {
+    pub(crate) async fn delete(&self, exec_id: &str) -> Result<(), AgentError> {
         let request = DeleteRequest {
             id: self.id.clone(),
             exec_id: exec_id.to_owned(),
@@ -226,7 +231,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError> {
+    pub(crate) async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError> {
         let request = ResizePtyRequest {
             id: self.id.clone(),
             exec_id: exec_id.to_owned(),
@@ -244,7 +249,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub async fn change(&self, mut change: Change) -> Result<(), AgentError> {
+    pub(crate) async fn change(&self, mut change: Change) -> Result<(), AgentError> {
         let now = Moment::now();
         change.wall_clock_ns = Some(now.wall_ns);
         let request = UpdateTaskRequest {
@@ -260,18 +265,18 @@ impl Agent {
 
     /// Whether the guest's time of day is not the host's.
     #[must_use]
-    pub fn has_wrong_time(&self) -> bool {
+    pub(crate) fn has_wrong_time(&self) -> bool {
         self.told.is_wrong()
     }
 
     /// Counts the guest's time of day as right, whatever the guest has received.
-    pub fn time_is_told(&self) {
+    pub(crate) fn time_is_told(&self) {
         self.told.set(Moment::now());
     }
 
     /// The time of day that the guest was sent last.
     #[cfg(test)]
-    pub fn told(&self) -> &Told {
+    pub(crate) fn told(&self) -> &Told {
         &self.told
     }
 
@@ -279,7 +284,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub async fn oom_kills(&self) -> Result<u64, AgentError> {
+    pub(crate) async fn oom_kills(&self) -> Result<u64, AgentError> {
         let request = StatsRequest {
             id: self.id.clone(),
             ..Default::default()
@@ -295,7 +300,7 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`]
-    pub async fn instances(&self) -> Result<Vec<Instance>, AgentError> {
+    pub(crate) async fn instances(&self) -> Result<Vec<Instance>, AgentError> {
         let request = PidsRequest {
             id: self.id.clone(),
             ..Default::default()

@@ -2,7 +2,7 @@
 
 /// The size of a terminal in characters, as `struct winsize` (linux/termios.h) holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TerminalSize {
+pub(crate) struct TerminalSize {
     /// Columns.
     pub width: u16,
     /// Rows.

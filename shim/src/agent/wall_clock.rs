@@ -32,7 +32,7 @@ const DRIFT_MAX: Duration = Duration::from_millis(100);
 
 /// A reading of the host's clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
+pub(crate) struct Moment {
     /// Nanoseconds since the Unix epoch.
     pub wall_ns: u64,
     /// The wall clock minus the raw clock, nanoseconds; changes as the wall clock is set or steered.
@@ -41,7 +41,7 @@ pub struct Moment {
 
 impl Moment {
     /// Reads the wall clock and the raw clock.
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let (wall_ns, raw_ns) = (ns(ClockId::Realtime), ns(ClockId::MonotonicRaw));
         Self {
             wall_ns: u64::try_from(wall_ns).unwrap_or_default(),
@@ -57,16 +57,16 @@ fn ns(clock: ClockId) -> i64 {
 
 /// The offset of the two clocks when a guest was sent the time last.
 #[derive(Clone, Debug, Default)]
-pub struct Told(Arc<AtomicI64>);
+pub(crate) struct Told(Arc<AtomicI64>);
 
 impl Told {
     /// Notes that the guest was sent the time of this moment.
-    pub fn set(&self, moment: Moment) {
+    pub(crate) fn set(&self, moment: Moment) {
         self.0.store(moment.offset_ns, Ordering::Relaxed);
     }
 
     /// Whether the guest's time is off by [`DRIFT_MAX`] or more.
-    pub fn is_wrong(&self) -> bool {
+    pub(crate) fn is_wrong(&self) -> bool {
         self.is_wrong_at(Moment::now())
     }
 
@@ -78,7 +78,7 @@ impl Told {
 
     /// As if the guest had been sent a time that is wrong by `by`.
     #[cfg(test)]
-    pub fn spoil(&self, by: Duration) {
+    pub(crate) fn spoil(&self, by: Duration) {
         let by = i64::try_from(by.as_nanos()).unwrap();
         self.0.fetch_sub(by, Ordering::Relaxed);
     }
@@ -86,21 +86,21 @@ impl Told {
 
 /// The times to look at the clock; the tests have their own.
 #[async_trait]
-pub trait Looks: Send {
+pub(crate) trait Looks: Send {
     /// Returns when the clock may differ from what it was.
     async fn next(&mut self) -> io::Result<()>;
 }
 
 /// Looks when the wall clock was set, and each [`LOOK_EVERY`]. No step in between is missed.
 #[derive(Debug)]
-pub struct ClockTimer(AsyncFd<OwnedFd>);
+pub(crate) struct ClockTimer(AsyncFd<OwnedFd>);
 
 impl ClockTimer {
     /// Starts the timer: the first look is due in [`LOOK_EVERY`], or when the clock is set.
     ///
     /// # Errors
     /// The timer cannot be made, or its descriptor not watched.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
         let timer = Self(watch_readable(timer)?);

@@ -13,7 +13,7 @@ const RESPONSE_PAYLOAD: u64 = 2;
 const VARINT_BYTES_MAX: usize = 10;
 
 /// Whether no length in a ttrpc Response, or in the answer within it, is beyond its message.
-pub fn response_holds(response: &[u8]) -> bool {
+pub(super) fn response_holds(response: &[u8]) -> bool {
     Fields(response).all(|field| match field {
         Field::Bytes(RESPONSE_PAYLOAD, answer) => lengths_hold(answer),
         Field::Bytes(..) | Field::Other => true,
@@ -22,7 +22,7 @@ pub fn response_holds(response: &[u8]) -> bool {
 }
 
 /// Decodes a message that a guest sent; `None` for bytes that are no such message.
-pub fn decoded<M: Message>(bytes: &[u8]) -> Option<M> {
+pub(super) fn decoded<M: Message>(bytes: &[u8]) -> Option<M> {
     lengths_hold(bytes).then(|| M::parse_from_bytes(bytes).ok())?
 }
 

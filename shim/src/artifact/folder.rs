@@ -102,7 +102,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`FolderError`]: `Refused` when another user owns the directory or may write to it.
-    pub fn open(setting: &'static str, path: &Path) -> Result<Option<Self>, FolderError> {
+    pub(super) fn open(setting: &'static str, path: &Path) -> Result<Option<Self>, FolderError> {
         let failed = |source: io::Error| FolderError::Open {
             path: path.to_owned(),
             source,
@@ -128,7 +128,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`FolderError::Open`].
-    pub fn make(path: &Path) -> Result<(), FolderError> {
+    pub(super) fn make(path: &Path) -> Result<(), FolderError> {
         let mut builder = DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(path);
         made.map_err(|source| FolderError::Open {
@@ -141,7 +141,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`FolderError`]: `Refused` when it holds any other file.
-    pub fn refuse_foreign(&self, setting: &'static str) -> Result<(), FolderError> {
+    pub(super) fn refuse_foreign(&self, setting: &'static str) -> Result<(), FolderError> {
         let names = self.names().map_err(|source| FolderError::Open {
             path: self.path.clone(),
             source,
@@ -194,17 +194,17 @@ impl Folder {
     }
 
     /// Path of the directory.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Descriptor of the directory.
-    pub fn directory(&self) -> &OwnedFd {
+    pub(super) fn directory(&self) -> &OwnedFd {
         &self.directory
     }
 
     /// The artifacts in the directory.
-    pub fn artifacts(&self) -> Vec<Entry> {
+    pub(super) fn artifacts(&self) -> Vec<Entry> {
         let names = self.names().unwrap_or_default();
         let facts = |name: String| {
             let stat = statat(&self.directory, &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
@@ -218,7 +218,7 @@ impl Folder {
 
     /// Opens an artifact as VMs map it; `None` when there is none of this name. The artifact counts as in use until
     /// its last descriptor and mapping are closed ([`Folder::remove_unused`]).
-    pub fn find(&self, key: &ArtifactKey) -> io::Result<Option<File>> {
+    pub(super) fn find(&self, key: &ArtifactKey) -> io::Result<Option<File>> {
         match self.open_read_only(key.as_str()) {
             Ok(file) => {
                 let now = Timespec {
@@ -256,7 +256,7 @@ impl Folder {
     }
 
     /// Removes an artifact, also one that VMs map: they keep the file.
-    pub fn remove(&self, name: &str) -> io::Result<()> {
+    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
         match unlinkat(&self.directory, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -264,7 +264,7 @@ impl Folder {
     }
 
     /// Removes an artifact that no VM maps; whether this call did. Another shim's removal gives no room.
-    pub fn remove_unused(&self, name: &str) -> bool {
+    pub(super) fn remove_unused(&self, name: &str) -> bool {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let removed = openat(&self.directory, name, flags, Mode::empty())
             .and_then(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).map(|()| file))
@@ -275,7 +275,7 @@ impl Folder {
 
     /// Writes `artifact` under its key: first under a temporary name, then renamed. Returns the file as VMs map
     /// it.
-    pub fn write(&self, key: &ArtifactKey, artifact: &File, sync: bool) -> io::Result<File> {
+    pub(super) fn write(&self, key: &ArtifactKey, artifact: &File, sync: bool) -> io::Result<File> {
         // Two may write the same artifact at once, also in one shim: each has a name of its own, the
         // last wins.
         let nth = WRITES.fetch_add(1, Ordering::Relaxed);
@@ -302,7 +302,7 @@ impl Folder {
     }
 
     /// Removes files of shims that were killed while writing. A reused pid only delays the removal.
-    pub fn remove_abandoned(&self) {
+    pub(super) fn remove_abandoned(&self) {
         for name in self.names().unwrap_or_default() {
             if let Some(Name::Writing(pid)) = name_of(&name)
                 && !Path::new(&format!("/proc/{pid}")).exists()

@@ -12,7 +12,7 @@
 //! its own for each module. The artifact that the VM returns is kept under a key that names everything the
 //! compilation depends on, so that all tasks of one image share its pages.
 
-pub mod compile;
+pub(crate) mod compile;
 mod compile_queue;
 mod folder;
 mod memory;
@@ -27,17 +27,17 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-pub use compile_queue::{CompileQueue, CompileQueueError, Next, Turn};
-pub use private::private_copy;
+pub(crate) use compile_queue::{CompileQueue, CompileQueueError, Next, Turn};
+pub(crate) use private::private_copy;
 #[cfg(feature = "fuzzing")]
 pub(crate) use store::fuzz;
-pub use store::{CacheDir, Store, StoreError};
+pub(crate) use store::{CacheDir, Store, StoreError};
 
 use crate::sha256::hex;
 
 /// Name of an artifact: 64 hexadecimal digits, fit for a file name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ArtifactKey(String);
+pub(crate) struct ArtifactKey(String);
 
 /// Why no key can be made.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,7 @@ impl ArtifactKey {
     ///
     /// # Errors
     /// [`KeyError`].
-    pub fn new(
+    pub(crate) fn new(
         module_sha256: &[u8; 32],
         compiler: &Path,
         owner: Option<&str>,
@@ -128,13 +128,13 @@ impl ArtifactKey {
 
     /// A key of no module.
     #[cfg(any(test, feature = "fuzzing"))]
-    pub fn fake(name: &str) -> Self {
+    pub(crate) fn fake(name: &str) -> Self {
         Self(name.to_owned())
     }
 
     /// The key as a file name.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

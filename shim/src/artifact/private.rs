@@ -28,7 +28,7 @@ const NAME: &str = "private";
 ///
 /// # Errors
 /// The kernel's; an end by signal 9 says that the cgroup has no room for the copy.
-pub fn private_copy(source: &File, cgroup: &Birth) -> io::Result<File> {
+pub(crate) fn private_copy(source: &File, cgroup: &Birth) -> io::Result<File> {
     let bytes = source.metadata()?.len();
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "mode", "0700")?;

@@ -9,7 +9,7 @@ use super::document::typed;
 
 /// The five sets of a process as its spec has them (capabilities(7)): capability n is bit n.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Capabilities {
+pub(crate) struct Capabilities {
     bounding: u64,
     permitted: u64,
     inheritable: u64,
@@ -48,7 +48,7 @@ impl Capabilities {
     /// The capabilities of a program of user `uid` after `execve(2)` with no_new_privs, as under runc: root gets
     /// those that the bounding set allows and that are permitted, every other user the ambient set.
     #[must_use]
-    pub fn of_user(self, uid: u32) -> u64 {
+    pub(crate) fn of_user(self, uid: u32) -> u64 {
         if uid == 0 {
             (self.bounding | self.inheritable) & self.permitted
         } else {

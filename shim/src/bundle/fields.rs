@@ -157,7 +157,7 @@ pub(super) const FIELDS: &[(&str, Fate)] = &[
 ];
 
 /// Names of the hooks that run, in the order in which they do.
-pub fn honoured_hooks() -> Vec<&'static str> {
+pub(crate) fn honoured_hooks() -> Vec<&'static str> {
     let honoured = FIELDS.iter().filter(|(_, fate)| *fate == Honoured);
     honoured
         .filter_map(|(path, _)| path.strip_prefix("hooks."))

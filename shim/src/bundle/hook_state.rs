@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The status of a task, in the specification's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum HookStatus {
+pub(crate) enum HookStatus {
     /// While hooks of prestart and createRuntime run.
     Creating,
     /// While hooks of poststart run.
@@ -20,7 +20,7 @@ pub enum HookStatus {
 /// The state of a task, `runtime.md` of the OCI runtime specification.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct HookState {
+pub(crate) struct HookState {
     /// The version that `config.json` states.
     pub oci_version: String,
     pub id: String,
@@ -38,7 +38,7 @@ pub struct HookState {
 impl HookState {
     /// The same task's state with another status; without the pid once the task has stopped.
     #[must_use]
-    pub fn at(&self, status: HookStatus) -> Self {
+    pub(crate) fn at(&self, status: HookStatus) -> Self {
         let pid = self.pid.filter(|_| status != HookStatus::Stopped);
         Self {
             status,

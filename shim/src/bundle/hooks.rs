@@ -14,7 +14,7 @@ pub(super) const HOOKS_BYTES_MAX: usize = 256 * 1024;
 
 /// A program to run, as `config.json` has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hook {
+pub(crate) struct Hook {
     /// The absolute path of the program.
     pub path: PathBuf,
     /// The arguments, `args[0]` included; without any the path is the name.
@@ -30,7 +30,7 @@ pub struct Hook {
 
 /// The hooks of a task, each list in its order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hooks {
+pub(crate) struct Hooks {
     /// Hooks by the older name of `create_runtime`; they run first.
     pub prestart: Vec<Hook>,
     /// Once the namespaces exist, before the program is loaded.
@@ -43,7 +43,7 @@ pub struct Hooks {
 
 /// When a hook runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// In `Create`, before the hooks of `createRuntime`.
     Prestart,
     /// In `Create`, before the program is loaded.
@@ -57,7 +57,7 @@ pub enum Stage {
 impl Stage {
     /// The field of `config.json`.
     #[must_use]
-    pub fn field(self) -> &'static str {
+    pub(crate) fn field(self) -> &'static str {
         match self {
             Self::Prestart => "hooks.prestart",
             Self::CreateRuntime => "hooks.createRuntime",

@@ -25,7 +25,7 @@ impl TaskSpec {
     ///
     /// # Errors
     /// [`BundleError`], with the field and its value.
-    pub fn load(bundle: &Path) -> Result<Self, BundleError> {
+    pub(crate) fn load(bundle: &Path) -> Result<Self, BundleError> {
         let path = bundle.join("config.json");
         let spec = Self::parse(&read_bounded(&path)?, &path, bundle)?;
         check_rootfs(&spec.rootfs)?;

@@ -7,11 +7,11 @@
 const MIB: u64 = 1 << 20;
 
 /// Smallest memory limit that is accepted, bytes: what a guest with a small program needs.
-pub const MEMORY_BYTES_MIN: u64 = 24 * MIB;
+pub(super) const MEMORY_BYTES_MIN: u64 = 24 * MIB;
 /// Smallest guest RAM, MiB.
 const RAM_MIB_MIN: u64 = 256;
 /// Largest guest RAM, MiB: below the artifact slot (`wasmvm_protocol::slot::SLOT_ADDRESS`).
-pub const RAM_MIB_MAX: u32 = 16 * 1024;
+pub(crate) const RAM_MIB_MAX: u32 = 16 * 1024;
 /// Memory of VMM, guest kernel and agent besides the module, bytes, in the smallest guest.
 const OVERHEAD_BYTES: u64 = 16 * MIB;
 /// The guest kernel keeps 64 bytes for each page of 4096 of its RAM.
@@ -20,7 +20,7 @@ const RAM_BYTES_PER_MAP_BYTE: u64 = 4096 / 64;
 /// Guest RAM, MiB: a power of two, at least 256 and twice the limit; `default_mib` rounded up
 /// without a limit. At most 16 GiB.
 #[must_use]
-pub fn ram_mib(limit_bytes: Option<u64>, default_mib: u32) -> u32 {
+pub(crate) fn ram_mib(limit_bytes: Option<u64>, default_mib: u32) -> u32 {
     let wanted = limit_bytes.map_or(u64::from(default_mib), |limit| {
         limit.div_ceil(MIB).saturating_mul(2)
     });
@@ -34,7 +34,7 @@ pub fn ram_mib(limit_bytes: Option<u64>, default_mib: u32) -> u32 {
 /// The most that an instance's linear memories and tables may take together, bytes: the limit (or the
 /// guest's RAM without one) less the overhead. Never zero, which would mean "no bound".
 #[must_use]
-pub fn wasm_memory_bytes_max(limit_bytes: Option<u64>, ram_mib: u32) -> u64 {
+pub(crate) fn wasm_memory_bytes_max(limit_bytes: Option<u64>, ram_mib: u32) -> u64 {
     let ram_bytes = u64::from(ram_mib) * MIB;
     let room = limit_bytes.map_or(ram_bytes, |limit| limit.min(ram_bytes));
     let overhead = OVERHEAD_BYTES + ram_bytes / RAM_BYTES_PER_MAP_BYTE;

@@ -27,15 +27,15 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
-pub use capabilities::Capabilities;
-pub use error::BundleError;
-pub use fields::honoured_hooks;
-pub use hook_state::{HookState, HookStatus};
-pub use hooks::{Hook, Hooks, Stage};
-pub use memory::{RAM_MIB_MAX, ram_mib, wasm_memory_bytes_max};
-pub use paths::cleaned;
-pub use process::PROCESS_TYPE_URL;
-pub use spec::{
+pub(crate) use capabilities::Capabilities;
+pub(crate) use error::BundleError;
+pub(crate) use fields::honoured_hooks;
+pub(crate) use hook_state::{HookState, HookStatus};
+pub(crate) use hooks::{Hook, Hooks, Stage};
+pub(crate) use memory::{RAM_MIB_MAX, ram_mib, wasm_memory_bytes_max};
+pub(crate) use paths::cleaned;
+pub(crate) use process::PROCESS_TYPE_URL;
+pub(crate) use spec::{
     AccessTimes, CpuLimits, Labels, Limit, MountSource, Network, ProcessSpec, Resources, Sysctl,
     TaskSpec, TmpfsOptions, TreeMount, User,
 };

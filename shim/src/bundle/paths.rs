@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 /// An absolute path without `.`, `..` and doubled slashes, by its text alone, as runc cleans them: relative
 /// paths start at the root, and nothing lies above the root.
 #[must_use]
-pub fn cleaned(path: &Path) -> PathBuf {
+pub(crate) fn cleaned(path: &Path) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for component in path.components() {
         match component {

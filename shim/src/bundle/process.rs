@@ -12,7 +12,8 @@ use super::fields::{self, refused};
 use super::{BundleError, Capabilities, ProcessSpec, User, paths};
 
 /// Type URL that containerd gives to the JSON of an exec's spec.
-pub const PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+pub(crate) const PROCESS_TYPE_URL: &str =
+    "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
 /// Longest arguments and environment together, bytes: Linux's own default for `execve(2)`, and half of
 /// what one message to the agent may hold.
@@ -26,7 +27,7 @@ impl ProcessSpec {
     ///
     /// # Errors
     /// [`BundleError`], with the field and its value.
-    pub fn parse(bytes: &[u8]) -> Result<Self, BundleError> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, BundleError> {
         let process: Value =
             serde_json::from_slice(bytes).map_err(|source| BundleError::Parse {
                 path: EXEC.into(),

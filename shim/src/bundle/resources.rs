@@ -24,7 +24,7 @@ impl Resources {
     ///
     /// # Errors
     /// [`BundleError`], with the field and its value.
-    pub fn of_update(json: &[u8]) -> Result<Self, BundleError> {
+    pub(crate) fn of_update(json: &[u8]) -> Result<Self, BundleError> {
         parse_update(json).map_err(|error| error.of(UPDATE))
     }
 

@@ -7,7 +7,7 @@ use super::{Capabilities, Hooks};
 
 /// Everything of the bundle that matters to wasmvm, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskSpec {
+pub(crate) struct TaskSpec {
     /// `ociVersion`: version 1, any minor.
     pub oci_version: String,
     /// Program to run, with its arguments and user.
@@ -50,7 +50,7 @@ pub struct TaskSpec {
 
 /// A program to run: `process` of the bundle, or the spec of an exec.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProcessSpec {
+pub(crate) struct ProcessSpec {
     /// The program and its arguments; never empty, without zero bytes.
     pub args: Vec<String>,
     /// Environment: `KEY=value`, without zero bytes, each key once.
@@ -65,7 +65,7 @@ pub struct ProcessSpec {
 
 /// User and groups: `process.user`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct User {
+pub(crate) struct User {
     /// User id in the guest and towards the files.
     pub uid: u32,
     /// Group id in the guest and towards the files.
@@ -80,14 +80,14 @@ impl TaskSpec {
     /// The memory limit, bytes: exactly what the cgroup's becomes. At least `MEMORY_BYTES_MIN` of
     /// [`super::memory`].
     #[must_use]
-    pub fn memory_bytes_max(&self) -> Option<u64> {
+    pub(crate) fn memory_bytes_max(&self) -> Option<u64> {
         self.resources.memory.and_then(Limit::at)
     }
 }
 
 /// A limit that was given, expressly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// No limit: a negative number in OCI.
     Unlimited,
     /// A limit of this much, in the field's unit.
@@ -97,7 +97,7 @@ pub enum Limit {
 impl Limit {
     /// The limit's number; `None` when unlimited.
     #[must_use]
-    pub const fn at(self) -> Option<u64> {
+    pub(crate) const fn at(self) -> Option<u64> {
         match self {
             Self::Unlimited => None,
             Self::At(value) => Some(value),
@@ -108,7 +108,7 @@ impl Limit {
 /// `linux.resources`, as far as it is honoured. `None` is "not given": for a new task the kernel's own
 /// value, for a running one the present value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resources {
+pub(crate) struct Resources {
     /// Memory of the cgroup, bytes.
     pub memory: Option<Limit>,
     /// Memory and swap together, bytes, as OCI counts; at least `memory`.
@@ -123,7 +123,7 @@ pub struct Resources {
 
 /// `linux.resources.cpu`, as far as it is honoured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CpuLimits {
+pub(crate) struct CpuLimits {
     /// CPU time in one period, microseconds.
     pub quota_us: Option<Limit>,
     /// Period in which the quota may be used, microseconds.
@@ -138,7 +138,7 @@ pub struct CpuLimits {
 
 /// Network namespace that the VMM runs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Network {
+pub(crate) enum Network {
     /// The host's: the spec has no network namespace.
     Host,
     /// A new, empty namespace.
@@ -149,7 +149,7 @@ pub enum Network {
 
 /// A setting of the network namespace's kernel side (`linux.sysctl`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sysctl {
+pub(crate) struct Sysctl {
     /// Name, as the spec has it.
     pub name: String,
     /// Path below `/proc/sys`, relative, without `.` and `..`.
@@ -160,7 +160,7 @@ pub struct Sysctl {
 
 /// Labels that the host's security modules give to the task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Labels {
+pub(crate) struct Labels {
     /// AppArmor profile of the process: `process.apparmorProfile`.
     pub apparmor_profile: Option<String>,
     /// SELinux label of the process: `process.selinuxLabel`, with the type of a VM.
@@ -171,7 +171,7 @@ pub struct Labels {
 
 /// A mount of the spec that enters the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TreeMount {
+pub(crate) struct TreeMount {
     /// Place inside the tree; absolute, symlinks followed inside the tree.
     pub destination: PathBuf,
     /// Content of the mount.
@@ -182,7 +182,7 @@ pub struct TreeMount {
 
 /// Content of a [`TreeMount`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MountSource {
+pub(crate) enum MountSource {
     /// A file or directory of the host.
     Bind {
         /// Path on the host: absolute, or relative to the bundle made absolute.
@@ -196,7 +196,7 @@ pub enum MountSource {
 
 /// Options of a tmpfs, as its kernel driver takes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TmpfsOptions {
+pub(crate) struct TmpfsOptions {
     /// `key=value` options for the file system itself (`size`, `mode`, `uid`, `gid`, `nr_inodes`).
     pub parameters: Vec<(String, String)>,
     /// `noexec`: the host starts no program in it; Wasm is only read.
@@ -211,7 +211,7 @@ pub struct TmpfsOptions {
 
 /// When a file's time of access changes, mount(8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AccessTimes {
+pub(crate) enum AccessTimes {
     /// When the time of access is older than the file's last change.
     #[default]
     Relative,

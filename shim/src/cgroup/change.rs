@@ -18,7 +18,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`CgroupError`] for the first limit that cannot be held.
-    pub fn change(&self, resources: &Resources) -> Result<(), CgroupError> {
+    pub(crate) fn change(&self, resources: &Resources) -> Result<(), CgroupError> {
         // Former values of the files, in the order of writing.
         let mut written = Vec::new();
         for line in lines(resources, self)? {

@@ -43,7 +43,7 @@ impl Directory {
     ///
     /// # Errors
     /// [`CgroupError::InUse`] when another task holds it.
-    pub fn open(path: &Path, kind: Kind, origin: Origin) -> Result<Self, CgroupError> {
+    pub(super) fn open(path: &Path, kind: Kind, origin: Origin) -> Result<Self, CgroupError> {
         let dir = open(path).map_err(|source| CgroupError::at(path, "open", source))?;
         match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -63,7 +63,7 @@ impl Directory {
     }
 
     /// The directory's name for the journal.
-    pub fn identity(&self) -> Result<DirectoryIdentity, CgroupError> {
+    pub(super) fn identity(&self) -> Result<DirectoryIdentity, CgroupError> {
         Ok(DirectoryIdentity {
             path: self.path.clone(),
             inode: inode(&self.dir)
@@ -73,29 +73,29 @@ impl Directory {
 
     /// Whether the file's first value has to be recorded before the file is changed: once for each
     /// file of a joined directory.
-    pub fn is_to_be_kept(&self, file: &str) -> bool {
+    pub(super) fn is_to_be_kept(&self, file: &str) -> bool {
         // A set is whole after every insert.
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         self.origin == Origin::Joined && kept.insert(file.to_owned())
     }
 
-    pub fn try_clone(&self) -> Result<OwnedFd, CgroupError> {
+    pub(super) fn try_clone(&self) -> Result<OwnedFd, CgroupError> {
         let clone = self.dir.try_clone().map(OwnedFd::from);
         clone.map_err(|source| CgroupError::at(&self.path, "open again", source))
     }
 
     /// Opens `cgroup.procs` for a child, which enters by writing itself into the file.
-    pub fn open_procs(&self) -> Result<OwnedFd, CgroupError> {
+    pub(super) fn open_procs(&self) -> Result<OwnedFd, CgroupError> {
         let file = open_file(&self.dir, "cgroup.procs", OFlags::WRONLY);
         file.map(OwnedFd::from)
             .map_err(|source| CgroupError::at(&self.path, "open cgroup.procs of", source))
     }
 
-    pub fn read(&self, name: &str) -> io::Result<String> {
+    pub(super) fn read(&self, name: &str) -> io::Result<String> {
         read_file(&self.dir, name)
     }
 
-    pub fn write(&self, name: &str, value: &str) -> io::Result<()> {
+    pub(super) fn write(&self, name: &str, value: &str) -> io::Result<()> {
         write_file(&self.dir, name, value)
     }
 }

@@ -14,10 +14,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use self::error::CgroupError;
-pub use self::host::{Hierarchies, Place, Version};
-pub use self::path::cgroup_path;
-pub use self::remove::{remove, remove_by_path, remove_wanted, restore};
+pub(crate) use self::error::CgroupError;
+pub(crate) use self::host::{Hierarchies, Place, Version};
+pub(crate) use self::path::cgroup_path;
+pub(crate) use self::remove::{remove, remove_by_path, remove_wanted, restore};
 
 use self::directory::Directory;
 #[cfg(test)]
@@ -41,7 +41,7 @@ mod tests;
 
 /// A cgroup that exists.
 #[derive(Debug)]
-pub struct Cgroup {
+pub(crate) struct Cgroup {
     directories: Vec<Directory>,
     /// Records the first values of a joined directory's limits; `None` in a test's fake.
     journal: Option<Arc<Journal>>,
@@ -49,7 +49,7 @@ pub struct Cgroup {
 
 /// Descriptors by which a process is born into a cgroup.
 #[derive(Debug)]
-pub struct Birth {
+pub(crate) struct Birth {
     /// Directory for `clone3(CLONE_INTO_CGROUP)`, where the host has a unified hierarchy.
     pub unified: Option<OwnedFd>,
     /// `cgroup.procs` of the v1 hierarchies, into which the child writes itself before all else.
@@ -62,7 +62,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`CgroupError`]; `InUse` when the cgroup has processes or cgroups of its own, or another task holds it.
-    pub fn create(
+    pub(crate) fn create(
         place: &Place,
         resources: &Resources,
         journal: &Arc<Journal>,
@@ -80,7 +80,7 @@ impl Cgroup {
 
     /// Version of cgroups that Stats reports.
     #[must_use]
-    pub fn version(&self) -> Version {
+    pub(crate) fn version(&self) -> Version {
         let legacy = |directory: &Directory| matches!(directory.kind, Kind::Legacy(_));
         if self.directories.iter().any(legacy) {
             Version::V1
@@ -93,7 +93,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// A descriptor cannot be opened or copied.
-    pub fn birth(&self) -> Result<Birth, CgroupError> {
+    pub(crate) fn birth(&self) -> Result<Birth, CgroupError> {
         let (mut unified, mut procs) = (None, Vec::new());
         for directory in &self.directories {
             match directory.kind {
@@ -106,14 +106,14 @@ impl Cgroup {
 
     /// Reads one file of a controller; `None` when there is no such file, or the cgroup was removed.
     #[must_use]
-    pub fn read(&self, controller: &str, file: &str) -> Option<String> {
+    pub(crate) fn read(&self, controller: &str, file: &str) -> Option<String> {
         self.of(controller)?.0.read(file).ok()
     }
 
     /// Number of processes in the cgroup that the kernel has OOM-killed (cgroup-v2.rst,
     /// `memory.events`; v1: `memory.oom_control`).
     #[must_use]
-    pub fn oom_kills(&self) -> u64 {
+    pub(crate) fn oom_kills(&self) -> u64 {
         let file = match self.of("memory") {
             Some((_, Version::V2)) => "memory.events",
             _ => "memory.oom_control",

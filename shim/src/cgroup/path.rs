@@ -15,7 +15,11 @@ const NOT_A_PATH: &str = "'..' and zero bytes are not allowed";
 ///
 /// # Errors
 /// [`CgroupError::Path`].
-pub fn cgroup_path(given: Option<&str>, namespace: &str, id: &str) -> Result<PathBuf, CgroupError> {
+pub(crate) fn cgroup_path(
+    given: Option<&str>,
+    namespace: &str,
+    id: &str,
+) -> Result<PathBuf, CgroupError> {
     let refuse = |reason| CgroupError::Path {
         given: given.unwrap_or_default().to_owned(),
         reason,

@@ -25,7 +25,7 @@ use crate::sys::watch::poll_until;
 ///
 /// # Errors
 /// [`CgroupError`]; `Busy` when processes outlive the wait.
-pub fn remove(made: &DirectoryIdentity, limit: Duration) -> Result<(), CgroupError> {
+pub(crate) fn remove(made: &DirectoryIdentity, limit: Duration) -> Result<(), CgroupError> {
     let path = &made.path;
     if let Some(dir) = find(made)? {
         remove_open(&dir, path, limit)?;
@@ -45,7 +45,7 @@ pub fn remove(made: &DirectoryIdentity, limit: Duration) -> Result<(), CgroupErr
 ///
 /// # Errors
 /// Those of [`remove`].
-pub fn remove_by_path(path: &Path, limit: Duration) -> Result<(), CgroupError> {
+pub(crate) fn remove_by_path(path: &Path, limit: Duration) -> Result<(), CgroupError> {
     root_of(path)?;
     match open(path) {
         Ok(dir) if is_of_hierarchy(&dir) => remove_open(&dir, path, limit),
@@ -59,7 +59,7 @@ pub fn remove_by_path(path: &Path, limit: Duration) -> Result<(), CgroupError> {
 
 /// Removes a directory that was about to be made, if it is empty. `noted` says that the journal has the outcome of
 /// the making: then the directory is ours only if it bears our mark.
-pub fn remove_wanted(path: &Path, noted: bool) {
+pub(crate) fn remove_wanted(path: &Path, noted: bool) {
     if version_of(path).is_some() && (!noted || is_marked(path)) {
         // The directory was not made, or is not empty, and so another's.
         let _ = fs::remove_dir(path);
@@ -71,7 +71,11 @@ pub fn remove_wanted(path: &Path, noted: bool) {
 ///
 /// # Errors
 /// [`CgroupError`], when the directory cannot be opened.
-pub fn restore(joined: &DirectoryIdentity, file: &str, value: &str) -> Result<(), CgroupError> {
+pub(crate) fn restore(
+    joined: &DirectoryIdentity,
+    file: &str,
+    value: &str,
+) -> Result<(), CgroupError> {
     let Some(dir) = find(joined)? else {
         return Ok(());
     };

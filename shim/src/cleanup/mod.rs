@@ -15,15 +15,15 @@ use crate::host_process::HostProcess;
 use crate::journal::{self, ExitRecord, Journal, JournalError, LeftOver, Step};
 
 /// A killed process that has not ended by then is stuck in the kernel.
-pub const KILL_MAX: Duration = Duration::from_secs(3);
+pub(crate) const KILL_MAX: Duration = Duration::from_secs(3);
 /// All steps together, hooks not counted. containerd gives `delete` 5 s.
 const UNDO_MAX: Duration = Duration::from_secs(4);
 /// `128 + SIGKILL`: how a task ends whose VM was killed.
-pub const STATUS_KILLED: u32 = 137;
+pub(crate) const STATUS_KILLED: u32 = 137;
 
 /// What there is to say of a task that is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The VMM's pid, 0 when there never was one.
     pub pid: u32,
     /// How init ended; [`STATUS_KILLED`] now when it had not ended by itself.
@@ -76,7 +76,7 @@ impl CleanupError {
 ///
 /// # Errors
 /// The first [`CleanupError`]; what can be undone in spite of it is undone, and the journal is kept.
-pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
+pub(crate) fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
     let steps = journal::read(root, namespace, id)?.unwrap_or_default();
     let outcome = undo_all(root, namespace, id, &steps)?;
     hooks::run_poststop(root, namespace, id, &steps);
@@ -89,7 +89,7 @@ pub fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupEr
 ///
 /// # Errors
 /// As [`undo`]'s.
-pub fn undo_of_bundle(
+pub(crate) fn undo_of_bundle(
     root: &Path,
     namespace: &str,
     id: &str,
@@ -115,7 +115,7 @@ pub fn undo_of_bundle(
 ///
 /// # Errors
 /// [`CleanupError`]; [`JournalError::Exists`] while a shim holds a task of this id.
-pub fn begin(
+pub(crate) fn begin(
     tasks: &Path,
     earlier: &Path,
     namespace: &str,
@@ -149,7 +149,7 @@ pub fn begin(
 ///
 /// # Errors
 /// As [`undo`]'s.
-pub fn release(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
+pub(crate) fn release(root: &Path, namespace: &str, id: &str) -> Result<Outcome, CleanupError> {
     let steps = journal::read(root, namespace, id)?.unwrap_or_default();
     let outcome = undo_all(root, namespace, id, &steps)?;
     if !steps.is_empty() && !steps.contains(&Step::Released) {
@@ -162,7 +162,7 @@ pub fn release(root: &Path, namespace: &str, id: &str) -> Result<Outcome, Cleanu
 ///
 /// # Errors
 /// The first [`CleanupError`]; the part is kept then.
-pub fn undo_part(part: &Path) -> Result<(), CleanupError> {
+pub(crate) fn undo_part(part: &Path) -> Result<(), CleanupError> {
     undo_part_by(part, Instant::now() + UNDO_MAX)
 }
 

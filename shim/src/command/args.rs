@@ -6,7 +6,7 @@ use wasmvm_protocol::stream::ID_BYTES_MAX;
 
 /// Action that the program is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Leave a daemon behind and print its address.
     Start,
     /// Undo a task from outside, after its daemon has exited.
@@ -21,7 +21,7 @@ pub enum Action {
 
 /// The command line, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Args {
+pub(crate) struct Args {
     /// Action that is asked for.
     pub action: Action,
     /// containerd's namespace; empty for `-info` and `-v` only.
@@ -40,7 +40,7 @@ pub struct Args {
 
 /// Why a command line was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ArgsError {
+pub(crate) enum ArgsError {
     /// A flag is not one of containerd's.
     #[error(
         "flag {0:?} is unknown; containerd's are -namespace, -id, -address, -publish-binary, -bundle, -debug, -info and -v"
@@ -75,7 +75,7 @@ impl Args {
     ///
     /// # Errors
     /// [`ArgsError`], naming the flag.
-    pub fn parse(words: impl Iterator<Item = String>) -> Result<Self, ArgsError> {
+    pub(crate) fn parse(words: impl Iterator<Item = String>) -> Result<Self, ArgsError> {
         let mut args = Self {
             action: Action::Version,
             namespace: String::new(),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     /// The words of a captured launch.
-    pub fn captured(text: &str) -> impl Iterator<Item = String> {
+    pub(super) fn captured(text: &str) -> impl Iterator<Item = String> {
         text.lines()
             .filter_map(|line| line.strip_prefix("arg:").map(str::to_owned))
     }

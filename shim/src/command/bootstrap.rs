@@ -13,13 +13,13 @@ use wasmvm_protocol::agent::containerd::TASK_API_VERSION;
 use wasmvm_protocol::agent::containerd::bootstrap_api::{BootstrapParams, BootstrapResult};
 
 /// Directory in which containerd keeps the sockets of its shims, in every version.
-pub const SOCKET_DIR: &str = "/run/containerd/s";
+pub(super) const SOCKET_DIR: &str = "/run/containerd/s";
 /// Longest `socket_dir`: with a slash and 64 hexadecimal digits it fills the 107 bytes of a socket's path.
 const SOCKET_DIR_BYTES_MAX: usize = 42;
 
 /// Why the parameters of `start` were refused.
 #[derive(Debug, thiserror::Error)]
-pub enum BootstrapError {
+pub(crate) enum BootstrapError {
     /// `socket_dir` leaves no room for the socket's name, or is not absolute.
     #[error("socket_dir {0:?} has more than {SOCKET_DIR_BYTES_MAX} bytes, or is not absolute")]
     SocketDir(String),
@@ -30,7 +30,7 @@ pub enum BootstrapError {
 
 /// Dialect that containerd speaks to `start`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Dialect {
+pub(super) enum Dialect {
     /// containerd 1.6 to 2.2: bare address. Has the runtime's options, if there are any.
     Legacy(Option<Any>),
     /// containerd 2.3 and later: protobuf both ways.
@@ -39,7 +39,7 @@ pub enum Dialect {
 
 impl Dialect {
     /// The dialect of what containerd wrote to standard input.
-    pub fn of(input: &[u8], namespace: &str, id: &str) -> Self {
+    pub(super) fn of(input: &[u8], namespace: &str, id: &str) -> Self {
         match BootstrapParams::parse_from_bytes(input) {
             Ok(params) if params.instance_id == id && params.namespace == namespace => {
                 Self::Bootstrap(Box::new(params))
@@ -54,7 +54,7 @@ impl Dialect {
     }
 
     /// The directory of the daemon's socket.
-    pub fn socket_dir(&self) -> Result<String, BootstrapError> {
+    pub(super) fn socket_dir(&self) -> Result<String, BootstrapError> {
         let Self::Bootstrap(params) = self else {
             return Ok(SOCKET_DIR.to_owned());
         };
@@ -68,7 +68,7 @@ impl Dialect {
     }
 
     /// Address for events, where `TTRPC_ADDRESS` does not give it.
-    pub fn events_address(&self) -> Option<&str> {
+    pub(super) fn events_address(&self) -> Option<&str> {
         match self {
             Self::Bootstrap(params) => Some(params.containerd_ttrpc_address.as_str()),
             Self::Legacy(_) => None,
@@ -77,7 +77,7 @@ impl Dialect {
     }
 
     /// Whether containerd logs at level debug or below.
-    pub fn debug(&self) -> bool {
+    pub(super) fn debug(&self) -> bool {
         match self {
             Self::Bootstrap(params) => params.log_level.value() < 0,
             Self::Legacy(_) => false,
@@ -85,7 +85,7 @@ impl Dialect {
     }
 
     /// The runtime's options, of whatever type.
-    pub fn options(&self) -> Option<&Any> {
+    pub(super) fn options(&self) -> Option<&Any> {
         match self {
             Self::Legacy(options) => options.as_ref(),
             // One extension each; containerd's options have no mark but their type.
@@ -98,7 +98,7 @@ impl Dialect {
     }
 
     /// The reply that `start` prints.
-    pub fn reply(&self, address: &str) -> Result<Vec<u8>, BootstrapError> {
+    pub(super) fn reply(&self, address: &str) -> Result<Vec<u8>, BootstrapError> {
         match self {
             Self::Legacy(_) => Ok(address.as_bytes().to_vec()),
             Self::Bootstrap(_) => BootstrapResult {

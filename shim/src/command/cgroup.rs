@@ -11,7 +11,7 @@ const PROCS: &str = "cgroup.procs";
 
 /// Why the shim could not enter its cgroup.
 #[derive(Debug, thiserror::Error)]
-pub enum ShimCgroupError {
+pub(crate) enum ShimCgroupError {
     /// The path has a `..`, which could lead out of the hierarchy.
     #[error("options: shim_cgroup = {0:?} is refused: '..' is not allowed")]
     Path(String),
@@ -24,7 +24,7 @@ pub enum ShimCgroupError {
 }
 
 /// Moves a process into the cgroup at `path`, in every hierarchy that has it.
-pub fn move_into(path: &str, pid: u32) -> Result<(), ShimCgroupError> {
+pub(super) fn move_into(path: &str, pid: u32) -> Result<(), ShimCgroupError> {
     move_below(Path::new(CGROUP_ROOT), path, pid)
 }
 

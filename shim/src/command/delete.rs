@@ -16,7 +16,7 @@ use crate::journal;
 
 /// Why a task could not be deleted from outside.
 #[derive(Debug, thiserror::Error)]
-pub enum DeleteError {
+pub(crate) enum DeleteError {
     /// There is neither `-bundle` nor a working directory.
     #[error("cannot find the bundle: -bundle is missing, and so is the working directory")]
     Bundle(#[source] io::Error),
@@ -29,7 +29,7 @@ pub enum DeleteError {
 }
 
 /// Removes everything that is left of the task and returns the reply to print.
-pub fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
+pub(super) fn delete(args: &Args) -> Result<Vec<u8>, DeleteError> {
     let bundle = match &args.bundle {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().map_err(DeleteError::Bundle)?,

@@ -8,14 +8,14 @@ use wasmvm_protocol::agent::containerd::types::introspection::{RuntimeInfo, Runt
 use crate::bundle;
 
 /// The name under which containerd finds this program.
-pub const RUNTIME_NAME: &str = "io.containerd.wasmvm.v1";
+pub(super) const RUNTIME_NAME: &str = "io.containerd.wasmvm.v1";
 /// Type URL that containerd gives to [`features`].
 const FEATURES_TYPE_URL: &str =
     "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 /// `RuntimeInfo` as containerd 2.0 and later wants it. A failure to encode is no error: the answer is empty then,
 /// and containerd continues without.
-pub fn runtime_info() -> Vec<u8> {
+pub(super) fn runtime_info() -> Vec<u8> {
     RuntimeInfo {
         name: RUNTIME_NAME.to_owned(),
         version: MessageField::some(RuntimeVersion {
@@ -56,7 +56,7 @@ fn features() -> Value {
 }
 
 /// Name and version, in one line for a human.
-pub fn version() -> String {
+pub(super) fn version() -> String {
     format!(
         "{} {} ({RUNTIME_NAME})\n",
         env!("CARGO_PKG_NAME"),

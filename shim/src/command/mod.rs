@@ -20,9 +20,9 @@ mod info;
 mod socket;
 mod start;
 
-pub use args::{Action, Args, ArgsError};
-pub use delete::DeleteError;
-pub use start::StartError;
+pub(crate) use args::{Action, Args, ArgsError};
+pub(crate) use delete::DeleteError;
+pub(crate) use start::StartError;
 
 use std::io::{self, Read, Write};
 
@@ -31,7 +31,7 @@ const STDIN_BYTES_MAX: u64 = 4 << 20;
 
 /// Why a launch failed; printed to standard error, which containerd quotes.
 #[derive(Debug, thiserror::Error)]
-pub enum CommandError {
+pub(crate) enum CommandError {
     /// The command line is not containerd's.
     #[error("cannot read the command line")]
     Args(#[from] ArgsError),
@@ -53,7 +53,7 @@ pub enum CommandError {
 ///
 /// # Errors
 /// [`CommandError`], whose chain is one sentence for the operator.
-pub fn run(arguments: impl Iterator<Item = String>) -> Result<(), CommandError> {
+pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Result<(), CommandError> {
     let args = Args::parse(arguments)?;
     match args.action {
         Action::Info => reply(&info::runtime_info()),

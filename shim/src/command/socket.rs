@@ -18,7 +18,7 @@ const ADDRESS_FILE: &str = "address";
 
 /// Why there is no listening socket.
 #[derive(Debug, thiserror::Error)]
-pub enum SocketError {
+pub(crate) enum SocketError {
     /// The directory of all shims' sockets could not be made.
     #[error("cannot create the socket directory {0}")]
     Directory(PathBuf, #[source] io::Error),
@@ -35,7 +35,7 @@ pub enum SocketError {
 
 /// Result of binding the socket.
 #[derive(Debug)]
-pub enum Bound {
+pub(super) enum Bound {
     /// A new socket, to hand to a new daemon.
     New(UnixListener),
     /// A living daemon of the same group serves the socket already.
@@ -44,7 +44,7 @@ pub enum Bound {
 
 /// The socket's path: `dir/sha256(address/namespace/group)`, as containerd's `shim.SocketAddress` computes it;
 /// containerd's own tests look for the socket there.
-pub fn path(dir: &str, address: &str, namespace: &str, group: &str) -> PathBuf {
+pub(super) fn path(dir: &str, address: &str, namespace: &str, group: &str) -> PathBuf {
     let joined = clean(&format!("{address}/{namespace}/{group}"));
     Path::new(dir).join(hex(&Sha256::digest(joined.as_bytes())))
 }
@@ -60,7 +60,7 @@ fn clean(path: &str) -> String {
 }
 
 /// The address of a socket as containerd dials it.
-pub fn address(path: &Path) -> String {
+pub(super) fn address(path: &Path) -> String {
     format!("{SCHEME}{}", path.display())
 }
 
@@ -70,7 +70,7 @@ fn unix_path(address: &str) -> &Path {
 }
 
 /// Listens on `path`, for root alone. A dead shim's socket of this name is replaced.
-pub fn bind(path: &Path) -> Result<Bound, SocketError> {
+pub(super) fn bind(path: &Path) -> Result<Bound, SocketError> {
     if let Some(dir) = path.parent() {
         DirBuilder::new()
             .recursive(true)
@@ -102,7 +102,7 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Writes the address into the bundle, as a whole or not at all.
-pub fn write_address(bundle: &Path, address: &str) -> Result<(), SocketError> {
+pub(super) fn write_address(bundle: &Path, address: &str) -> Result<(), SocketError> {
     let file = bundle.join(ADDRESS_FILE);
     let temporary = bundle.join(".address");
     fs::write(&temporary, address)
@@ -111,14 +111,14 @@ pub fn write_address(bundle: &Path, address: &str) -> Result<(), SocketError> {
 }
 
 /// Path of the socket that `start` noted in the bundle.
-pub fn noted(bundle: &Path) -> Option<PathBuf> {
+pub(super) fn noted(bundle: &Path) -> Option<PathBuf> {
     let address = fs::read_to_string(bundle.join(ADDRESS_FILE)).ok()?;
     Some(unix_path(address.trim()).to_owned())
 }
 
 /// Removes a socket on which no process listens any more: a killed daemon cannot remove its own, and a
 /// living one may serve other tasks.
-pub fn remove_dead(path: &Path) {
+pub(super) fn remove_dead(path: &Path) {
     let refused = UnixStream::connect(path)
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
     if refused {

@@ -25,7 +25,7 @@ const OOM_SCORE_ADJ_MAX: i32 = 1000;
 
 /// Why no daemon was started.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// The socket could not be bound, or its address not written.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -47,7 +47,7 @@ pub enum StartError {
 }
 
 /// Starts the daemon, unless one serves this group already, and returns what to print.
-pub fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
+pub(super) fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     let bundle = std::env::current_dir()
         .map_err(|error| StartError::Self_("the working directory", error))?;
     start_in(&bundle, args, input)
@@ -121,7 +121,7 @@ fn spawn(args: &Args, dialect: &Dialect, listener: UnixListener) -> Result<(), S
 }
 
 /// The order of the daemon whose command line and environment `start` has written.
-pub fn daemon_order(args: Args) -> DaemonOrder {
+pub(super) fn daemon_order(args: Args) -> DaemonOrder {
     DaemonOrder {
         events_address: match std::env::var_os(EVENTS_ADDRESS_VARIABLE) {
             Some(address) => address.into(),

@@ -23,12 +23,12 @@ use serde::Deserialize;
 use crate::error::ErrorCode;
 
 mod layer;
-pub mod options;
+pub(crate) mod options;
 #[cfg(test)]
 mod tests;
 
 /// Path of the configuration; the file may be absent.
-pub const CONFIG_PATH: &str = "/etc/wasmvm/config.toml";
+pub(crate) const CONFIG_PATH: &str = "/etc/wasmvm/config.toml";
 /// Longest configuration that is read, bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Largest `default_memory_mib` in a configuration.
@@ -43,7 +43,7 @@ const TIMEOUT_S_MAX: u64 = 24 * 3600;
 /// VMs that share the memory pages of a compiled program, the guest's kernel and its initramfs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Sharing {
+pub(crate) enum Sharing {
     /// All VMs of the host share pages.
     #[default]
     Host,
@@ -55,7 +55,7 @@ pub enum Sharing {
 
 /// The operator's settings for the shim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     /// Guest RAM of a task without a memory limit, MiB.
     pub default_memory_mib: u32,
     /// Whether to forward the guests' early-printk console to the log, live.
@@ -163,7 +163,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`], with the line.
-    pub fn load() -> Result<Self, ConfigError> {
+    pub(crate) fn load() -> Result<Self, ConfigError> {
         Self::load_from(Path::new(CONFIG_PATH))
     }
 
@@ -180,7 +180,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`], with the line.
-    pub fn with_file(self, path: &Path) -> Result<Self, ConfigError> {
+    pub(crate) fn with_file(self, path: &Path) -> Result<Self, ConfigError> {
         let mut text = String::new();
         File::open(path)
             .and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_string(&mut text))
@@ -195,32 +195,32 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`], with the line.
-    pub fn with_text(self, text: &str, name: &Path) -> Result<Self, ConfigError> {
+    pub(crate) fn with_text(self, text: &str, name: &Path) -> Result<Self, ConfigError> {
         layer::apply_layer(self, text, name)
     }
 
     /// Longest time from the VM's start to an agent that listens.
     #[must_use]
-    pub fn boot_timeout(&self) -> Duration {
+    pub(crate) fn boot_timeout(&self) -> Duration {
         Duration::from_secs(self.boot_timeout_s)
     }
 
     /// Longest time for the guest to load a program. Nothing is compiled meanwhile, but its files may be cold.
     #[must_use]
-    pub fn load_timeout(&self) -> Duration {
+    pub(crate) fn load_timeout(&self) -> Duration {
         Duration::from_secs(self.load_timeout_s)
     }
 
     /// Longest time for compiling one program.
     #[must_use]
-    pub fn compile_timeout(&self) -> Duration {
+    pub(crate) fn compile_timeout(&self) -> Duration {
         Duration::from_secs(self.compile_timeout_s)
     }
 }
 
 /// Files that a VM is made of. Each file existed when the installation was looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestFiles {
+pub(crate) struct GuestFiles {
     /// Executable of the VMM.
     pub vmm: PathBuf,
     /// Guest kernel: uncompressed ELF.
@@ -240,7 +240,7 @@ impl GuestFiles {
     ///
     /// # Errors
     /// [`ConfigError::Missing`] for the first file that does not exist.
-    pub fn find() -> Result<Self, ConfigError> {
+    pub(crate) fn find() -> Result<Self, ConfigError> {
         let program = std::fs::read_link("/proc/self/exe").map_err(ConfigError::Executable)?;
         let own = program.ancestors().nth(2).unwrap_or(Path::new("/"));
         let directory = |prefix: &Path| prefix.join("lib/wasmvm");
@@ -256,7 +256,7 @@ impl GuestFiles {
     ///
     /// # Errors
     /// [`ConfigError::Missing`] for the first file that does not exist.
-    pub fn find_in(directory: &Path) -> Result<Self, ConfigError> {
+    pub(crate) fn find_in(directory: &Path) -> Result<Self, ConfigError> {
         let find = |name, what| {
             let path = directory.join(name);
             match path.metadata() {

@@ -30,7 +30,7 @@ const BODY_NAME: &str = "ConfigBody of the runtime's options";
 
 /// Why options cannot be honoured.
 #[derive(Debug, thiserror::Error)]
-pub enum OptionsError {
+pub(crate) enum OptionsError {
     /// The bytes are not a message of the options' type.
     #[error("options of type {type_url:?} cannot be decoded")]
     Decode {
@@ -59,7 +59,7 @@ pub enum OptionsError {
 impl OptionsError {
     /// containerd's status code for this error.
     #[must_use]
-    pub fn code(&self) -> ErrorCode {
+    pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::Decode { .. } => ErrorCode::InvalidArgument,
             Self::Config(error) => error.code(),
@@ -135,7 +135,7 @@ fn end_of_group() -> protobuf::Error {
 }
 
 /// Cgroup that the options want the shim in.
-pub fn shim_cgroup(options: &Any) -> Result<Option<String>, OptionsError> {
+pub(crate) fn shim_cgroup(options: &Any) -> Result<Option<String>, OptionsError> {
     match Options::of(options)? {
         Options::Runc { shim_cgroup } if !shim_cgroup.is_empty() => Ok(Some(shim_cgroup)),
         _ => Ok(None),
@@ -143,7 +143,7 @@ pub fn shim_cgroup(options: &Any) -> Result<Option<String>, OptionsError> {
 }
 
 /// Writes the options that `start` was given into the bundle, for the daemon.
-pub fn save(bundle: &Path, options: &Any) -> Result<(), OptionsError> {
+pub(crate) fn save(bundle: &Path, options: &Any) -> Result<(), OptionsError> {
     let path = bundle.join(OPTIONS_FILE);
     let written = options
         .write_to_bytes()
@@ -174,7 +174,7 @@ fn kept(bundle: &Path) -> Result<Option<Any>, OptionsError> {
 ///
 /// # Errors
 /// [`OptionsError`], naming the text, its line and the key.
-pub fn config(bundle: &Path, of_create: Option<&Any>) -> Result<Config, OptionsError> {
+pub(crate) fn config(bundle: &Path, of_create: Option<&Any>) -> Result<Config, OptionsError> {
     let mut config = Config::load()?;
     let of_start = kept(bundle)?;
     for options in of_start.iter().chain(of_create) {

@@ -25,7 +25,7 @@ fn cancelled() -> MutexGuard<'static, Vec<(String, JoinHandle<()>)>> {
 }
 
 /// Blocks until no hook runs for a dropped request of the task; only then may the task be undone.
-pub fn wait_for_cancelled(id: &str) {
+pub(crate) fn wait_for_cancelled(id: &str) {
     loop {
         let thread = {
             let mut threads = cancelled();
@@ -45,7 +45,7 @@ pub fn wait_for_cancelled(id: &str) {
 ///
 /// # Errors
 /// The first [`HookError`].
-pub async fn run_in_order(
+pub(crate) async fn run_in_order(
     lists: Vec<(Stage, Vec<Hook>)>,
     state: HookState,
 ) -> Result<(), HookError> {

@@ -17,6 +17,6 @@ pub(crate) mod fuzz;
 mod poststop;
 mod run;
 
-pub use create::{run_in_order, wait_for_cancelled};
-pub use poststop::run_poststop;
-pub use run::HookError;
+pub(crate) use create::{run_in_order, wait_for_cancelled};
+pub(crate) use poststop::run_poststop;
+pub(crate) use run::HookError;

@@ -19,7 +19,7 @@ const ADOPTED_MAX: Duration = Duration::from_secs(3);
 
 /// Runs the hooks that are still owed. Failures are warnings: nothing of the task is left, and the
 /// specification has the rest run all the same.
-pub fn run_poststop(root: &Path, namespace: &str, id: &str, steps: &[Step]) {
+pub(crate) fn run_poststop(root: &Path, namespace: &str, id: &str, steps: &[Step]) {
     let Some((hooks, state)) = owed(steps) else {
         return;
     };

@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
 
-pub use self::step::{DirectoryIdentity, ExitRecord, Step};
+pub(crate) use self::step::{DirectoryIdentity, ExitRecord, Step};
 
 use crate::error::ErrorCode;
 
 /// What wasmvm has in memory of the host: the state of tasks, the artifacts, the queue of those who compile.
-pub const STATE_ROOT: &str = "/run/wasmvm";
+pub(crate) const STATE_ROOT: &str = "/run/wasmvm";
 /// Where the state of all tasks lies, apart from all else, whatever containerd's namespaces are called.
-pub const TASKS_ROOT: &str = "/run/wasmvm/tasks";
+pub(crate) const TASKS_ROOT: &str = "/run/wasmvm/tasks";
 /// A journal is at most this long, bytes: a few short lines, and the poststop hooks
 /// (`HOOKS_BYTES_MAX` of [`crate::bundle`]).
 const JOURNAL_BYTES_MAX: u64 = 1 << 20;
@@ -40,7 +40,7 @@ const LOCK_TRIES_MAX: usize = 64;
 
 /// The journal of one task, or of a part of its life, open for appending.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     file: File,
 }
@@ -81,7 +81,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError::Exists`] when the id has a journal already.
-    pub fn create(
+    pub(crate) fn create(
         root: &Path,
         namespace: &str,
         id: &str,
@@ -109,7 +109,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError::State`], also when there is one of this name.
-    pub fn part(&self, name: &str) -> Result<Self, JournalError> {
+    pub(crate) fn part(&self, name: &str) -> Result<Self, JournalError> {
         let path = self.path.with_file_name(format!("{PART_PREFIX}{name}"));
         let file = create_file(&path).map_err(|source| state_error("create", &path, source))?;
         Ok(Self { path, file })
@@ -117,7 +117,7 @@ impl Journal {
 
     /// Where it lies.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -125,7 +125,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError::State`].
-    pub fn record(&self, step: &Step) -> Result<(), JournalError> {
+    pub(crate) fn record(&self, step: &Step) -> Result<(), JournalError> {
         write(&self.file, step).map_err(|source| state_error("write", &self.path, source))
     }
 }
@@ -134,7 +134,12 @@ impl Journal {
 ///
 /// # Errors
 /// [`JournalError::State`].
-pub fn append(root: &Path, namespace: &str, id: &str, step: &Step) -> Result<(), JournalError> {
+pub(crate) fn append(
+    root: &Path,
+    namespace: &str,
+    id: &str,
+    step: &Step,
+) -> Result<(), JournalError> {
     let path = directory(root, namespace, id).join(JOURNAL_FILE);
     let file = OpenOptions::new().append(true).open(&path);
     file.and_then(|file| write(&file, step))
@@ -203,7 +208,11 @@ fn write(mut file: &File, step: &Step) -> io::Result<()> {
 ///
 /// # Errors
 /// [`JournalError::State`].
-pub fn read(root: &Path, namespace: &str, id: &str) -> Result<Option<Vec<Step>>, JournalError> {
+pub(crate) fn read(
+    root: &Path,
+    namespace: &str,
+    id: &str,
+) -> Result<Option<Vec<Step>>, JournalError> {
     let path = directory(root, namespace, id).join(JOURNAL_FILE);
     match read_file(&path) {
         Ok(steps) => Ok(Some(steps)),
@@ -231,7 +240,7 @@ fn read_file(path: &Path) -> io::Result<Vec<Step>> {
 ///
 /// # Errors
 /// [`JournalError::State`].
-pub fn parts(root: &Path, namespace: &str, id: &str) -> Result<Vec<PathBuf>, JournalError> {
+pub(crate) fn parts(root: &Path, namespace: &str, id: &str) -> Result<Vec<PathBuf>, JournalError> {
     let directory = directory(root, namespace, id);
     let entries = match fs::read_dir(&directory) {
         Ok(entries) => entries,
@@ -250,7 +259,7 @@ pub fn parts(root: &Path, namespace: &str, id: &str) -> Result<Vec<PathBuf>, Jou
 ///
 /// # Errors
 /// [`JournalError::State`].
-pub fn read_part(path: &Path) -> Result<Vec<Step>, JournalError> {
+pub(crate) fn read_part(path: &Path) -> Result<Vec<Step>, JournalError> {
     match read_file(path) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         other => other.map_err(|source| state_error("read", path, source)),
@@ -261,7 +270,7 @@ pub fn read_part(path: &Path) -> Result<Vec<Step>, JournalError> {
 ///
 /// # Errors
 /// [`JournalError::State`].
-pub fn forget_part(path: &Path) -> Result<(), JournalError> {
+pub(crate) fn forget_part(path: &Path) -> Result<(), JournalError> {
     match fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => Err(state_error("remove", path, err)),
         _ => Ok(()),
@@ -271,13 +280,18 @@ pub fn forget_part(path: &Path) -> Result<(), JournalError> {
 /// Where the state of a task lies, or is to lie: below [`TASKS_ROOT`]. Earlier versions had the namespaces
 /// directly below [`STATE_ROOT`]; a task of theirs is still found there.
 #[must_use]
-pub fn root_of(namespace: &str, id: &str) -> &'static Path {
+pub(crate) fn root_of(namespace: &str, id: &str) -> &'static Path {
     let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);
     root_among(tasks, earlier, namespace, id)
 }
 
 /// [`root_of`] with other roots.
-pub fn root_among<'a>(tasks: &'a Path, earlier: &'a Path, namespace: &str, id: &str) -> &'a Path {
+pub(crate) fn root_among<'a>(
+    tasks: &'a Path,
+    earlier: &'a Path,
+    namespace: &str,
+    id: &str,
+) -> &'a Path {
     // A directory of this name is a task's of the present layout.
     let is_there = |root| {
         let journal = directory(root, namespace, id).join(JOURNAL_FILE);
@@ -293,7 +307,7 @@ pub fn root_among<'a>(tasks: &'a Path, earlier: &'a Path, namespace: &str, id: &
 /// Whether a living shim holds the task of this id. It asks by a shared lock, so that two who ask do not
 /// take each other for the holder.
 #[cfg(test)]
-pub fn is_held(root: &Path, namespace: &str, id: &str) -> bool {
+pub(crate) fn is_held(root: &Path, namespace: &str, id: &str) -> bool {
     let file = File::open(directory(root, namespace, id).join(JOURNAL_FILE));
     // What cannot be opened is held by nobody: a journal has its lock before its name.
     file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
@@ -301,7 +315,7 @@ pub fn is_held(root: &Path, namespace: &str, id: &str) -> bool {
 
 /// What became of a task that may have been left by a dead shim.
 #[derive(Debug)]
-pub enum LeftOver {
+pub(crate) enum LeftOver {
     /// There is none.
     Gone,
     /// A shim holds it, or somebody else undoes it.
@@ -315,7 +329,7 @@ pub enum LeftOver {
 ///
 /// # Errors
 /// [`JournalError::State`] when the journal cannot be opened: whose the task is, is not known then.
-pub fn take_over(root: &Path, namespace: &str, id: &str) -> Result<LeftOver, JournalError> {
+pub(crate) fn take_over(root: &Path, namespace: &str, id: &str) -> Result<LeftOver, JournalError> {
     let path = directory(root, namespace, id).join(JOURNAL_FILE);
     for _ in 0..LOCK_TRIES_MAX {
         let journal = match File::open(&path) {
@@ -348,7 +362,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 ///
 /// # Errors
 /// [`JournalError::State`].
-pub fn forget(root: &Path, namespace: &str, id: &str) -> Result<(), JournalError> {
+pub(crate) fn forget(root: &Path, namespace: &str, id: &str) -> Result<(), JournalError> {
     forget_part(&directory(root, namespace, id).join(JOURNAL_FILE))?;
     tidy(root, namespace, id);
     Ok(())
@@ -356,7 +370,7 @@ pub fn forget(root: &Path, namespace: &str, id: &str) -> Result<(), JournalError
 
 /// Removes the task's directory when it is empty, and the namespace's with its last task; one that another
 /// task is just about to use is made again by that.
-pub fn tidy(root: &Path, namespace: &str, id: &str) {
+pub(crate) fn tidy(root: &Path, namespace: &str, id: &str) {
     let directory = directory(root, namespace, id);
     let _ = fs::remove_dir(&directory);
     let _ = fs::remove_dir(root.join(namespace));

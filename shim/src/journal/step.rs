@@ -10,7 +10,7 @@ use crate::bundle::{Hook, HookState};
 /// One step that outlives the shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Step {
+pub(crate) enum Step {
     /// The task is that of this bundle: two containerds may each have one of the same id.
     Bundle {
         /// Its directory, absolute.
@@ -75,7 +75,7 @@ pub enum Step {
 
 /// How the init program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExitRecord {
+pub(crate) struct ExitRecord {
     /// The module's own code, or 128 + signal.
     pub status: u32,
     /// Nanoseconds since the Unix epoch.
@@ -85,7 +85,7 @@ pub struct ExitRecord {
 impl ExitRecord {
     /// An exit that happens now.
     #[must_use]
-    pub fn now(status: u32) -> Self {
+    pub(crate) fn now(status: u32) -> Self {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let nanos = since_epoch.unwrap_or(Duration::ZERO).as_nanos();
         Self {
@@ -99,7 +99,7 @@ impl ExitRecord {
 /// before the next boot (64 bits, counted up, `fs/kernfs/dir.c`), so a later directory of the same path has
 /// another identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DirectoryIdentity {
+pub(crate) struct DirectoryIdentity {
     /// Absolute path of the directory.
     pub path: PathBuf,
     /// `st_ino` of the directory (stat(2)).

@@ -250,7 +250,7 @@ impl Line {
 
 /// Sends every `tracing` line of this process, and the message of a panic, to the bundle's FIFO. `task_id`
 /// is what lines are about that name no other.
-pub fn init(bundle: &Path, task_id: &str, debug: bool) {
+pub(crate) fn init(bundle: &Path, task_id: &str, debug: bool) {
     let level = if debug { Level::DEBUG } else { Level::INFO };
     let subscriber = tracing_subscriber::fmt()
         .with_writer(LogFifo::open(bundle))

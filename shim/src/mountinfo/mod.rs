@@ -14,7 +14,7 @@ const MOUNTINFO_BYTES_MAX: u64 = 64 << 20;
 
 /// A mount of the thread's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
+pub(crate) struct Mount {
     /// The kernel's number of the mount, unique while the mount exists.
     pub id: u64,
     /// The number of the mount that this one is mounted on.
@@ -28,7 +28,7 @@ pub struct Mount {
 impl Mount {
     /// Whether the mount's files are an interface to the host's kernel.
     #[must_use]
-    pub fn is_kernels(&self) -> bool {
+    pub(crate) fn is_kernels(&self) -> bool {
         is_kernel_file_system(&self.kind)
     }
 }
@@ -37,7 +37,7 @@ impl Mount {
 ///
 /// # Errors
 /// Those of reading the file, and of a line that is not as proc(5) has it.
-pub fn read() -> io::Result<Vec<Mount>> {
+pub(crate) fn read() -> io::Result<Vec<Mount>> {
     let mut text = Vec::new();
     std::fs::File::open("/proc/thread-self/mountinfo")
         .and_then(|file| file.take(MOUNTINFO_BYTES_MAX).read_to_end(&mut text))?;
@@ -76,7 +76,7 @@ fn number(field: &[u8]) -> Option<u64> {
 
 /// Decodes a path, in which space, tab, newline and backslash are written as three octal digits.
 #[must_use]
-pub fn unescape(field: &[u8]) -> PathBuf {
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {
@@ -94,7 +94,7 @@ pub fn unescape(field: &[u8]) -> PathBuf {
 ///
 /// # Errors
 /// `statx(2)`'s, and one on a kernel before Linux 5.12, which gives no mount ids.
-pub fn mount_id(fd: impl AsFd) -> io::Result<u64> {
+pub(crate) fn mount_id(fd: impl AsFd) -> io::Result<u64> {
     let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
         return Err(io::Error::other(
@@ -106,7 +106,7 @@ pub fn mount_id(fd: impl AsFd) -> io::Result<u64> {
 
 /// The mounts below `top`, parents before children; not `top` itself.
 #[must_use]
-pub fn below(mounts: &[Mount], top: u64) -> Vec<&Mount> {
+pub(crate) fn below(mounts: &[Mount], top: u64) -> Vec<&Mount> {
     let mut found: Vec<&Mount> = Vec::new();
     let mut wanted = vec![top];
     while let Some(parent) = wanted.pop() {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::bundle::ProcessSpec;
 use crate::cgroup::Birth;
 
-pub use self::error::ProgramError;
-pub use self::seal::SealedProgram;
+pub(crate) use self::error::ProgramError;
+pub(crate) use self::seal::SealedProgram;
 
 use self::lookup::Located;
 
@@ -28,7 +28,7 @@ mod tests;
 
 /// What a WebAssembly binary is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProgramKind {
+pub(crate) enum ProgramKind {
     /// A core module (WASI preview 1).
     Core,
     /// A component (WASI preview 2).
@@ -37,7 +37,7 @@ pub enum ProgramKind {
 
 /// A program as it lies in the tree, where its tenant may change it at any time.
 #[derive(Debug)]
-pub struct Program {
+pub(crate) struct Program {
     /// Where it was found, inside the tree.
     pub path: PathBuf,
     /// SHA-256 of what it held when it was read.
@@ -53,7 +53,7 @@ pub struct Program {
 
 /// What the tree says of a process beyond its program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     /// The exported function to call, where `args[0]` names one.
     pub function: Option<String>,
     /// The user's home directory, where the spec sets no `HOME`.
@@ -65,7 +65,7 @@ impl Program {
     ///
     /// # Errors
     /// [`ProgramError`], with what was looked for, or what was found instead.
-    pub fn open(root: BorrowedFd<'_>, spec: &ProcessSpec) -> Result<Self, ProgramError> {
+    pub(crate) fn open(root: BorrowedFd<'_>, spec: &ProcessSpec) -> Result<Self, ProgramError> {
         let Located {
             path,
             file,
@@ -98,7 +98,11 @@ impl Program {
     ///
     /// # Errors
     /// [`ProgramError`]; also when it is no program any more.
-    pub fn seal(&self, cgroup: &Birth, limit: Duration) -> Result<SealedProgram, ProgramError> {
+    pub(crate) fn seal(
+        &self,
+        cgroup: &Birth,
+        limit: Duration,
+    ) -> Result<SealedProgram, ProgramError> {
         seal::copy(&self.file, &self.path, cgroup, limit)
     }
 }

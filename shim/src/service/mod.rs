@@ -26,7 +26,7 @@ use crate::task::{Exec, Exit, Flow, Report, State, Task, TaskError, Tasks};
 
 /// Serves `containerd.task.v2.Task` and `containerd.task.v3.Task`, which are one on the wire.
 #[derive(Clone, Debug)]
-pub struct Service {
+pub(crate) struct Service {
     namespace: String,
     tasks: Arc<Tasks>,
     requests: Requests,
@@ -36,7 +36,7 @@ pub struct Service {
 impl Service {
     /// `shutdown` becomes true when containerd wants the shim to end and no task is left.
     #[must_use]
-    pub fn new(namespace: &str, tasks: Arc<Tasks>, shutdown: watch::Sender<bool>) -> Self {
+    pub(crate) fn new(namespace: &str, tasks: Arc<Tasks>, shutdown: watch::Sender<bool>) -> Self {
         Self {
             namespace: namespace.to_owned(),
             tasks,
@@ -46,7 +46,7 @@ impl Service {
     }
 
     /// Writes into the log what everything does, a line each.
-    pub async fn look(&self) {
+    pub(crate) async fn look(&self) {
         for request in self.requests.list() {
             tracing::info!(task_id = request.task(), "look: {request}");
         }

@@ -9,7 +9,7 @@ use crate::task::{ExecOrder, TaskOrder};
 use crate::workload::WorkloadOrder;
 
 /// A Create.
-pub fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrder, Refusal> {
+pub(super) fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrder, Refusal> {
     let refused = |sentence: String| Err(Refusal::say(ErrorCode::InvalidArgument, sentence));
     if !request.checkpoint.is_empty() {
         let checkpoint = request.checkpoint;
@@ -47,7 +47,7 @@ fn stdio(terminal: bool, stdin: String, stdout: String, stderr: String) -> Stdio
 }
 
 /// An Exec.
-pub fn exec_order(request: pb::ExecProcessRequest) -> Result<ExecOrder, Refusal> {
+pub(super) fn exec_order(request: pb::ExecProcessRequest) -> Result<ExecOrder, Refusal> {
     let refused = |sentence: String| Refusal::say(ErrorCode::InvalidArgument, sentence);
     let spec = request
         .spec

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 /// One request.
 #[derive(Debug)]
-pub struct Request {
+pub(super) struct Request {
     method: &'static str,
     task: String,
     exec: String,
@@ -16,7 +16,7 @@ pub struct Request {
 impl Request {
     /// `exec` is empty when it is about init.
     #[must_use]
-    pub fn new(method: &'static str, task: &str, exec: &str) -> Self {
+    pub(super) fn new(method: &'static str, task: &str, exec: &str) -> Self {
         Self {
             method,
             task: task.to_owned(),
@@ -27,7 +27,7 @@ impl Request {
 
     /// The id of the task that it is about.
     #[must_use]
-    pub fn task(&self) -> &str {
+    pub(super) fn task(&self) -> &str {
         &self.task
     }
 }
@@ -44,12 +44,12 @@ impl fmt::Display for Request {
 
 /// All of them, the oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct Requests(Arc<Mutex<Vec<Arc<Request>>>>);
+pub(super) struct Requests(Arc<Mutex<Vec<Arc<Request>>>>);
 
 impl Requests {
     /// Lists a request as long as the result lives.
     #[must_use]
-    pub fn begin(&self, request: Request) -> RequestEntry {
+    pub(super) fn begin(&self, request: Request) -> RequestEntry {
         let request = Arc::new(request);
         self.lock().push(request.clone());
         RequestEntry {
@@ -60,7 +60,7 @@ impl Requests {
 
     /// Those that have not come to their end.
     #[must_use]
-    pub fn list(&self) -> Vec<Arc<Request>> {
+    pub(super) fn list(&self) -> Vec<Arc<Request>> {
         self.lock().clone()
     }
 
@@ -72,7 +72,7 @@ impl Requests {
 
 /// A request that is listed.
 #[derive(Debug)]
-pub struct RequestEntry {
+pub(super) struct RequestEntry {
     requests: Requests,
     request: Arc<Request>,
 }

@@ -23,7 +23,7 @@ const V2_TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// Usage of a task at one moment.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Metrics {
+pub(crate) enum Metrics {
     /// Metrics of a host with v1 hierarchies.
     V1(Box<cgroups::metrics::Metrics>),
     /// Metrics of a host with cgroup v2 alone.
@@ -33,7 +33,7 @@ pub enum Metrics {
 impl Metrics {
     /// Reads a task's cgroup.
     #[must_use]
-    pub fn read(cgroup: &Cgroup) -> Self {
+    pub(crate) fn read(cgroup: &Cgroup) -> Self {
         match cgroup.version() {
             Version::V1 => Self::V1(Box::new(v1::read(cgroup))),
             Version::V2 => Self::V2(Box::new(v2::read(cgroup))),
@@ -41,7 +41,7 @@ impl Metrics {
     }
 
     /// Adds the number of processes that the guest's own kernel has OOM-killed.
-    pub fn add_oom_kills(&mut self, kills: u64) {
+    pub(crate) fn add_oom_kills(&mut self, kills: u64) {
         let count = match self {
             Self::V1(metrics) => &mut filled(&mut metrics.memory_oom_control).oom_kill,
             Self::V2(metrics) => &mut filled(&mut metrics.memory_events).oom_kill,
@@ -51,7 +51,7 @@ impl Metrics {
 
     /// Number of OOM-kills: the host kernel's, and the guest's as far as they were added.
     #[must_use]
-    pub fn oom_kills(&self) -> u64 {
+    pub(crate) fn oom_kills(&self) -> u64 {
         match self {
             Self::V1(metrics) => metrics.memory_oom_control.oom_kill,
             Self::V2(metrics) => metrics.memory_events.oom_kill,
@@ -62,7 +62,7 @@ impl Metrics {
     ///
     /// # Errors
     /// protobuf's, when the message is too long.
-    pub fn to_any(&self) -> Result<Any, protobuf::Error> {
+    pub(crate) fn to_any(&self) -> Result<Any, protobuf::Error> {
         let (type_url, value) = match self {
             Self::V1(metrics) => (V1_TYPE_URL, metrics.write_to_bytes()?),
             Self::V2(metrics) => (V2_TYPE_URL, metrics.write_to_bytes()?),

@@ -88,7 +88,7 @@ impl StdioError {
 
 /// The FIFO that a client writes.
 #[derive(Debug)]
-pub struct InputFifo {
+pub(crate) struct InputFifo {
     pub(super) reader: pipe::Receiver,
     path: PathBuf,
     /// The shim's own writing end: without it a client that disconnects would be the end of the file.
@@ -101,7 +101,7 @@ impl InputFifo {
     ///
     /// # Errors
     /// [`StdioError`], naming the path.
-    pub fn open(path: &Path) -> Result<Self, StdioError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StdioError> {
         let reader = open("stdin", path, OpenOptions::new().read(true))?;
         let reader = pipe::Receiver::from_file(reader).map_err(|source| StdioError::Open {
             stream: "stdin",
@@ -124,7 +124,7 @@ impl InputFifo {
 
 /// A FIFO that a client reads.
 #[derive(Debug)]
-pub struct OutputFifo {
+pub(crate) struct OutputFifo {
     pub(super) stream: &'static str,
     pub(super) writer: pipe::Sender,
     /// The shim's own reading end: with it a client may disconnect and come back, and the FIFO's content
@@ -137,7 +137,7 @@ impl OutputFifo {
     ///
     /// # Errors
     /// [`StdioError`], naming the path.
-    pub fn open(stream: &'static str, path: &Path) -> Result<Self, StdioError> {
+    pub(crate) fn open(stream: &'static str, path: &Path) -> Result<Self, StdioError> {
         // In this order: opening a FIFO for writing fails as long as the FIFO has no reader.
         let reader = open(stream, path, OpenOptions::new().read(true))?;
         let writer = open(stream, path, OpenOptions::new().write(true))?;

@@ -24,7 +24,7 @@ const STACK_BYTES: usize = 128 * 1024;
 
 /// A log file that a thread writes.
 #[derive(Debug)]
-pub struct LogFile {
+pub(super) struct LogFile {
     written: oneshot::Receiver<()>,
 }
 
@@ -33,7 +33,10 @@ impl LogFile {
     ///
     /// # Errors
     /// [`StdioError::LogFile`], naming the path.
-    pub async fn open(stream: &'static str, path: &Path) -> Result<(Self, OutputFifo), StdioError> {
+    pub(super) async fn open(
+        stream: &'static str,
+        path: &Path,
+    ) -> Result<(Self, OutputFifo), StdioError> {
         let started = start(stream, path.to_owned()).await;
         started.map_err(|source| StdioError::LogFile {
             stream,
@@ -43,7 +46,7 @@ impl LogFile {
     }
 
     /// Waits, once the pipe is closed, until all output is in the file, at most `within`.
-    pub async fn finish(&mut self, within: Duration) {
+    pub(super) async fn finish(&mut self, within: Duration) {
         if tokio::time::timeout(within, &mut self.written)
             .await
             .is_err()

@@ -39,13 +39,13 @@ const KILL_MAX: Duration = Duration::from_secs(1);
 
 /// A logger that runs. Dropping a logger kills its process, which the runtime reaps.
 #[derive(Debug)]
-pub struct Logger {
+pub(super) struct Logger {
     program: PathBuf,
     process: Option<HostProcess>,
 }
 
 /// A logger and the shim's ends of its pipes.
-pub struct Started {
+pub(super) struct Started {
     pub logger: Logger,
     pub stdout: OutputFifo,
     pub stderr: OutputFifo,
@@ -56,7 +56,7 @@ impl Logger {
     ///
     /// # Errors
     /// [`StdioError`], naming the program; then the logger does not run.
-    pub async fn start(
+    pub(super) async fn start(
         command: &LoggerCommand,
         owner: &StdioOwner<'_>,
     ) -> Result<Started, StdioError> {
@@ -72,7 +72,7 @@ impl Logger {
     }
 
     /// Waits, once the logger's pipes are closed, for the logger's end, at most `within` and a little.
-    pub async fn finish(&mut self, within: Duration) {
+    pub(super) async fn finish(&mut self, within: Duration) {
         let Some(process) = self.process.take() else {
             return;
         };

@@ -19,20 +19,20 @@ mod sinks;
 mod switch;
 mod uri;
 
-pub use fifo::{InputFifo, OutputFifo, StdioError};
+pub(crate) use fifo::{InputFifo, OutputFifo, StdioError};
 #[cfg(test)]
-pub use pump::tests::open_reader;
+pub(crate) use pump::tests::open_reader;
 use sinks::Outputs;
-pub use sinks::Sinks;
+pub(crate) use sinks::Sinks;
 #[cfg(feature = "fuzzing")]
 pub(crate) use uri::fuzz;
 
-pub use pump::{GuestStreams, Pumps};
-pub use switch::StdioSwitch;
+pub(crate) use pump::{GuestStreams, Pumps};
+pub(crate) use switch::StdioSwitch;
 
 /// The streams of one instance as containerd names them (see [`uri`]); an empty name is the null device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StdioNames {
+pub(crate) struct StdioNames {
     pub stdin: String,
     pub stdout: String,
     pub stderr: String,
@@ -40,7 +40,7 @@ pub struct StdioNames {
 
 /// The opened streams; `None` where the program gets the null device.
 #[derive(Debug, Default)]
-pub struct Stdio {
+pub(crate) struct Stdio {
     pub stdin: Option<InputFifo>,
     pub stdout: Option<OutputFifo>,
     pub stderr: Option<OutputFifo>,
@@ -50,7 +50,7 @@ pub struct Stdio {
 
 /// The owner of streams, as a logger finds it in its environment.
 #[derive(Clone, Copy, Debug)]
-pub struct StdioOwner<'a> {
+pub(crate) struct StdioOwner<'a> {
     /// containerd's namespace, a logger's `CONTAINER_NAMESPACE`.
     pub namespace: &'a str,
     /// The task's id, or an exec's own as runc's shim has it: a logger's `CONTAINER_ID`.
@@ -62,7 +62,10 @@ impl Stdio {
     ///
     /// # Errors
     /// [`StdioError`], naming the stream and its path.
-    pub async fn open(names: &StdioNames, owner: &StdioOwner<'_>) -> Result<Self, StdioError> {
+    pub(crate) async fn open(
+        names: &StdioNames,
+        owner: &StdioOwner<'_>,
+    ) -> Result<Self, StdioError> {
         let stdin = uri::input_path(&names.stdin)?
             .map(|path| InputFifo::open(&path))
             .transpose()?;

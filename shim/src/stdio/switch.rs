@@ -29,7 +29,7 @@ pub(super) enum OutputPhase {
 
 /// Begins and ends the streams of one instance; the switch exists before the streams do.
 #[derive(Clone, Debug)]
-pub struct StdioSwitch {
+pub(crate) struct StdioSwitch {
     pub(super) stdin: watch::Sender<StdinPhase>,
     pub(super) output: watch::Sender<OutputPhase>,
     /// Outputs whose FIFO is full.
@@ -61,7 +61,7 @@ impl Default for StdioSwitch {
 
 impl StdioSwitch {
     /// Lets standard input flow, at `Start`.
-    pub fn open_stdin(&self) {
+    pub(crate) fn open_stdin(&self) {
         self.stdin.send_if_modified(|phase| {
             let held = *phase == StdinPhase::Held;
             if held {
@@ -72,18 +72,18 @@ impl StdioSwitch {
     }
 
     /// Ends standard input with what is in the FIFO, at `CloseIO`; any number of times.
-    pub fn close_stdin(&self) {
+    pub(crate) fn close_stdin(&self) {
         self.stdin.send_replace(StdinPhase::Closing);
     }
 
     /// Begins the last wait for readers, at `Delete`; any number of times.
-    pub fn begin_drain(&self) {
+    pub(crate) fn begin_drain(&self) {
         self.advance(OutputPhase::Leaving);
     }
 
     /// The phases of the streams in words, for the log.
     #[must_use]
-    pub fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let stdin = match *self.stdin.borrow() {
             StdinPhase::Held => "waits for the start",
             StdinPhase::Open => "is open",
@@ -103,7 +103,7 @@ impl StdioSwitch {
 
     /// Output that has been read, or lies in a FIFO, bytes.
     #[must_use]
-    pub fn bytes_read(&self) -> u64 {
+    pub(crate) fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 

@@ -18,7 +18,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 
 /// A copy: its source and target, and the cgroup that pays for the pages.
 #[derive(Debug)]
-pub struct CopyRequest<'a> {
+pub(crate) struct CopyRequest<'a> {
     /// File to read, from its start to its end, whatever its own position.
     pub source: BorrowedFd<'a>,
     /// File to write, whatever its own position.
@@ -37,7 +37,7 @@ pub struct CopyRequest<'a> {
 ///
 /// # Errors
 /// The child's errno, or an error when a signal ended the child: it was OOM-killed, or `limit` had passed.
-pub fn copy_in_cgroup(request: &CopyRequest<'_>, limit: Duration) -> io::Result<()> {
+pub(crate) fn copy_in_cgroup(request: &CopyRequest<'_>, limit: Duration) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     // SAFETY: the child runs `run_child` only, which makes system calls on what is allocated here and
     // never returns.

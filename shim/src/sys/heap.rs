@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Runs `work`: its result, and the most bytes that this thread held meanwhile beyond what it held before.
-pub fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
+pub(crate) fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = LIVE.get();
     PEAK.set(before);
     let done = work();

@@ -12,14 +12,14 @@ const FIRST: RawFd = 3;
 
 /// Guard: holds the fixed numbers until the command has been spawned.
 #[derive(Debug)]
-pub struct Held(#[expect(dead_code, reason = "held, never read")] Vec<OwnedFd>);
+pub(crate) struct Held(#[expect(dead_code, reason = "held, never read")] Vec<OwnedFd>);
 
 /// Makes `fds` the descriptors 3, 4, … of the program that `command` runs. The command owns them from now on. The
 /// guard that is returned is to be dropped after the spawn.
 ///
 /// # Errors
 /// `fcntl(2)`'s.
-pub fn pass_descriptors<const N: usize>(
+pub(crate) fn pass_descriptors<const N: usize>(
     command: &mut Command,
     fds: [OwnedFd; N],
 ) -> io::Result<Held> {

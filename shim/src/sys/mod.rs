@@ -6,10 +6,10 @@
 //! * [`spawn`][]: `clone3` and exec of a VMM into its namespaces and cgroup.
 //! * [`watch`][]: a descriptor of our own on the runtime's poll loop; waiting for one with a deadline.
 
-pub mod copy;
+pub(crate) mod copy;
 #[cfg(test)]
-pub mod heap;
-pub mod inherit;
-pub mod mounts;
-pub mod spawn;
-pub mod watch;
+pub(crate) mod heap;
+pub(crate) mod inherit;
+pub(crate) mod mounts;
+pub(crate) mod spawn;
+pub(crate) mod watch;

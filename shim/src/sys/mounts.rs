@@ -15,7 +15,7 @@ struct MountAttr {
 
 /// Changes to make on a mount.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct MountChange {
+pub(crate) struct MountChange {
     /// Makes the mount read-only.
     pub read_only: bool,
     /// Disables device files and setuid bits, and propagation from and to other namespaces.
@@ -28,7 +28,7 @@ pub struct MountChange {
 ///
 /// # Errors
 /// `mount_setattr(2)`'s; `EINVAL` when `mount` is not the root of a mount.
-pub fn change_mount(mount: impl AsFd, change: MountChange) -> io::Result<()> {
+pub(crate) fn change_mount(mount: impl AsFd, change: MountChange) -> io::Result<()> {
     let mut attr = MountAttr::default();
     if change.read_only {
         attr.attr_set |= libc::MOUNT_ATTR_RDONLY;
@@ -65,7 +65,7 @@ pub fn change_mount(mount: impl AsFd, change: MountChange) -> io::Result<()> {
 ///
 /// # Errors
 /// `unshare(2)`'s.
-pub fn leave_shared_directories() -> io::Result<()> {
+pub(crate) fn leave_shared_directories() -> io::Result<()> {
     // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
     Ok(())

@@ -28,7 +28,7 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// Descriptors and settings that the VMM inherits.
 #[derive(Debug)]
-pub struct SpawnRequest<'a> {
+pub(crate) struct SpawnRequest<'a> {
     /// Executable of the VMM.
     pub executable: BorrowedFd<'a>,
     /// Socket that becomes [`CONTROL_FD`].
@@ -48,7 +48,7 @@ pub struct SpawnRequest<'a> {
 
 /// A child process, while it runs.
 #[derive(Debug)]
-pub struct Spawned {
+pub(crate) struct Spawned {
     /// Number of the child in the shim's PID namespace.
     pub pid: u32,
     /// Descriptor of the child, for waiting and killing without the races of a number.
@@ -102,7 +102,7 @@ const EXECUTE: i32 = 2;
 ///
 /// # Errors
 /// [`SpawnError`]; then no process is left.
-pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
+pub(crate) fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
     let prepare = |errno: rustix::io::Errno| SpawnError::Prepare(errno.into());
     let above = |fd: BorrowedFd<'_>| fcntl_dupfd_cloexec(fd, FD_FLOOR).map_err(prepare);
     let null = rustix::fs::open(
@@ -151,7 +151,7 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
 ///
 /// # Errors
 /// `unshare(2)`'s.
-pub fn unshare_mounts() -> io::Result<()> {
+pub(crate) fn unshare_mounts() -> io::Result<()> {
     let flags = UnshareFlags::FS | UnshareFlags::NEWNS;
     // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
     unsafe { unshare_unsafe(flags) }?;
@@ -162,7 +162,7 @@ pub fn unshare_mounts() -> io::Result<()> {
 ///
 /// # Errors
 /// `unshare(2)`'s.
-pub fn unshare_network() -> io::Result<()> {
+pub(crate) fn unshare_network() -> io::Result<()> {
     // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
     Ok(())

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// `epoll_ctl(2)`'s.
-pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is valid, stays open and names the same description as long as the AsyncFd
     // that owns it.
     let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
@@ -25,7 +25,7 @@ pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 ///
 /// # Errors
 /// `poll(2)`'s but `EINTR`.
-pub fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool> {
+pub(crate) fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -41,7 +41,7 @@ pub fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool>
 ///
 /// # Errors
 /// `poll(2)`'s but `EINTR`.
-pub fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
+pub(crate) fn readable_within(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
     poll_until(
         &mut [PollFd::new(&fd, PollFlags::IN)],
         Instant::now() + limit,

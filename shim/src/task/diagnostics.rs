@@ -30,7 +30,7 @@ const GUEST_LINES_MAX: usize = 1024;
 impl Task {
     /// Returns a sentence for each process, the VM, each thread of the VMM and its file server, and each
     /// thread of the programs in the guest, which has a second to answer.
-    pub async fn diagnostics(&self) -> Vec<String> {
+    pub(crate) async fn diagnostics(&self) -> Vec<String> {
         let mut lines = vec![self.init.words(self.pid())];
         for exec in self.execs_where(|_| true) {
             lines.push(exec.process.words(exec.pid()));

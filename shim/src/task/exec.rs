@@ -12,7 +12,7 @@ use crate::workload::SlotLease;
 
 /// The fields of an `Exec` request that the shim uses.
 #[derive(Clone, Debug)]
-pub struct ExecOrder {
+pub(crate) struct ExecOrder {
     /// Unique within the task.
     pub id: String,
     /// The OCI process: arguments, environment, user and working directory.
@@ -25,7 +25,7 @@ pub struct ExecOrder {
 
 /// A further program of a task, from `Exec` until the exec is deleted.
 #[derive(Debug)]
-pub struct Exec {
+pub(crate) struct Exec {
     pub(super) process: Process,
     pub(super) id: String,
     pub(super) spec: ProcessSpec,
@@ -59,19 +59,19 @@ impl Exec {
 
     /// The exec id, unique within the task.
     #[must_use]
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
     /// The pid that containerd sees; 0 before the exec has started.
     #[must_use]
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid.get().copied().unwrap_or(0)
     }
 
     /// Pid, state and streams, as State, Pids and Connect report them.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         Report {
             pid: self.pid(),
             state: self.process.state(),
@@ -84,12 +84,12 @@ impl Exec {
     ///
     /// # Errors
     /// None: every registered exec reaches an exit.
-    pub async fn wait(&self) -> Result<Exit, TaskError> {
+    pub(crate) async fn wait(&self) -> Result<Exit, TaskError> {
         self.process.wait().await
     }
 
     /// Ends standard input once what the client wrote has been read.
-    pub fn close_stdin(&self) {
+    pub(crate) fn close_stdin(&self) {
         self.process.switch.close_stdin();
     }
 

@@ -12,7 +12,7 @@ use crate::stdio::Pumps;
 /// How long an exec may outlive init. After that time the exec counts as killed: the VM's end will kill it.
 const EXEC_ENDS_MAX: Duration = Duration::from_secs(1);
 /// Watches an exec from its start until the exec is deleted. Runs once per exec that has started.
-pub async fn watch(task: Arc<Task>, exec: Arc<Exec>, mut pumps: Pumps) {
+pub(super) async fn watch(task: Arc<Task>, exec: Arc<Exec>, mut pumps: Pumps) {
     let Ok(vm) = task.vm() else { return };
     let reported = tokio::select! {
         biased;

@@ -28,7 +28,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]
-    pub fn exec(&self, order: ExecOrder) -> Result<(), TaskError> {
+    pub(crate) fn exec(&self, order: ExecOrder) -> Result<(), TaskError> {
         let bytes = order.id.len();
         if bytes == 0 || bytes > ID_BYTES_MAX {
             let bytes_max = ID_BYTES_MAX;
@@ -65,7 +65,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]; an exec that was `Starting` by then has ended without running.
-    pub async fn start_exec(self: &Arc<Self>, exec: &Arc<Exec>) -> Result<u32, TaskError> {
+    pub(crate) async fn start_exec(self: &Arc<Self>, exec: &Arc<Exec>) -> Result<u32, TaskError> {
         let vm = self.vm()?;
         self.must_run()?;
         exec.process.transition(Move::Start)?;
@@ -162,7 +162,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]; then the exec stays.
-    pub async fn delete_exec(&self, exec: &Arc<Exec>) -> Result<(u32, Exit), TaskError> {
+    pub(crate) async fn delete_exec(&self, exec: &Arc<Exec>) -> Result<(u32, Exit), TaskError> {
         if let Claim::Done(exit) = exec.process.claim_delete().await? {
             return Ok((exec.pid(), exit));
         }

@@ -31,10 +31,10 @@ use crate::stdio::StdioNames;
 use crate::vm::VmEnd;
 use crate::workload::{LoadedProgram, SlotLease, Workload, WorkloadMaker, WorkloadOrder};
 
-pub const PID: u32 = 4711;
+pub(crate) const PID: u32 = 4711;
 
 /// The order to create the task `t` without streams.
-pub fn order(terminal: bool) -> TaskOrder {
+pub(crate) fn order(terminal: bool) -> TaskOrder {
     TaskOrder {
         workload: WorkloadOrder {
             namespace: "ns".into(),
@@ -49,7 +49,7 @@ pub fn order(terminal: bool) -> TaskOrder {
 }
 
 /// The order to run a program of this name as an exec without streams.
-pub fn exec_order(id: &str, program: &str) -> ExecOrder {
+pub(crate) fn exec_order(id: &str, program: &str) -> ExecOrder {
     ExecOrder {
         id: id.into(),
         spec: ProcessSpec {
@@ -65,14 +65,14 @@ pub fn exec_order(id: &str, program: &str) -> ExecOrder {
 }
 
 /// A shim's tasks, the maker of their VMs and the recorder of their events.
-pub struct Scene {
+pub(crate) struct Scene {
     pub maker: Arc<FakeMaker>,
     pub events: Arc<Recorder>,
     pub tasks: Arc<Tasks>,
 }
 
 impl Scene {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let maker = Arc::new(FakeMaker::default());
         let events = Arc::new(Recorder::default());
         Self {
@@ -83,7 +83,7 @@ impl Scene {
     }
 
     /// The task `t`, created and started.
-    pub async fn running(&self) -> Arc<Task> {
+    pub(crate) async fn running(&self) -> Arc<Task> {
         soon(self.tasks.create(order(false))).await.unwrap();
         let task = self.tasks.get("t").unwrap();
         soon(task.start()).await.unwrap();
@@ -93,7 +93,7 @@ impl Scene {
 
 /// Keeps every event that is published.
 #[derive(Debug, Default)]
-pub struct Recorder(pub Mutex<Vec<Event>>);
+pub(crate) struct Recorder(pub Mutex<Vec<Event>>);
 
 impl EventSink for Recorder {
     fn publish(&self, event: Event) {
@@ -103,7 +103,7 @@ impl EventSink for Recorder {
 
 impl Recorder {
     /// A word for each event; an exit with its status.
-    pub fn words(&self) -> Vec<String> {
+    pub(crate) fn words(&self) -> Vec<String> {
         let events = self.0.lock().unwrap();
         let word = |event: &Event| match event {
             Event::Create(create) => format!("create {}", create.pid),
@@ -127,7 +127,7 @@ impl Recorder {
 
 /// How the guest takes a signal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Obedience {
+pub(crate) enum Obedience {
     /// The program ends, with 128+n.
     #[default]
     Obeys,
@@ -139,7 +139,7 @@ pub enum Obedience {
 
 /// How the guest answers a method, whatever it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// The guest answers with this status and does nothing.
     Refuses(ttrpc::Code),
     /// The guest never answers and does nothing.
@@ -148,7 +148,7 @@ pub enum Answer {
 
 /// A program of the guest.
 #[derive(Debug)]
-pub struct Instance {
+pub(crate) struct Instance {
     pub exit: watch::Sender<Option<u32>>,
     pub signals: Mutex<Vec<u32>>,
     pub size: Mutex<Option<(u32, u32)>>,
@@ -159,7 +159,7 @@ pub struct Instance {
 
 /// The guest's side: what the tests set and see.
 #[derive(Debug)]
-pub struct Guest {
+pub(crate) struct Guest {
     /// The programs by exec id; init's is empty.
     pub instances: Mutex<HashMap<String, Arc<Instance>>>,
     /// Start is answered only when this is true.
@@ -199,21 +199,21 @@ impl Default for Guest {
 
 impl Guest {
     /// The program's end of a stream.
-    pub fn take(&self, token: u64) -> UnixStream {
+    pub(crate) fn take(&self, token: u64) -> UnixStream {
         self.streams.lock().unwrap().remove(&token).unwrap().1
     }
 
-    pub fn instance(&self, exec_id: &str) -> Arc<Instance> {
+    pub(crate) fn instance(&self, exec_id: &str) -> Arc<Instance> {
         self.instances.lock().unwrap()[exec_id].clone()
     }
 
     /// Init ends, and its streams with it.
-    pub fn exits(&self, status: u32) {
+    pub(crate) fn exits(&self, status: u32) {
         self.ends("", status);
     }
 
     /// A program ends, and its streams with it.
-    pub fn ends(&self, exec_id: &str, status: u32) {
+    pub(crate) fn ends(&self, exec_id: &str, status: u32) {
         let of = |header: &StreamHeader| header.exec == exec_id;
         self.streams
             .lock()
@@ -250,7 +250,7 @@ impl Guest {
     }
 
     /// Sets the answer to a method from now on.
-    pub fn answer(&self, method: &str, answer: Answer) {
+    pub(crate) fn answer(&self, method: &str, answer: Answer) {
         self.answers
             .lock()
             .unwrap()
@@ -440,7 +440,7 @@ impl TaskService for Agent {
 }
 
 /// A VM that is a socket.
-pub struct FakeWorkload {
+pub(crate) struct FakeWorkload {
     guest: Arc<Guest>,
     agent: PathBuf,
     pub dir: tempfile::TempDir,
@@ -493,7 +493,7 @@ impl FakeWorkload {
     }
 
     /// The VM ends by itself.
-    pub fn dies(&self, reason: &str) {
+    pub(crate) fn dies(&self, reason: &str) {
         self.guest.streams.lock().unwrap().clear();
         self.end.send_if_modified(|end| {
             let first = end.is_none();
@@ -628,7 +628,7 @@ impl Workload for FakeWorkload {
 
 /// Makes one kind of workload and remembers the last.
 #[derive(Default)]
-pub struct FakeMaker {
+pub(crate) struct FakeMaker {
     pub guest: Arc<Guest>,
     pub last: Mutex<Option<Arc<FakeWorkload>>>,
     pub never_boots: AtomicBool,
@@ -636,7 +636,7 @@ pub struct FakeMaker {
 }
 
 impl FakeMaker {
-    pub fn workload(&self) -> Arc<FakeWorkload> {
+    pub(crate) fn workload(&self) -> Arc<FakeWorkload> {
         self.last.lock().unwrap().clone().unwrap()
     }
 }
@@ -659,7 +659,7 @@ impl WorkloadMaker for FakeMaker {
 }
 
 /// Far longer than anything takes, so that a hang is a failure.
-pub async fn soon<T>(work: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), work)
         .await
         .expect("hangs")

@@ -20,13 +20,13 @@ use crate::cleanup::STATUS_KILLED;
 
 /// How long the guest may take to end a program. SIGKILL: by the host's clock, and no longer than the VM
 /// runs. Other signals: the guest's own time.
-pub const OBEYED_MAX: Duration = Duration::from_secs(3);
+pub(super) const OBEYED_MAX: Duration = Duration::from_secs(3);
 /// From the request until only the end of the VM delays TaskExit.
 const EXIT_TOLD_MAX: Duration = Duration::from_millis(4400);
 
 /// The signal that is to end one process, once containerd has asked for it.
 #[derive(Debug, Default)]
-pub struct FatalSignal(watch::Sender<Option<Asked>>);
+pub(super) struct FatalSignal(watch::Sender<Option<Asked>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Asked {
@@ -37,7 +37,7 @@ struct Asked {
 impl FatalSignal {
     /// Notes the signal; whether the process has to be watched for it. True for the first signal, and for
     /// SIGKILL after another signal.
-    pub fn ask(&self, signal: u32) -> bool {
+    pub(super) fn ask(&self, signal: u32) -> bool {
         let at = Instant::now();
         self.0.send_if_modified(|asked| {
             let stronger = asked
@@ -51,14 +51,14 @@ impl FatalSignal {
 
     /// The exit status of a process: 128+n for the signal that was asked for, whatever the guest reports
     /// afterwards. Without such a signal the guest's report, or the status of SIGKILL without a report.
-    pub fn status(&self, reported: Option<u32>) -> u32 {
+    pub(super) fn status(&self, reported: Option<u32>) -> u32 {
         let asked = *self.0.borrow();
         let reported = reported.unwrap_or(STATUS_KILLED);
         asked.map_or(reported, |asked| 128 + asked.signal)
     }
 
     /// Waits until the exit has to be reported, whatever else is still awaited; for ever without a signal.
-    pub async fn overdue(&self) {
+    pub(super) async fn overdue(&self) {
         let mut asked = self.0.subscribe();
         // `wait_for` fails only without a sender, and `self` holds the sender.
         let at = asked.wait_for(Option::is_some).await.map(|asked| *asked);

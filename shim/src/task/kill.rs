@@ -30,7 +30,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]
-    pub async fn kill(self: &Arc<Self>, signal: u32, all: bool) -> Result<(), TaskError> {
+    pub(crate) async fn kill(self: &Arc<Self>, signal: u32, all: bool) -> Result<(), TaskError> {
         let vm = self.vm()?;
         check(signal)?;
         if self.init.state().exit().is_some() {
@@ -175,7 +175,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]
-    pub async fn kill_exec(
+    pub(crate) async fn kill_exec(
         self: &Arc<Self>,
         exec: &Arc<Exec>,
         signal: u32,

@@ -43,7 +43,7 @@ mod time_of_day;
 mod watcher;
 
 #[cfg(test)]
-pub mod fakes;
+pub(crate) mod fakes;
 
 #[cfg(test)]
 mod answers_tests;
@@ -51,12 +51,12 @@ mod answers_tests;
 #[cfg(test)]
 mod model_tests;
 
-pub use error::TaskError;
-pub use exec::{Exec, ExecOrder};
-pub use pause::Flow;
-pub use process::Report;
-pub use registry::{TaskOrder, Tasks};
-pub use state::{Exit, IllegalMove, Move, State};
+pub(crate) use error::TaskError;
+pub(crate) use exec::{Exec, ExecOrder};
+pub(crate) use pause::Flow;
+pub(crate) use process::Report;
+pub(crate) use registry::{TaskOrder, Tasks};
+pub(crate) use state::{Exit, IllegalMove, Move, State};
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -106,7 +106,7 @@ impl LoadedVm {
 }
 
 /// A task: its init, its execs and their VM.
-pub struct Task {
+pub(crate) struct Task {
     order: WorkloadOrder,
     events: Arc<dyn EventSink>,
     init: Process,
@@ -178,7 +178,7 @@ impl Task {
     }
 
     /// The execs for which `wanted` holds, ordered by id.
-    pub fn execs_where(&self, wanted: impl Fn(&Exec) -> bool) -> Vec<Arc<Exec>> {
+    pub(crate) fn execs_where(&self, wanted: impl Fn(&Exec) -> bool) -> Vec<Arc<Exec>> {
         let execs = self.execs();
         execs
             .values()
@@ -191,7 +191,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError::NoProcess`]
-    pub fn exec_of(&self, id: &str) -> Result<Arc<Exec>, TaskError> {
+    pub(crate) fn exec_of(&self, id: &str) -> Result<Arc<Exec>, TaskError> {
         self.execs()
             .get(id)
             .cloned()
@@ -209,13 +209,13 @@ impl Task {
 
     /// The task's id, unique within its namespace.
     #[must_use]
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.order.id
     }
 
     /// Whether the VM runs.
     #[must_use]
-    pub fn flow(&self) -> Flow {
+    pub(crate) fn flow(&self) -> Flow {
         self.flow.now()
     }
 
@@ -223,7 +223,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError::Unborn`] during `Create`.
-    pub fn report(&self) -> Result<Report, TaskError> {
+    pub(crate) fn report(&self) -> Result<Report, TaskError> {
         let vm = self.vm()?;
         Ok(Report {
             pid: vm.workload.pid(),
@@ -235,7 +235,7 @@ impl Task {
 
     /// The path of the bundle; bytes that are not UTF-8 are replaced.
     #[must_use]
-    pub fn bundle(&self) -> String {
+    pub(crate) fn bundle(&self) -> String {
         self.order.bundle.to_string_lossy().into_owned()
     }
 
@@ -243,7 +243,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError::Unborn`] during `Create`.
-    pub async fn wait(&self) -> Result<Exit, TaskError> {
+    pub(crate) async fn wait(&self) -> Result<Exit, TaskError> {
         self.vm()?;
         self.init.wait().await
     }
@@ -252,7 +252,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]
-    pub async fn start(&self) -> Result<u32, TaskError> {
+    pub(crate) async fn start(&self) -> Result<u32, TaskError> {
         let vm = self.vm()?;
         self.init.transition(Move::Start)?;
         self.init.switch.open_stdin();
@@ -286,7 +286,7 @@ impl Task {
     }
 
     /// Ends standard input once what the client wrote has been read.
-    pub fn close_stdin(&self) {
+    pub(crate) fn close_stdin(&self) {
         self.init.switch.close_stdin();
     }
 
@@ -295,7 +295,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]; the task stays and `delete` may be called again.
-    pub async fn delete(&self) -> Result<Exit, TaskError> {
+    pub(crate) async fn delete(&self) -> Result<Exit, TaskError> {
         if self.init.state() == State::Creating {
             self.abort.send_replace(true);
             self.init.reaches(|state| *state != State::Creating).await;

@@ -26,7 +26,7 @@ use crate::guest_deadline::GuestClock;
 
 /// The flow of a VM: running, paused, or on the way from one to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
+pub(crate) enum Flow {
     /// The VM and its programs run.
     Running,
     /// The VMM has been asked to stop the VM.
@@ -39,7 +39,7 @@ pub enum Flow {
 
 /// The programs that a kept signal is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Target {
+pub(super) enum Target {
     /// Init and every exec.
     All,
     /// The exec of this id; an empty id is init's.
@@ -56,7 +56,7 @@ struct Kept {
 
 /// The flow of one VM, and the messages kept for its guest.
 #[derive(Debug)]
-pub struct PauseControl {
+pub(super) struct PauseControl {
     flow: watch::Sender<Flow>,
     /// Whether the VM runs, for deadlines in the guest's time.
     runs: watch::Sender<bool>,
@@ -78,12 +78,12 @@ impl Default for PauseControl {
 
 impl PauseControl {
     /// The flow at this moment.
-    pub fn now(&self) -> Flow {
+    pub(super) fn now(&self) -> Flow {
         *self.flow.borrow()
     }
 
     /// A clock for the guest's time, which stands still while the VM is stopped.
-    pub fn clock(&self) -> GuestClock {
+    pub(super) fn clock(&self) -> GuestClock {
         GuestClock::new(self.runs.subscribe())
     }
 
@@ -93,7 +93,7 @@ impl PauseControl {
     }
 
     /// Waits until the flow is not `Running`.
-    pub async fn stopping(&self) {
+    pub(super) async fn stopping(&self) {
         // `wait_for` fails only without a sender, and `self` holds the sender.
         let _ = self
             .flow
@@ -103,7 +103,7 @@ impl PauseControl {
     }
 
     /// Keeps a signal for a VM that does not run; `false` when the VM runs.
-    pub fn keep_signal(&self, target: Target, signal: u32) -> bool {
+    pub(super) fn keep_signal(&self, target: Target, signal: u32) -> bool {
         self.keep(|kept| {
             let bit = 1_u64.checked_shl(signal.saturating_sub(1));
             *kept.signals.entry(target).or_default() |= bit.unwrap_or_default();
@@ -144,7 +144,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`], unless init and the VM run and the VMM stops the VM.
-    pub async fn pause(self: &Arc<Self>) -> Result<(), TaskError> {
+    pub(crate) async fn pause(self: &Arc<Self>) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let _changing = self.flow.changing.lock().await;
         if self.flow.now() != Flow::Running {
@@ -176,7 +176,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`], unless the VM is paused and the VMM resumes the VM.
-    pub async fn resume(self: &Arc<Self>) -> Result<(), TaskError> {
+    pub(crate) async fn resume(self: &Arc<Self>) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let _changing = self.flow.changing.lock().await;
         if self.flow.now() != Flow::Paused {
@@ -215,7 +215,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]
-    pub async fn tell(&self, change: Change) -> Result<(), TaskError> {
+    pub(crate) async fn tell(&self, change: Change) -> Result<(), TaskError> {
         let vm = self.vm()?;
         if self.flow.keep_change(&change) {
             return Ok(());

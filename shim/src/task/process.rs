@@ -12,7 +12,7 @@ use crate::stdio::{StdioNames, StdioSwitch};
 
 /// The facts about a process that State, Pids and Connect report.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub(crate) struct Report {
     /// The VMM's pid for init; 4194304 plus the guest's pid for an exec, 0 before the exec has started.
     pub pid: u32,
     pub state: State,
@@ -23,7 +23,7 @@ pub struct Report {
 
 /// The request that deletes a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub(super) enum Claim {
     /// The caller deletes the process, which was in this state before.
     Ours(State),
     /// Another request has deleted the process, which ended with this exit.
@@ -32,7 +32,7 @@ pub enum Claim {
 
 /// Init or an exec: state, streams, terminal, and the signal that is to end the program.
 #[derive(Debug)]
-pub struct Process {
+pub(super) struct Process {
     /// As in "task a" or "exec b of task a".
     name: String,
     pub stdio: StdioNames,
@@ -49,7 +49,7 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn new(name: String, stdio: StdioNames, terminal: bool, state: State) -> Self {
+    pub(super) fn new(name: String, stdio: StdioNames, terminal: bool, state: State) -> Self {
         Self {
             name,
             stdio,
@@ -63,22 +63,22 @@ impl Process {
     }
 
     /// The name in messages, as in "task a" or "exec b of task a".
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    pub fn state(&self) -> State {
+    pub(super) fn state(&self) -> State {
         *self.state.borrow()
     }
 
     /// Makes a move that no event reports; returns the new state.
-    pub fn transition(&self, asked: Move) -> Result<State, IllegalMove> {
+    pub(super) fn transition(&self, asked: Move) -> Result<State, IllegalMove> {
         self.transition_and_publish(asked, |_| ())
     }
 
     /// Makes a move and calls `tell` before anybody can see the new state, so that events keep the order of
     /// the moves. The only place where the state changes.
-    pub fn transition_and_publish(
+    pub(super) fn transition_and_publish(
         &self,
         asked: Move,
         tell: impl FnOnce(State),
@@ -102,20 +102,20 @@ impl Process {
         }
     }
 
-    pub fn illegal(&self, state: State, asked: Move) -> IllegalMove {
+    pub(super) fn illegal(&self, state: State, asked: Move) -> IllegalMove {
         let name = self.name.clone();
         IllegalMove { name, state, asked }
     }
 
     /// Waits for a state; the sender lives as long as the process, so the wait cannot fail.
-    pub async fn reaches(&self, wanted: impl FnMut(&State) -> bool) -> State {
+    pub(super) async fn reaches(&self, wanted: impl FnMut(&State) -> bool) -> State {
         let mut states = self.state.subscribe();
         let reached = states.wait_for(wanted).await.map(|state| *state);
         reached.unwrap_or_else(|_| self.state())
     }
 
     /// Waits for the exit; a process that is deleted without having run has an exit as well.
-    pub async fn wait(&self) -> Result<Exit, TaskError> {
+    pub(super) async fn wait(&self) -> Result<Exit, TaskError> {
         let state = self.reaches(|state| state.exit().is_some()).await;
         state
             .exit()
@@ -123,7 +123,7 @@ impl Process {
     }
 
     /// Begins a `Delete`; while another one is on its way, waits for its end first.
-    pub async fn claim_delete(&self) -> Result<Claim, IllegalMove> {
+    pub(super) async fn claim_delete(&self) -> Result<Claim, IllegalMove> {
         loop {
             let state = self.state();
             match state {
@@ -141,22 +141,22 @@ impl Process {
     }
 
     /// Marks the streams as open, until [`Process::set_drained`].
-    pub fn set_flowing(&self) {
+    pub(super) fn set_flowing(&self) {
         self.drained.send_replace(false);
     }
 
-    pub fn set_drained(&self) {
+    pub(super) fn set_drained(&self) {
         self.drained.send_replace(true);
     }
 
     /// Waits until no stream is open.
-    pub async fn drained(&self) {
+    pub(super) async fn drained(&self) {
         // `wait_for` fails only without a sender, and the process holds the sender.
         let _ = self.drained.subscribe().wait_for(|drained| *drained).await;
     }
 
     /// State, pid and streams in one sentence for the log.
-    pub fn words(&self, pid: u32) -> String {
+    pub(super) fn words(&self, pid: u32) -> String {
         let (name, state) = (&self.name, self.state().word());
         let streams = if *self.drained.borrow() {
             "no stream is open".to_owned()
@@ -167,12 +167,12 @@ impl Process {
     }
 
     /// Keeps a terminal's size until it can be sent to the guest.
-    pub fn keep_size(&self, size: TerminalSize) {
+    pub(super) fn keep_size(&self, size: TerminalSize) {
         *self.size() = Some(size);
     }
 
     /// Takes the size that waits to be sent to the guest, if any.
-    pub fn take_size(&self) -> Option<TerminalSize> {
+    pub(super) fn take_size(&self) -> Option<TerminalSize> {
         self.size().take()
     }
 
@@ -183,7 +183,7 @@ impl Process {
 }
 
 /// The exit of a program that never ran: status 0, now.
-pub fn never_ran() -> Exit {
+pub(super) fn never_ran() -> Exit {
     Exit {
         status: 0,
         at: SystemTime::now(),

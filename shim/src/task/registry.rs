@@ -15,7 +15,7 @@ use crate::workload::{WorkloadMaker, WorkloadOrder};
 
 /// The fields of a `Create` request that the shim uses.
 #[derive(Clone, Debug)]
-pub struct TaskOrder {
+pub(crate) struct TaskOrder {
     /// The request but for the streams.
     pub workload: WorkloadOrder,
     /// The client's streams, as the request names them.
@@ -25,7 +25,7 @@ pub struct TaskOrder {
 }
 
 /// The tasks of this shim, those being created included.
-pub struct Tasks {
+pub(crate) struct Tasks {
     maker: Arc<dyn WorkloadMaker>,
     events: Arc<dyn EventSink>,
     tasks: Mutex<HashMap<String, Arc<Task>>>,
@@ -43,7 +43,7 @@ impl std::fmt::Debug for Tasks {
 impl Tasks {
     /// An empty registry; `maker` makes the workloads of its tasks.
     #[must_use]
-    pub fn new(maker: Arc<dyn WorkloadMaker>, events: Arc<dyn EventSink>) -> Self {
+    pub(crate) fn new(maker: Arc<dyn WorkloadMaker>, events: Arc<dyn EventSink>) -> Self {
         Self {
             maker,
             events,
@@ -54,7 +54,7 @@ impl Tasks {
 
     /// The number of tasks, those being created included.
     #[must_use]
-    pub fn count(&self) -> watch::Receiver<usize> {
+    pub(crate) fn count(&self) -> watch::Receiver<usize> {
         self.count.subscribe()
     }
 
@@ -62,7 +62,7 @@ impl Tasks {
     ///
     /// # Errors
     /// `NotFound`.
-    pub fn get(&self, id: &str) -> Result<Arc<Task>, Refusal> {
+    pub(crate) fn get(&self, id: &str) -> Result<Arc<Task>, Refusal> {
         self.lock()
             .get(id)
             .cloned()
@@ -71,7 +71,7 @@ impl Tasks {
 
     /// Every task, in no particular order.
     #[must_use]
-    pub fn all(&self) -> Vec<Arc<Task>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Task>> {
         self.lock().values().cloned().collect()
     }
 
@@ -79,7 +79,7 @@ impl Tasks {
     ///
     /// # Errors
     /// A [`super::create::CreateError`], translated for containerd; then nothing is left of the task.
-    pub async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
+    pub(crate) async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
         let id = order.workload.id.clone();
         let task = Task::new(
             order.workload,
@@ -102,7 +102,7 @@ impl Tasks {
     ///
     /// # Errors
     /// [`super::TaskError`], translated for containerd; the task stays.
-    pub async fn delete(&self, id: &str) -> Result<(u32, Exit), Refusal> {
+    pub(crate) async fn delete(&self, id: &str) -> Result<(u32, Exit), Refusal> {
         let task = self.get(id)?;
         let exit = task.delete().await?;
         self.remove(id, &task);

@@ -27,7 +27,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError::Unborn`] during `Create`.
-    pub async fn stats(&self) -> Result<Any, TaskError> {
+    pub(crate) async fn stats(&self) -> Result<Any, TaskError> {
         let accounting = Arc::clone(self.vm()?.workload.accounting());
         // A host with many cgroups takes a moment to sum up.
         let metrics = off_thread(move || accounting.metrics()).await;
@@ -42,7 +42,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]
-    pub async fn update(&self, resources: Resources) -> Result<(), TaskError> {
+    pub(crate) async fn update(&self, resources: Resources) -> Result<(), TaskError> {
         let vm = self.vm()?;
         let _one_at_a_time = self.updating.lock().await;
         let accounting = vm.workload.accounting();

@@ -1,23 +1,23 @@
 //! Linux signal numbers, as far as the shim has to tell them apart (signal(7)).
 
 /// The highest real-time signal.
-pub const SIGNAL_MAX: u32 = 64;
+pub(super) const SIGNAL_MAX: u32 = 64;
 /// Not a signal: kill(2) with 0 asks whether the program is there.
-pub const PROBE: u32 = 0;
+pub(super) const PROBE: u32 = 0;
 /// Ends a program; cannot be caught.
-pub const SIGKILL: u32 = 9;
+pub(super) const SIGKILL: u32 = 9;
 
 /// Stops a program; cannot be caught.
-pub const SIGSTOP: u32 = 19;
+pub(super) const SIGSTOP: u32 = 19;
 /// Resumes a stopped program.
-pub const SIGCONT: u32 = 18;
+pub(super) const SIGCONT: u32 = 18;
 
 /// Numbers that do not end a program: the probe is no signal; SIGCHLD, SIGCONT, SIGURG and SIGWINCH are
 /// ignored; SIGSTOP, SIGTSTP, SIGTTIN and SIGTTOU stop.
 const HARMLESS: [u32; 9] = [PROBE, 17, 18, 23, 28, 19, 20, 21, 22];
 
 /// Whether the signal ends a program that does not handle it.
-pub fn ends_by_default(signal: u32) -> bool {
+pub(super) fn ends_by_default(signal: u32) -> bool {
     !HARMLESS.contains(&signal)
 }
 

@@ -10,7 +10,7 @@ impl Task {
     ///
     /// # Errors
     /// [`TaskError`]; `Size` beyond what `struct winsize` holds, `Finished` when the program has exited.
-    pub async fn resize(
+    pub(crate) async fn resize(
         &self,
         exec: Option<&Exec>,
         width: u32,

@@ -14,7 +14,7 @@ use crate::agent::wall_clock::{ClockTimer, Looks};
 const TELLS_MAX: u32 = 3;
 
 /// Sends the guest the time when its clock is wrong, until init has exited. Runs once per task.
-pub async fn keep(task: Arc<Task>) {
+pub(super) async fn keep(task: Arc<Task>) {
     let mut looks = match ClockTimer::new() {
         Ok(timer) => timer,
         Err(error) => {

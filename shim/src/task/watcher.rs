@@ -47,7 +47,7 @@ struct OutputWait {
 }
 
 /// Watches init from its creation until the task is deleted. Runs once per task, in a task of the runtime.
-pub async fn watch(task: Arc<Task>, mut pumps: Pumps) {
+pub(super) async fn watch(task: Arc<Task>, mut pumps: Pumps) {
     let Ok(vm) = task.vm() else { return };
     let name = task.init.name();
     let reported = status(name, vm).await;

@@ -46,7 +46,11 @@ impl CompilerCgroup {
     ///
     /// # Errors
     /// [`TaskVmError`]; then nothing is left.
-    pub fn make(inner: &Path, limits: &Resources, part: Journal) -> Result<Self, TaskVmError> {
+    pub(super) fn make(
+        inner: &Path,
+        limits: &Resources,
+        part: Journal,
+    ) -> Result<Self, TaskVmError> {
         let journal = Arc::new(part);
         let part = Part(Some(Arc::clone(&journal)));
         let hierarchies = Hierarchies::find()?;
@@ -56,7 +60,7 @@ impl CompilerCgroup {
     }
 
     /// The cgroup, for the processes that are to be born into it.
-    pub fn cgroup(&self) -> &Cgroup {
+    pub(super) fn cgroup(&self) -> &Cgroup {
         &self.cgroup
     }
 
@@ -64,7 +68,7 @@ impl CompilerCgroup {
     ///
     /// # Errors
     /// [`TaskVmError::Cleanup`]; the journal is kept then.
-    pub async fn remove(mut self) -> Result<(), TaskVmError> {
+    pub(super) async fn remove(mut self) -> Result<(), TaskVmError> {
         match self.part.0.take() {
             Some(journal) => off_thread(move || cleanup::undo_part(journal.path())).await,
             None => Ok(()),

@@ -21,7 +21,7 @@ use crate::workload::{Workload, WorkloadMaker, WorkloadOrder};
 
 /// Boots VMs on this host.
 #[derive(Debug)]
-pub struct TaskVmMaker;
+pub(crate) struct TaskVmMaker;
 
 #[async_trait]
 impl WorkloadMaker for TaskVmMaker {

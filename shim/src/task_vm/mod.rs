@@ -18,7 +18,7 @@ mod run_hooks;
 mod slots;
 mod steps;
 
-pub use self::maker::TaskVmMaker;
+pub(crate) use self::maker::TaskVmMaker;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ use crate::workload::{LoadedProgram, SlotLease, Workload};
 
 /// A VM whose agent listens and whose first slot holds init's artifact.
 #[derive(Debug)]
-pub struct TaskVm {
+pub(crate) struct TaskVm {
     namespace: String,
     id: String,
     bundle: PathBuf,

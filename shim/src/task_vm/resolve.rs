@@ -26,7 +26,7 @@ use crate::vm::launch::VmFiles;
 const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 /// Resolves the programs of one task: init's and those of its execs.
 #[derive(Debug)]
-pub struct Resolver {
+pub(super) struct Resolver {
     pub namespace: String,
     pub id: String,
     pub config: Config,
@@ -41,7 +41,7 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    pub fn new(
+    pub(super) fn new(
         namespace: &str,
         id: &str,
         spec: &TaskSpec,
@@ -61,7 +61,7 @@ impl Resolver {
     }
 
     /// The lock to hold while a program of the running task is read.
-    pub async fn reading(&self) -> MutexGuard<'_, ()> {
+    pub(super) async fn reading(&self) -> MutexGuard<'_, ()> {
         self.reading.lock().await
     }
 
@@ -69,7 +69,7 @@ impl Resolver {
     ///
     /// # Errors
     /// [`TaskVmError`]
-    pub async fn resolve(
+    pub(super) async fn resolve(
         &self,
         program: &Arc<Program>,
         journal: &Journal,
@@ -85,7 +85,7 @@ impl Resolver {
     ///
     /// # Errors
     /// [`TaskVmError`]
-    pub async fn compile_again(
+    pub(super) async fn compile_again(
         &self,
         program: &Arc<Program>,
         journal: &Journal,
@@ -105,7 +105,7 @@ impl Resolver {
     ///
     /// # Errors
     /// [`TaskVmError::Step`].
-    pub async fn own(
+    pub(super) async fn own(
         &self,
         artifact: Artifact,
         cgroup: impl FnOnce() -> Result<Birth, CgroupError>,
@@ -123,7 +123,11 @@ impl Resolver {
     ///
     /// # Errors
     /// [`TaskVmError`].
-    pub async fn vm_files(&self, role: Role, cgroup: &Cgroup) -> Result<VmFiles, TaskVmError> {
+    pub(super) async fn vm_files(
+        &self,
+        role: Role,
+        cgroup: &Cgroup,
+    ) -> Result<VmFiles, TaskVmError> {
         let mut files = vm_files(&self.guest, role);
         let Some(owner) = self.owner() else {
             return Ok(files);

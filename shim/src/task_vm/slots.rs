@@ -16,7 +16,7 @@ use crate::workload::SlotLease;
 
 /// A program as VMs map it.
 #[derive(Debug)]
-pub struct Artifact {
+pub(super) struct Artifact {
     /// The key of the artifact, by which its slot is found.
     pub key: ArtifactKey,
     /// The artifact itself, opened read-only.
@@ -57,14 +57,18 @@ struct Mapped {
 
 /// The slots of one VM, in order.
 #[derive(Debug, Default)]
-pub struct Slots(Vec<Option<Mapped>>);
+pub(super) struct Slots(Vec<Option<Mapped>>);
 
 impl Slots {
     /// Maps an artifact, unless it is mapped already.
     ///
     /// # Errors
     /// [`SlotsError`]
-    pub async fn lease(&mut self, vm: &Vm, artifact: Artifact) -> Result<SlotLease, SlotsError> {
+    pub(super) async fn lease(
+        &mut self,
+        vm: &Vm,
+        artifact: Artifact,
+    ) -> Result<SlotLease, SlotsError> {
         if let Some(lease) = self.find(&artifact.key) {
             return Ok(lease);
         }
@@ -77,7 +81,7 @@ impl Slots {
     ///
     /// # Errors
     /// [`VmError`].
-    pub async fn replace(
+    pub(super) async fn replace(
         &mut self,
         vm: &Vm,
         lease: &SlotLease,
@@ -91,7 +95,7 @@ impl Slots {
     }
 
     /// The artifact's slot, if the artifact is mapped.
-    pub fn find(&self, key: &ArtifactKey) -> Option<SlotLease> {
+    pub(super) fn find(&self, key: &ArtifactKey) -> Option<SlotLease> {
         let mapped = (0..).zip(&self.0).find_map(|(index, slot)| {
             let mapped = slot.as_ref().filter(|mapped| mapped.key == *key)?;
             Some((index, mapped.user.clone()))

@@ -8,13 +8,17 @@ use crate::hooks;
 use crate::journal;
 
 /// A way to clean up: [`cleanup::undo`] or [`cleanup::release`].
-pub type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
+pub(super) type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
 
 /// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.
 ///
 /// # Errors
 /// [`TaskVmError::Cleanup`].
-pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), TaskVmError> {
+pub(super) async fn undo(
+    cleanup: Cleanup,
+    namespace: String,
+    id: String,
+) -> Result<(), TaskVmError> {
     off_thread(move || {
         hooks::wait_for_cancelled(&id);
         let root = journal::root_of(&namespace, &id);
@@ -27,7 +31,7 @@ pub async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(),
 ///
 /// # Errors
 /// The step's, and [`TaskVmError::Step`] when the step panicked.
-pub async fn off_thread<T, E>(
+pub(super) async fn off_thread<T, E>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, TaskVmError>
 where

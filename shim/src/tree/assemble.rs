@@ -12,7 +12,7 @@ use crate::sys::mounts::{MountChange, change_mount};
 
 /// A tree ready to become a VMM's root, which is the calling thread's working directory.
 #[derive(Debug)]
-pub struct AssembledTree {
+pub(crate) struct AssembledTree {
     /// Root of the tree, which is a mount point (`O_PATH`).
     pub root: OwnedFd,
     /// Files on which the guest is to mount devices of its own.
@@ -21,7 +21,7 @@ pub struct AssembledTree {
 
 /// A device of the host's that the spec binds into the tree: the guest mounts its own of the same kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceMount {
+pub(crate) struct DeviceMount {
     /// Name of the device in the guest's `/dev`.
     pub device: &'static str,
     /// File in the tree that the device is mounted on.
@@ -33,7 +33,7 @@ pub struct DeviceMount {
 ///
 /// # Errors
 /// [`TreeError`]. Mounts that were made until then are released with the namespace.
-pub fn assemble(
+pub(crate) fn assemble(
     spec: &TaskSpec,
     rootfs_mounts: &[RootfsMount],
 ) -> Result<AssembledTree, TreeError> {

@@ -30,7 +30,7 @@ mod spec_tmpfs;
 mod tests;
 mod tmpfs;
 
-pub use assemble::{DeviceMount, assemble};
-pub use error::TreeError;
+pub(crate) use assemble::{DeviceMount, assemble};
+pub(crate) use error::TreeError;
 pub(crate) use point::open_inside;
-pub use rootfs::RootfsMount;
+pub(crate) use rootfs::RootfsMount;

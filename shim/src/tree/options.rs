@@ -14,7 +14,7 @@ pub(super) struct MountOptions {
 
 impl MountOptions {
     /// Adds SELinux's label for all files, unless the snapshotter has given one.
-    pub fn label(&mut self, label: Option<&str>) {
+    pub(super) fn label(&mut self, label: Option<&str>) {
         let labelled = self
             .data
             .iter()

@@ -18,7 +18,7 @@ pub(super) enum PointKind {
 }
 
 impl PointKind {
-    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(super) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let mode = rustix::fs::fstat(fd)?.st_mode;
         Ok(match FileType::from_raw_mode(mode) {
             FileType::Directory => Self::Directory,

@@ -21,7 +21,7 @@ const DATA_BYTES_MAX: usize = 4095;
 
 /// A mount that Create brings for the rootfs (`containerd.types.Mount`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RootfsMount {
+pub(crate) struct RootfsMount {
     /// File system type, or `bind`.
     pub kind: String,
     /// Source, as the type understands it.

@@ -50,7 +50,7 @@ pub enum CredentialsError {
 ///
 /// # Errors
 /// [`CredentialsError`], but never [`CredentialsError::OtherUser`].
-pub fn of_task(spec: &TaskSpec) -> Result<Credentials, CredentialsError> {
+pub(crate) fn of_task(spec: &TaskSpec) -> Result<Credentials, CredentialsError> {
     label::check(&spec.labels)?;
     let (user, given) = (
         &spec.process.user,
@@ -88,7 +88,7 @@ pub fn of_task(spec: &TaskSpec) -> Result<Credentials, CredentialsError> {
 ///
 /// # Errors
 /// [`CredentialsError::OtherUser`].
-pub fn check_exec(spec: &TaskSpec, exec: &User) -> Result<(), CredentialsError> {
+pub(crate) fn check_exec(spec: &TaskSpec, exec: &User) -> Result<(), CredentialsError> {
     let own = of_task(spec)?;
     let is_own_group = |gid: &u32| *gid == own.gid || own.groups.contains(gid);
     let serves = own.capabilities & ACT_FOR_OTHERS == ACT_FOR_OTHERS
@@ -107,7 +107,7 @@ pub fn check_exec(spec: &TaskSpec, exec: &User) -> Result<(), CredentialsError> 
 
 /// The capabilities that a program keeps: an exec whose spec has no set has its task's.
 #[must_use]
-pub fn of_program(spec: &TaskSpec, process: &ProcessSpec) -> u64 {
+pub(crate) fn of_program(spec: &TaskSpec, process: &ProcessSpec) -> u64 {
     let given = process.capabilities.or(spec.process.capabilities);
     given.unwrap_or_default().of_user(process.user.uid)
 }

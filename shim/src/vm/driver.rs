@@ -40,7 +40,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub fn new(
+    pub(super) fn new(
         control: OwnedFd,
         process: HostProcess,
         killed: watch::Receiver<bool>,
@@ -65,7 +65,7 @@ impl Driver {
     }
 
     /// Reads the control socket until the VMM has ended; then publishes the end, once.
-    pub async fn run(self) {
+    pub(super) async fn run(self) {
         let mut last_words = None;
         let mut killed = self.killed.clone();
         let status = loop {

@@ -99,7 +99,7 @@ pub(crate) struct Vmm {
 
 impl Vmm {
     /// A process that sleeps, as the VMM, and its VM. Called inside the runtime.
-    pub fn new() -> (Self, Vm) {
+    pub(crate) fn new() -> (Self, Vm) {
         let mut child = Command::new("sleep")
             .arg("60")
             .stdin(Stdio::null())
@@ -120,13 +120,13 @@ impl Vmm {
     }
 
     /// Ends its process, and waits for that.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.process.kill();
         assert!(self.process.wait_blocking(LIMIT).unwrap());
     }
 
     /// One thing that a VMM can say or do to its shim, and turns for the shim to take it in.
-    pub async fn act(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
+    pub(crate) async fn act(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         match u.int_in_range(0..=12)? {
             0..=2 => self.hear(),
             3 | 4 => {

@@ -17,7 +17,7 @@ pub struct LabelError {
 ///
 /// # Errors
 /// [`LabelError`].
-pub fn check(labels: &Labels) -> Result<(), LabelError> {
+pub(crate) fn check(labels: &Labels) -> Result<(), LabelError> {
     check_on(Path::new("/sys"), labels)
 }
 

@@ -37,7 +37,7 @@ const IDENTITY_MAP: &str = "0 0 4294967295\n";
 
 /// The files a VM is made of.
 #[derive(Clone, Debug)]
-pub struct VmFiles {
+pub(crate) struct VmFiles {
     /// The path of `wasmvm-vmm`, the VMM.
     pub vmm: PathBuf,
     /// The guest kernel, an uncompressed ELF.
@@ -50,7 +50,7 @@ pub struct VmFiles {
 
 /// The parts and the surroundings of a VMM to launch.
 #[derive(Debug)]
-pub struct LaunchRequest {
+pub(crate) struct LaunchRequest {
     /// The name of the VM in the log.
     pub name: String,
     /// The files that the VM is made of.
@@ -137,7 +137,7 @@ struct Launched {
 ///
 /// # Errors
 /// `prepare`'s error, or [`LaunchError`]; then no process and no mount is left.
-pub async fn launch<T, E>(
+pub(crate) async fn launch<T, E>(
     request: LaunchRequest,
     prepare: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<(Vm, T), E>

@@ -12,14 +12,14 @@
 //! [`Vm`] ends the VMM.
 
 mod answers;
-pub mod credentials;
+pub(crate) mod credentials;
 mod driver;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
-pub mod label;
-pub mod launch;
+pub(crate) mod label;
+pub(crate) mod launch;
 mod log;
-pub mod network;
+pub(crate) mod network;
 
 use std::fs::File;
 use std::io;
@@ -46,7 +46,7 @@ const REASON_MAX: Duration = Duration::from_secs(1);
 
 /// A VMM process and the orders to it. Cheap to clone; all clones are the same VM.
 #[derive(Clone, Debug)]
-pub struct Vm {
+pub(crate) struct Vm {
     inner: Arc<Inner>,
 }
 
@@ -154,13 +154,13 @@ impl Vm {
 
     /// The VMM's pid on the host.
     #[must_use]
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.inner.process.pid()
     }
 
     /// The VMM as a process of the host.
     #[must_use]
-    pub fn process(&self) -> &HostProcess {
+    pub(crate) fn process(&self) -> &HostProcess {
         &self.inner.process
     }
 
@@ -168,7 +168,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError::Ended`] with the reason, [`VmError::Timeout`].
-    pub async fn ready(&self, limit: Duration) -> Result<Duration, VmError> {
+    pub(crate) async fn ready(&self, limit: Duration) -> Result<Duration, VmError> {
         let mut state = self.inner.state.clone();
         let settled = state.wait_for(|state| state.ready.is_some() || state.end.is_some());
         let settled = timeout(limit, settled)
@@ -188,7 +188,7 @@ impl Vm {
 
     /// Waits until the VMM's process has ended and is reaped, or was killed and does not end. Any number of
     /// callers may wait.
-    pub async fn ended(&self) -> VmEnd {
+    pub(crate) async fn ended(&self) -> VmEnd {
         let mut state = self.inner.state.clone();
         match state.wait_for(|state| state.end.is_some()).await {
             Ok(state) => state.end.clone().unwrap_or_else(VmEnd::unknown),
@@ -197,7 +197,7 @@ impl Vm {
     }
 
     /// Kills the VMM; [`Vm::ended`] reports the end.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.inner.kill();
     }
 
@@ -205,7 +205,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`].
-    pub async fn map_slot(&self, index: u32, file: BorrowedFd<'_>) -> Result<(), VmError> {
+    pub(crate) async fn map_slot(&self, index: u32, file: BorrowedFd<'_>) -> Result<(), VmError> {
         let id = self.next_id();
         self.done(id, &ToVmm::MapSlot { id, index }, &[file]).await
     }
@@ -214,7 +214,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`].
-    pub async fn pause(&self) -> Result<(), VmError> {
+    pub(crate) async fn pause(&self) -> Result<(), VmError> {
         let id = self.next_id();
         self.done(id, &ToVmm::Pause { id }, &[]).await
     }
@@ -223,7 +223,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`].
-    pub async fn resume(&self) -> Result<(), VmError> {
+    pub(crate) async fn resume(&self) -> Result<(), VmError> {
         let id = self.next_id();
         self.done(id, &ToVmm::Resume { id }, &[]).await
     }
@@ -240,7 +240,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`].
-    pub async fn connect(&self, port: u32) -> Result<UnixStream, VmError> {
+    pub(crate) async fn connect(&self, port: u32) -> Result<UnixStream, VmError> {
         let failed = |source| VmError::Descriptor {
             action: "make a stream to the guest",
             source,
@@ -259,7 +259,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`]; among them when the guest sends more than `bytes_max`, or not all within `limit`.
-    pub async fn sink(
+    pub(crate) async fn sink(
         &self,
         port: u32,
         file: &File,
@@ -321,7 +321,7 @@ impl Vm {
 
 /// The end that explains a broken connection to the guest: the connection breaks a moment before the VM's
 /// end is known. `None` when the VM has not ended.
-pub async fn end_behind_silence(vm_ended: impl Future<Output = VmEnd>) -> Option<VmEnd> {
+pub(crate) async fn end_behind_silence(vm_ended: impl Future<Output = VmEnd>) -> Option<VmEnd> {
     timeout(REASON_MAX, vm_ended).await.ok()
 }
 

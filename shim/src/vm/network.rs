@@ -18,7 +18,7 @@ const HOSTS: [&str; 2] = ["/proc/self/ns/net", "/proc/1/ns/net"];
 
 /// The network namespace a VMM lives in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Network {
+pub(crate) enum Network {
     /// A new namespace, with nothing in it.
     Empty,
     /// The task's own namespace, by path.
@@ -82,7 +82,7 @@ impl NetworkError {
 ///
 /// # Errors
 /// [`NetworkError`].
-pub fn enter(network: &Network, sysctls: &[Sysctl]) -> Result<bool, NetworkError> {
+pub(crate) fn enter(network: &Network, sysctls: &[Sysctl]) -> Result<bool, NetworkError> {
     match network {
         Network::Empty if sysctls.is_empty() => return Ok(true),
         Network::Empty => unshare_network().map_err(NetworkError::Make)?,

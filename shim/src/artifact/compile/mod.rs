@@ -31,11 +31,11 @@ use crate::vm::network::Network;
 use crate::vm::{Vm, VmError, end_behind_silence};
 
 /// RAM of a compiler VM, and the memory limit of its cgroup: Cranelift takes some 20 times the module.
-pub const COMPILER_MEMORY_MIB: u32 = 2048;
+pub(crate) const COMPILER_MEMORY_MIB: u32 = 2048;
 
 /// A module to compile, and the VM to compile it in.
 #[derive(Debug)]
-pub struct Compile<'a> {
+pub(crate) struct Compile<'a> {
     /// Name of the VM in the log.
     pub name: String,
     /// The VMM, the kernel and the compiler's initramfs.
@@ -130,7 +130,7 @@ impl CompileError {
 ///
 /// # Errors
 /// [`CompileError`]; the VM has exited in any case.
-pub async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
+pub(crate) async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
     let launch_request = LaunchRequest {
         name: request.name,
         files: request.files,

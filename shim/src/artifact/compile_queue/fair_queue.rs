@@ -34,7 +34,7 @@ const RECORD_BYTES_MAX: usize = 256;
 
 /// A turn: a compiler that is taken until the turn is dropped.
 #[derive(Debug)]
-pub struct Turn {
+pub(crate) struct Turn {
     lock: File,
 }
 
@@ -131,7 +131,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub fn new(directory: PathBuf, compilers_max: u64) -> Self {
+    pub(super) fn new(directory: PathBuf, compilers_max: u64) -> Self {
         Self {
             directory,
             compilers_max: compilers_max.max(1),
@@ -139,7 +139,11 @@ impl Queue {
     }
 
     /// Takes a turn, if the want is next; else gets the want a ticket, or keeps its present one.
-    pub fn look(&self, want: &Want, ticket: Option<Ticket>) -> Result<Seen, CompileQueueError> {
+    pub(super) fn look(
+        &self,
+        want: &Want,
+        ticket: Option<Ticket>,
+    ) -> Result<Seen, CompileQueueError> {
         let counters = self.lock()?;
         let mut state = self.read(ticket.as_ref())?;
         if let Some(stranger) = state.compiled_by(want, ticket.is_some()) {
@@ -170,7 +174,7 @@ impl Queue {
 
     /// Whether to follow another task that compiles the artifact, or is about to; and whether that task is another
     /// tenant's.
-    pub fn compiled_by(&self, want: &Want) -> Result<Option<bool>, CompileQueueError> {
+    pub(super) fn compiled_by(&self, want: &Want) -> Result<Option<bool>, CompileQueueError> {
         let _counters = self.lock()?;
         Ok(self.read(None)?.compiled_by(want, false))
     }

@@ -28,7 +28,7 @@ use crate::error::ErrorCode;
 use crate::off_thread::off_thread;
 use fair_queue::{Queue, Seen, Ticket};
 
-pub use fair_queue::Turn;
+pub(crate) use fair_queue::Turn;
 
 /// Most programs of one tenant that wait at once.
 const WAITING_MAX: usize = 64;
@@ -76,7 +76,7 @@ impl CompileQueueError {
 
 /// Result of waiting for a turn.
 #[derive(Debug)]
-pub enum Next {
+pub(crate) enum Next {
     /// Compile now; look in the store before.
     Turn(Turn),
     /// Another task has compiled the artifact, or has failed to.
@@ -97,14 +97,14 @@ struct Want {
 
 /// The queue of a host.
 #[derive(Clone, Debug)]
-pub struct CompileQueue {
+pub(crate) struct CompileQueue {
     queue: Queue,
 }
 
 impl CompileQueue {
     /// A queue in `directory`, which is made when needed; at most `compilers_max` compile at once.
     #[must_use]
-    pub fn new(directory: PathBuf, compilers_max: u64) -> Self {
+    pub(crate) fn new(directory: PathBuf, compilers_max: u64) -> Self {
         let queue = Queue::new(directory, compilers_max);
         Self { queue }
     }
@@ -114,7 +114,7 @@ impl CompileQueue {
     ///
     /// # Errors
     /// [`CompileQueueError`].
-    pub async fn next(
+    pub(crate) async fn next(
         &self,
         tenant: &str,
         key: &ArtifactKey,

@@ -49,7 +49,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`FolderError`].
-    pub fn open(&self) -> Result<Folder, FolderError> {
+    pub(super) fn open(&self) -> Result<Folder, FolderError> {
         let memory = self.clone();
         let failed = |source| FolderError::Open {
             path: self.path.clone(),
@@ -59,7 +59,7 @@ impl Memory {
     }
 
     /// Budget of the artifacts in the tmpfs.
-    pub fn budget(&self) -> Budget {
+    pub(super) fn budget(&self) -> Budget {
         Budget {
             bytes_max: self.size(),
             reserve_percent: 0,

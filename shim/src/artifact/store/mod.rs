@@ -31,7 +31,7 @@ const DISK_RESERVE_PERCENT: u64 = 10;
 
 /// A directory and its size.
 #[derive(Clone, Debug)]
-pub struct CacheDir {
+pub(crate) struct CacheDir {
     /// Path of the directory; made at the first insert.
     pub path: PathBuf,
     /// Most bytes of artifacts that stay in the directory.
@@ -40,7 +40,7 @@ pub struct CacheDir {
 
 /// The directories of a host's artifacts.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub(crate) struct Store {
     shared: Option<Memory>,
     kept: CacheDir,
 }
@@ -71,7 +71,7 @@ impl Store {
     /// A store whose `shared` becomes a tmpfs, if VMs are to share memory, and whose `kept` is a directory on a
     /// disk.
     #[must_use]
-    pub fn new(shared: Option<CacheDir>, kept: CacheDir) -> Self {
+    pub(crate) fn new(shared: Option<CacheDir>, kept: CacheDir) -> Self {
         let shared = shared.map(|shelf| Memory {
             path: shelf.path,
             bytes_max: shelf.bytes_max,
@@ -85,7 +85,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Folder`] when the directory on disk is not ours.
-    pub fn find(&self, key: &ArtifactKey) -> Result<Option<File>, StoreError> {
+    pub(crate) fn find(&self, key: &ArtifactKey) -> Result<Option<File>, StoreError> {
         let memory = self.memory();
         if let Some(file) = memory
             .as_ref()
@@ -108,7 +108,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn insert(&self, key: &ArtifactKey, artifact: &File) -> Result<File, StoreError> {
+    pub(crate) fn insert(&self, key: &ArtifactKey, artifact: &File) -> Result<File, StoreError> {
         if let Err(error) = Folder::make(&self.kept.path) {
             tracing::warn!(error = %chain(&error), "artifacts are not kept");
         }
@@ -133,7 +133,7 @@ impl Store {
     }
 
     /// Removes an artifact that does not fit this host any more.
-    pub fn forget(&self, key: &ArtifactKey) {
+    pub(crate) fn forget(&self, key: &ArtifactKey) {
         let disk = self.disk().ok().flatten();
         for folder in self.memory().into_iter().chain(disk) {
             if let Err(error) = folder.remove(key.as_str()) {
@@ -147,7 +147,7 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn installed(&self, path: &Path, owner: &str) -> io::Result<Option<File>> {
+    pub(crate) fn installed(&self, path: &Path, owner: &str) -> io::Result<Option<File>> {
         let source = File::open(path)?;
         let metadata = source.metadata()?;
         let key = ArtifactKey::of_installed(&metadata, owner);

@@ -29,7 +29,7 @@ const WANTED: [&str; 7] = [
 
 /// Version of cgroups on a host, as containerd's own metrics see it: 2 only when there is no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub(crate) enum Version {
     /// Version 1: each controller, or group of them, has a tree of its own.
     V1,
     /// Version 2: one tree for all controllers.
@@ -53,14 +53,14 @@ struct Hierarchy {
 
 /// All hierarchies of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hierarchies(Vec<Hierarchy>);
+pub(crate) struct Hierarchies(Vec<Hierarchy>);
 
 impl Hierarchies {
     /// Finds the hierarchies that are mounted.
     ///
     /// # Errors
     /// [`CgroupError::Version`] when the host has none.
-    pub fn find() -> Result<Self, CgroupError> {
+    pub(crate) fn find() -> Result<Self, CgroupError> {
         let root = Path::new(CGROUP_ROOT);
         if magic(root) == Some(CGROUP2_MAGIC) {
             let root = root.to_owned();
@@ -92,7 +92,7 @@ impl Hierarchies {
 
     /// The place of the cgroup with this relative path: a directory below each root.
     #[must_use]
-    pub fn place(&self, inner: &Path) -> Place {
+    pub(crate) fn place(&self, inner: &Path) -> Place {
         let directories = self.0.iter();
         Place(
             directories
@@ -125,11 +125,11 @@ fn parse_line(line: &[u8]) -> Option<Hierarchy> {
 
 /// Place of a cgroup: a directory in each hierarchy.
 #[derive(Clone, Debug)]
-pub struct Place(pub(super) Vec<(PathBuf, Kind)>);
+pub(crate) struct Place(pub(super) Vec<(PathBuf, Kind)>);
 
 impl Place {
     /// Absolute paths of the directories.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.iter().map(|(path, _)| path.as_path())
     }
 }

@@ -82,7 +82,7 @@ impl HookError {
 
 /// A hook of a task, to be run.
 #[derive(Clone, Copy, Debug)]
-pub struct Call<'a> {
+pub(super) struct Call<'a> {
     /// The list that the hook is in.
     pub stage: Stage,
     /// The hook's place in the list, from 0.
@@ -92,7 +92,7 @@ pub struct Call<'a> {
 
 /// A hook that runs. Dropping a hook before its end kills the hook.
 #[derive(Debug)]
-pub struct Running<'a> {
+pub(super) struct Running<'a> {
     call: Call<'a>,
     child: Child,
     pidfd: OwnedFd,
@@ -107,7 +107,7 @@ impl<'a> Running<'a> {
     ///
     /// # Errors
     /// [`HookError::Spawn`].
-    pub fn spawn(call: Call<'a>, state: &HookState) -> Result<Self, HookError> {
+    pub(super) fn spawn(call: Call<'a>, state: &HookState) -> Result<Self, HookError> {
         let hook = call.hook;
         spawn(hook, state)
             .map(|(child, pidfd, output)| Self {
@@ -128,7 +128,7 @@ impl<'a> Running<'a> {
     }
 
     /// The hook's pid on the host.
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
@@ -137,7 +137,7 @@ impl<'a> Running<'a> {
     ///
     /// # Errors
     /// [`HookError`]; the hook has ended or was killed in any case.
-    pub fn finish(mut self, cancel: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
+    pub(super) fn finish(mut self, cancel: Option<BorrowedFd<'_>>) -> Result<(), HookError> {
         let deadline = Instant::now() + self.limit;
         loop {
             if Instant::now() >= deadline {

@@ -28,7 +28,7 @@ pub(super) const PROGRAM_BYTES_MAX: u64 = 256 << 20;
 
 /// A copy that no tenant can change any more, as the compiler's VM maps it: header page, content.
 #[derive(Debug)]
-pub struct SealedProgram {
+pub(crate) struct SealedProgram {
     /// Opened read-only.
     pub slot: File,
     /// SHA-256 of the content.

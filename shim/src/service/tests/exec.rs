@@ -15,7 +15,7 @@ fn spec(json: &str) -> Any {
 }
 
 /// Runs a program of this name.
-pub fn program(name: &str) -> pb::ExecProcessRequest {
+pub(super) fn program(name: &str) -> pb::ExecProcessRequest {
     let json = format!(r#"{{"args":["{name}"],"cwd":"/","user":{{"uid":0,"gid":0}}}}"#);
     pb::ExecProcessRequest {
         spec: MessageField::some(spec(&json)),

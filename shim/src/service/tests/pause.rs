@@ -4,7 +4,7 @@ use super::exec::program;
 use super::*;
 
 impl Fixture {
-    pub async fn pause(&self) -> ttrpc::Result<pb::Empty> {
+    pub(super) async fn pause(&self) -> ttrpc::Result<pb::Empty> {
         let request = pb::PauseRequest {
             id: "t".into(),
             ..Default::default()

@@ -7,12 +7,12 @@ use crate::cgroup::Cgroup;
 pub(super) struct Keyed(String);
 
 impl Keyed {
-    pub fn read(cgroup: &Cgroup, controller: &str, file: &str) -> Self {
+    pub(super) fn read(cgroup: &Cgroup, controller: &str, file: &str) -> Self {
         Self(cgroup.read(controller, file).unwrap_or_default())
     }
 
     /// The value of a key; 0 when the file does not have it.
-    pub fn get(&self, key: &str) -> u64 {
+    pub(super) fn get(&self, key: &str) -> u64 {
         let mut pairs = self.0.lines().filter_map(|line| line.split_once(' '));
         pairs
             .find(|(name, _)| *name == key)

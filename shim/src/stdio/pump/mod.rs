@@ -18,7 +18,7 @@ use crate::guest_deadline::{GuestClock, GuestDeadline};
 /// The buffer of one stream, bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// How long `Delete` waits for a reader of the output, as runc's shim.
-pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+pub(super) const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// How long the guest may take, all waits together, to deliver what an ended program has written.
 const REST_MAX: Duration = Duration::from_secs(10);
 /// How long a client that has not opened standard input when the program starts may still take. A client
@@ -31,7 +31,7 @@ const REST_BYTES_MAX: usize = 4 << 20;
 /// The streams to the guest that are not null: stdin from the host to the guest, the others from the guest
 /// to the host.
 #[derive(Debug, Default)]
-pub struct GuestStreams {
+pub(crate) struct GuestStreams {
     pub stdin: Option<UnixStream>,
     pub stdout: Option<UnixStream>,
     pub stderr: Option<UnixStream>,
@@ -39,7 +39,7 @@ pub struct GuestStreams {
 
 /// The copies of one instance, running.
 #[derive(Debug)]
-pub struct Pumps {
+pub(crate) struct Pumps {
     stdin: Option<AbortHandle>,
     switch: StdioSwitch,
     outputs: JoinSet<Option<File>>,
@@ -51,7 +51,7 @@ pub struct Pumps {
 impl Pumps {
     /// Starts to copy each FIFO that has a stream.
     #[must_use]
-    pub fn start(
+    pub(crate) fn start(
         stdio: Stdio,
         guest: GuestStreams,
         switch: &StdioSwitch,
@@ -90,7 +90,7 @@ impl Pumps {
     /// Waits, after the program's exit, until its output has been read, and closes the FIFOs. A reader has
     /// all the time it wants until [`StdioSwitch::leave`], then [`DRAIN_MAX`]. Returns whether everything
     /// was delivered, as far as the shim can tell.
-    pub async fn drain(&mut self) -> bool {
+    pub(crate) async fn drain(&mut self) -> bool {
         if let Some(stdin) = self.stdin.take() {
             stdin.abort();
         }

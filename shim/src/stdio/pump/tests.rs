@@ -26,7 +26,7 @@ fn fifo(dir: &Path, name: &str) -> String {
 }
 
 /// Opened without waiting: a thread could come after the writer is gone, and would wait for ever.
-pub fn open_reader(path: &Path) -> File {
+pub(crate) fn open_reader(path: &Path) -> File {
     let mut options = File::options();
     let flags = rustix::fs::OFlags::NONBLOCK;
     options.read(true).custom_flags(flags.bits().cast_signed());

@@ -12,14 +12,14 @@ use super::{StdioError, StdioNames, StdioOwner};
 
 /// The log files and the logger of one instance; FIFOs need no sink.
 #[derive(Debug, Default)]
-pub struct Sinks {
+pub(crate) struct Sinks {
     files: Vec<LogFile>,
     logger: Option<Logger>,
 }
 
 /// The opened outputs of one instance, and the sinks behind them.
 #[derive(Debug, Default)]
-pub struct Outputs {
+pub(super) struct Outputs {
     pub stdout: Option<OutputFifo>,
     pub stderr: Option<OutputFifo>,
     pub sinks: Sinks,
@@ -30,7 +30,10 @@ impl Outputs {
     ///
     /// # Errors
     /// [`StdioError`]; then nothing is left running.
-    pub async fn open(names: &StdioNames, owner: &StdioOwner<'_>) -> Result<Self, StdioError> {
+    pub(super) async fn open(
+        names: &StdioNames,
+        owner: &StdioOwner<'_>,
+    ) -> Result<Self, StdioError> {
         let stdout = uri::parse("stdout", &names.stdout)?;
         let stderr = uri::parse("stderr", &names.stderr)?;
         if let Some(command) = uri::shared(&stdout, &stderr) {
@@ -78,7 +81,7 @@ impl Sinks {
 
     /// Waits, once the outputs are closed, until the sinks have taken everything, at most until `deadline`
     /// and, for a logger that does not end, a little more.
-    pub async fn finish(&mut self, deadline: Instant) {
+    pub(crate) async fn finish(&mut self, deadline: Instant) {
         let left = || deadline.saturating_duration_since(Instant::now());
         for file in &mut self.files {
             file.finish(left()).await;

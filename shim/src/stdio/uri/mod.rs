@@ -19,7 +19,7 @@ const NAME_BYTES_MAX: usize = 64 * 1024;
 
 /// Where a stream of the program goes, or comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub(super) enum Target {
     /// The null device, for an empty name.
     Null,
     /// A FIFO of the client's.
@@ -32,7 +32,7 @@ pub enum Target {
 
 /// The program behind a `binary://` URI.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoggerCommand {
+pub(super) struct LoggerCommand {
     /// The absolute path of the program.
     pub program: PathBuf,
     /// Keys and values of the query, one after the other.
@@ -45,7 +45,7 @@ pub struct LoggerCommand {
 ///
 /// # Errors
 /// [`StdioError::Scheme`] for a name of any other form than those above.
-pub fn parse(stream: &'static str, name: &str) -> Result<Target, StdioError> {
+pub(super) fn parse(stream: &'static str, name: &str) -> Result<Target, StdioError> {
     let refused = || StdioError::Scheme {
         stream,
         uri: crate::error::printable(name),
@@ -82,7 +82,7 @@ pub fn parse(stream: &'static str, name: &str) -> Result<Target, StdioError> {
 ///
 /// # Errors
 /// [`StdioError::Scheme`].
-pub fn input_path(name: &str) -> Result<Option<PathBuf>, StdioError> {
+pub(super) fn input_path(name: &str) -> Result<Option<PathBuf>, StdioError> {
     match parse("stdin", name)? {
         Target::Null => Ok(None),
         Target::Fifo(path) => Ok(Some(path)),
@@ -130,7 +130,7 @@ fn decode(text: &str, query: bool) -> Option<String> {
 }
 
 /// The logger of both outputs, of which one may be the null device instead.
-pub fn shared<'a>(stdout: &'a Target, stderr: &'a Target) -> Option<&'a LoggerCommand> {
+pub(super) fn shared<'a>(stdout: &'a Target, stderr: &'a Target) -> Option<&'a LoggerCommand> {
     match (stdout, stderr) {
         (Target::Logger(logger), other) | (other, Target::Logger(logger))
             if *other == Target::Null || *other == Target::Logger(logger.clone()) =>

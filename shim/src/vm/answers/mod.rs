@@ -41,7 +41,7 @@ pub(super) struct Awaited<T> {
 
 impl<T> Awaited<T> {
     /// Waits for the answer; `None` when the driver has ended.
-    pub async fn answer(mut self) -> Option<T> {
+    pub(super) async fn answer(mut self) -> Option<T> {
         (&mut self.answer).await.ok()
     }
 }
@@ -54,17 +54,17 @@ impl<T> Drop for Awaited<T> {
 
 impl Answers {
     /// Registers an order whose answer says no more than that the order is carried out.
-    pub fn done(&self, id: u32) -> Awaited<Answer<()>> {
+    pub(super) fn done(&self, id: u32) -> Awaited<Answer<()>> {
         self.expect(id, Waiter::Done)
     }
 
     /// Registers an order for a connection to the guest.
-    pub fn connected(&self, id: u32) -> Awaited<Answer<()>> {
+    pub(super) fn connected(&self, id: u32) -> Awaited<Answer<()>> {
         self.expect(id, Waiter::Connected)
     }
 
     /// Registers an order for a sink; the answer is the number of bytes in the file.
-    pub fn written(&self, id: u32) -> Awaited<Answer<u64>> {
+    pub(super) fn written(&self, id: u32) -> Awaited<Answer<u64>> {
         self.expect(id, Waiter::Written)
     }
 
@@ -79,7 +79,7 @@ impl Answers {
     }
 
     /// Hands an answer to its waiter; an answer without a waiter is dropped.
-    pub fn deliver(&self, message: FromVmm) {
+    pub(super) fn deliver(&self, message: FromVmm) {
         let (FromVmm::Done { id }
         | FromVmm::Connected { id }
         | FromVmm::Refused { id, .. }
@@ -128,7 +128,7 @@ impl Answers {
 
     /// How many orders are not answered yet.
     #[cfg(any(test, feature = "fuzzing"))]
-    pub fn pending(&self) -> usize {
+    pub(super) fn pending(&self) -> usize {
         self.table().len()
     }
 }
