@@ -7,7 +7,7 @@ use crate::cleanup::{CleanupError, Outcome};
 use crate::hooks;
 use crate::journal;
 
-/// A way to clean up: [`cleanup::undo`] or [`cleanup::release`].
+/// A way to clean up: [`crate::cleanup::undo`] or [`crate::cleanup::release`].
 pub(super) type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>;
 
 /// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A program that another *tenant* compiles is followed once only: a tenant that starts and gives up again and again
-//! must not keep others from the program. The state is files and their locks ([`queue`]), which the kernel releases
+//! must not keep others from the program. The state is files and their locks ([`fair_queue`]), which the kernel releases
 //! with the process: a killed shim blocks no other.
 
 mod fair_queue;

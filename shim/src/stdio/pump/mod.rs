@@ -88,7 +88,7 @@ impl Pumps {
     }
 
     /// Waits, after the program's exit, until its output has been read, and closes the FIFOs. A reader has
-    /// all the time it wants until [`StdioSwitch::leave`], then [`DRAIN_MAX`]. Returns whether everything
+    /// all the time it wants until [`StdioSwitch::begin_drain`], then [`DRAIN_MAX`]. Returns whether everything
     /// was delivered, as far as the shim can tell.
     pub(crate) async fn drain(&mut self) -> bool {
         if let Some(stdin) = self.stdin.take() {
