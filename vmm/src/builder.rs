@@ -1,13 +1,12 @@
 //! The machine: one straight recipe.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use wasmvm_protocol::control::BootConfig;
 
-use crate::boot::{self, BootError};
+use crate::boot::{self, BootError, BootParts};
 use crate::bus::MmioBus;
 use crate::console::Console;
 use crate::cpuid;
@@ -18,17 +17,6 @@ use crate::vcpu::{GuestEnd, Vcpu, VcpuError, VcpuThread};
 use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::virtio::{Interrupt, VirtioDevice};
 use crate::vm::{SlotError, Vm, VmError, open_kvm};
-
-/// The descriptors a machine is made of.
-#[derive(Debug)]
-pub struct BootParts {
-    /// Descriptor of /dev/kvm, open for reading and writing.
-    pub kvm: OwnedFd,
-    /// Guest kernel: uncompressed ELF, opened read-only.
-    pub kernel: File,
-    /// Initramfs: cpio, opened read-only.
-    pub initramfs: File,
-}
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]

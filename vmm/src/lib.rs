@@ -5,7 +5,7 @@
 //!
 //! Read in this order: [`jail`] closes the process, [`file_server`] is the other process, which has the directory,
 //! [`builder`] puts the machine together, [`vcpu`] runs it, [`virtio`] holds its two devices, [`control`] takes the
-//! shim's orders.
+//! shim's orders, [`report`] notifies the shim.
 
 pub mod boot;
 pub mod builder;
@@ -24,6 +24,7 @@ pub mod library_log;
 pub mod long_mode;
 pub mod memory;
 pub mod offer;
+pub mod report;
 pub mod seccomp;
 pub mod vcpu;
 pub mod virtio;

@@ -25,8 +25,8 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::{MmioBus, NoDevice, WriteError};
 use crate::console::{Console, PORT_FIRST, PORT_LAST};
-use crate::control::sentence;
 use crate::gate::{Gate, Pass};
+use crate::report::sentence;
 use crate::seccomp::{Thread, confine};
 use crate::vm::{Vm, VmError};
 

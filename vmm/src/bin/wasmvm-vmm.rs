@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use wasmvm_protocol::control::{CONTROL_FD, FromVmm, Role};
 use wasmvm_protocol::ports::GUEST_CID;
-use wasmvm_vmm::control::{Reporter, await_boot, note, serve};
+use wasmvm_vmm::control::{answer_vsock_event, await_boot, serve};
 use wasmvm_vmm::gate::Gate;
 use wasmvm_vmm::jail::Inmate;
+use wasmvm_vmm::report::{Reporter, note};
 use wasmvm_vmm::seccomp::{self, Thread};
 use wasmvm_vmm::virtio::VirtioDevice;
 use wasmvm_vmm::virtio::fs::FsDevice;
@@ -50,7 +51,7 @@ fn main() {
     seccomp::enable().unwrap_or_else(|err| reporter.boot_failed(&err));
     let gate = Gate::default();
     let events = reporter.clone();
-    let on_event = Box::new(move |event| events.vsock_event(event));
+    let on_event = Box::new(move |event| answer_vsock_event(&events, event));
     let (vsock_device, vsock) = VsockDevice::new(GUEST_CID, &gate, on_event)
         .unwrap_or_else(|err| reporter.boot_failed(&err));
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(vsock_device)];

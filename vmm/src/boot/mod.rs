@@ -11,6 +11,7 @@ pub mod params;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use wasmvm_protocol::control::BootConfig;
@@ -25,6 +26,17 @@ use params::{Initramfs, write_boot_params};
 
 /// Size of the largest initramfs, bytes.
 pub const INITRAMFS_BYTES_MAX: u64 = 256 << 20;
+
+/// The descriptors a machine is made of.
+#[derive(Debug)]
+pub struct BootParts {
+    /// Descriptor of /dev/kvm, open for reading and writing.
+    pub kvm: OwnedFd,
+    /// Guest kernel: uncompressed ELF, opened read-only.
+    pub kernel: File,
+    /// Initramfs: cpio, opened read-only.
+    pub initramfs: File,
+}
 
 /// Why the guest could not be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -43,6 +43,6 @@ fn print(u: &mut Unstructured<'_>) -> Result<()> {
         tail.chars()
             .all(|c| c.is_ascii_graphic() || " \n\t".contains(c))
     );
-    crate::control::fuzz::tail_fits_a_message(&tail);
+    crate::report::fuzz::tail_fits_a_message(&tail);
     Ok(())
 }

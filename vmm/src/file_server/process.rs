@@ -11,8 +11,8 @@ use wasmvm_protocol::control::Credentials;
 use super::message::{self, BYTES_MAX};
 use super::serve::serve;
 use super::{FileServer, Tree, pair};
-use crate::control::{note, sentence};
 use crate::jail::{Inmate, Jail, JailError};
+use crate::report::{note, sentence};
 use crate::seccomp::{self, SeccompError, Thread};
 
 /// The process's name in `/proc/PID/comm`.
