@@ -19,6 +19,7 @@ pub mod file_server;
 pub mod fuzz;
 pub mod gate;
 pub mod jail;
+pub mod kvm;
 pub mod layout;
 pub mod library_log;
 pub mod long_mode;

@@ -26,9 +26,10 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use crate::bus::{MmioBus, NoDevice, WriteError};
 use crate::console::{Console, PORT_FIRST, PORT_LAST};
 use crate::gate::{Gate, Pass};
+use crate::kvm::KvmError;
 use crate::report::sentence;
 use crate::seccomp::{Thread, confine};
-use crate::vm::{Vm, VmError};
+use crate::vm::Vm;
 
 /// Bus locks of one guest in a second, where the host's KVM reports bus locks to the VMM.
 pub const BUS_LOCKS_PER_SECOND_MAX: u32 = 1000;
@@ -194,14 +195,14 @@ impl Vcpu {
     }
 
     /// Parks the thread, and stops the guest's clock meanwhile.
-    fn pause(&self, pass: &Pass) -> Result<(), VmError> {
+    fn pause(&self, pass: &Pass) -> Result<(), KvmError> {
         let clock_ns = self.vm.clock_ns()?;
         pass.park();
         self.vm.set_clock_ns(clock_ns)?;
         match self.fd.kvmclock_ctrl() {
             // The guest does not use the clock yet.
             Err(errno) if errno.errno() == libc::EINVAL => Ok(()),
-            told => told.map_err(VmError::of("KVM_KVMCLOCK_CTRL")),
+            told => told.map_err(KvmError::of("KVM_KVMCLOCK_CTRL")),
         }
     }
 

@@ -3,47 +3,21 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use kvm_bindings::{
-    KVM_API_VERSION, KVM_MEM_READONLY, kvm_clock_data, kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_clock_data, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SLOTS_MAX, slot_address};
 
+use crate::kvm::KvmError;
 use crate::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, page_ceil};
 use crate::offer;
 
 /// KVM's number for the first read-only slot; RAM has the numbers below.
 const SLOT_NUMBER: u32 = 8;
-
-/// Why KVM refused a call.
-#[derive(Debug, thiserror::Error)]
-pub enum VmError {
-    /// KVM has another API version, or the descriptor is not /dev/kvm's (-1).
-    #[error("KVM API version {0}; {KVM_API_VERSION} is needed")]
-    ApiVersion(i32),
-    /// An ioctl of KVM failed.
-    #[error("{call} failed")]
-    Kvm {
-        /// Name of the ioctl.
-        call: &'static str,
-        /// Errno of the ioctl.
-        #[source]
-        source: kvm_ioctls::Error,
-    },
-}
-
-impl VmError {
-    /// The error of the ioctl `call`, for `map_err`.
-    pub fn of(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
-        move |source| Self::Kvm { call, source }
-    }
-}
 
 /// Why a file could not become a read-only slot.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +49,7 @@ pub enum SlotError {
     },
     /// KVM refused the memory slot.
     #[error("KVM does not map the slot")]
-    Kvm(#[source] VmError),
+    Kvm(#[source] KvmError),
 }
 
 /// Longest file of a slot: header page and content.
@@ -109,36 +83,23 @@ impl Drop for SlotMapping {
     }
 }
 
-/// Takes over a descriptor of /dev/kvm and checks the API version.
-///
-/// # Errors
-/// [`VmError::ApiVersion`], also when `fd` is not /dev/kvm's (-1).
-pub fn open_kvm(fd: OwnedFd) -> Result<Kvm, VmError> {
-    // SAFETY: an open descriptor that we own passes to the new owner.
-    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
-    match kvm.get_api_version() {
-        version if version.unsigned_abs() == KVM_API_VERSION => Ok(kvm),
-        version => Err(VmError::ApiVersion(version)),
-    }
-}
-
 impl Vm {
     /// A VM with in-kernel interrupt controllers and `memory`, without a PIT.
     ///
     /// # Errors
-    /// [`VmError`].
-    pub fn new(kvm: Kvm, memory: GuestMemoryMmap) -> Result<Self, VmError> {
-        let fd = kvm.create_vm().map_err(VmError::of("KVM_CREATE_VM"))?;
+    /// [`KvmError`].
+    pub fn new(kvm: Kvm, memory: GuestMemoryMmap) -> Result<Self, KvmError> {
+        let fd = kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
         // Before the first vCPU, which takes its counters from what is asked for here.
         offer::restrict_vm(&kvm, &fd)?;
         // kvm_intel needs both for guests in real mode; before the first vCPU.
         fd.set_identity_map_address(KVM_IDENTITY_MAP_ADDRESS)
-            .map_err(VmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
+            .map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(KVM_TSS_ADDRESS)
-            .map_err(VmError::of("KVM_SET_TSS_ADDR"))?;
+            .map_err(KvmError::of("KVM_SET_TSS_ADDR"))?;
         // Before the first vCPU, which then gets a local APIC.
         fd.create_irq_chip()
-            .map_err(VmError::of("KVM_CREATE_IRQCHIP"))?;
+            .map_err(KvmError::of("KVM_CREATE_IRQCHIP"))?;
         let vm = Self {
             fd,
             kvm,
@@ -157,11 +118,11 @@ impl Vm {
         Ok(vm)
     }
 
-    fn map_region(&self, region: kvm_userspace_memory_region) -> Result<(), VmError> {
+    fn map_region(&self, region: kvm_userspace_memory_region) -> Result<(), KvmError> {
         // SAFETY: every region given here is a mapping that `self` owns and that outlives the VM's
         // descriptor; the guest is the only one to read or write it but for volatile accesses.
         unsafe { self.fd.set_user_memory_region(region) }
-            .map_err(VmError::of("KVM_SET_USER_MEMORY_REGION"))
+            .map_err(KvmError::of("KVM_SET_USER_MEMORY_REGION"))
     }
 
     /// The KVM that the VM was made with.
@@ -183,15 +144,15 @@ impl Vm {
     /// deadline timer then fires seconds late (docs/decisions/002-tsc-rate.md).
     ///
     /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn create_vcpu(&self) -> Result<VcpuFd, VmError> {
+    /// [`KvmError::Ioctl`].
+    pub fn create_vcpu(&self) -> Result<VcpuFd, KvmError> {
         const HOST_RATE: u32 = 0;
         let vcpu = self
             .fd
             .create_vcpu(0)
-            .map_err(VmError::of("KVM_CREATE_VCPU"))?;
+            .map_err(KvmError::of("KVM_CREATE_VCPU"))?;
         vcpu.set_tsc_khz(HOST_RATE)
-            .map_err(VmError::of("KVM_SET_TSC_KHZ"))?;
+            .map_err(KvmError::of("KVM_SET_TSC_KHZ"))?;
         offer::restrict_vcpu(&self.kvm, &vcpu)?;
         Ok(vcpu)
     }
@@ -199,17 +160,17 @@ impl Vm {
     /// The guest's monotonic clock, nanoseconds.
     ///
     /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn clock_ns(&self) -> Result<u64, VmError> {
-        let clock = self.fd.get_clock().map_err(VmError::of("KVM_GET_CLOCK"))?;
+    /// [`KvmError::Ioctl`].
+    pub fn clock_ns(&self) -> Result<u64, KvmError> {
+        let clock = self.fd.get_clock().map_err(KvmError::of("KVM_GET_CLOCK"))?;
         Ok(clock.clock)
     }
 
     /// Lets the guest's monotonic clock continue from `clock_ns`.
     ///
     /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn set_clock_ns(&self, clock_ns: u64) -> Result<(), VmError> {
+    /// [`KvmError::Ioctl`].
+    pub fn set_clock_ns(&self, clock_ns: u64) -> Result<(), KvmError> {
         // No flags: with the host's real time KVM would add what passed since it was read.
         let clock = kvm_clock_data {
             clock: clock_ns,
@@ -217,27 +178,27 @@ impl Vm {
         };
         self.fd
             .set_clock(&clock)
-            .map_err(VmError::of("KVM_SET_CLOCK"))
+            .map_err(KvmError::of("KVM_SET_CLOCK"))
     }
 
     /// Makes a write of the 32-bit `value` to guest-physical `address` wake `event` without an exit.
     ///
     /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn wake_on_write(&self, event: &EventFd, address: u64, value: u32) -> Result<(), VmError> {
+    /// [`KvmError::Ioctl`].
+    pub fn wake_on_write(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
         self.fd
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
-            .map_err(VmError::of("KVM_IOEVENTFD"))
+            .map_err(KvmError::of("KVM_IOEVENTFD"))
     }
 
     /// Makes `event` pulse the interrupt line `gsi`.
     ///
     /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn connect_line(&self, event: &EventFd, gsi: u32) -> Result<(), VmError> {
+    /// [`KvmError::Ioctl`].
+    pub fn connect_line(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
         self.fd
             .register_irqfd(event, gsi)
-            .map_err(VmError::of("KVM_IRQFD"))
+            .map_err(KvmError::of("KVM_IRQFD"))
     }
 
     /// Maps `file` as a read-only slot, instead of the slot's present file. Two locks keep it unwritten: the
@@ -354,14 +315,5 @@ mod tests {
         }
         let device = File::open("/dev/zero").unwrap();
         assert!(matches!(refused(&device), SlotError::File { .. }));
-    }
-
-    #[test]
-    fn what_is_not_kvm_is_refused() {
-        let null = File::open("/dev/null").unwrap();
-        assert!(matches!(
-            open_kvm(null.into()),
-            Err(VmError::ApiVersion(-1))
-        ));
     }
 }
