@@ -3,9 +3,9 @@
 //! The crate knows nothing of containers or Wasm: the VMM is handed a kernel, an initramfs, a directory to serve and
 //! descriptors to carry streams, all over its control socket ([`wasmvm_protocol::control`]).
 //!
-//! Read in this order: [`jail`] closes the process, [`file_server`] is the other process, which has the directory,
-//! [`builder`] puts the machine together, [`vcpu`] runs it, [`virtio`] holds its two devices, [`control`] takes the
-//! shim's orders, [`report`] notifies the shim.
+//! Read in this order: [`mod@set_up`] is the recipe, [`jail`] closes the process, [`file_server`] is the other process,
+//! which has the directory, [`builder`] puts the machine together, [`vcpu`] runs it, [`virtio`] holds its two devices,
+//! [`control`] takes the shim's orders, [`report`] notifies the shim.
 
 pub mod boot;
 pub mod builder;
@@ -27,6 +27,7 @@ pub mod memory;
 pub mod offer;
 pub mod report;
 pub mod seccomp;
+pub mod set_up;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;
