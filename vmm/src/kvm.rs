@@ -1,9 +1,11 @@
 //! The host's KVM: its descriptor, and the error of its ioctls.
 
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::Kvm;
+
+use crate::descriptors;
 
 /// Why KVM refused a call.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +36,7 @@ impl KvmError {
 /// # Errors
 /// [`KvmError::ApiVersion`], also when `fd` is not /dev/kvm's (-1).
 pub fn open_kvm(fd: OwnedFd) -> Result<Kvm, KvmError> {
-    // SAFETY: an open descriptor that we own passes to the new owner.
-    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+    let kvm = descriptors::kvm(fd);
     match kvm.get_api_version() {
         version if version.unsigned_abs() == KVM_API_VERSION => Ok(kvm),
         version => Err(KvmError::ApiVersion(version)),

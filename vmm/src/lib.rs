@@ -7,6 +7,8 @@
 //! which has the directory, [`builder`] puts the machine together, [`vcpu`] runs it, [`virtio`] holds its two devices,
 //! [`control`] takes the shim's orders, [`report`] notifies the shim.
 
+#![deny(unsafe_code)]
+
 pub mod boot;
 pub mod builder;
 pub mod bus;
@@ -14,6 +16,7 @@ pub mod check;
 pub mod console;
 pub mod control;
 pub mod cpuid;
+pub mod descriptors;
 pub mod file_server;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
@@ -23,6 +26,7 @@ pub mod kvm;
 pub mod layout;
 pub mod library_log;
 pub mod long_mode;
+mod mapping;
 pub mod memory;
 pub mod offer;
 pub mod report;

@@ -6,12 +6,12 @@
 use std::fs::File;
 use std::io;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::layout::{
     MIB, PAGE_BYTES, RAM_HOLE_END, RAM_HOLE_START, RAM_MIB_MAX, RAM_MIB_MIN, page_ceil,
 };
+use crate::mapping::RamRange;
 
 /// Why guest RAM could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,10 @@ pub fn allocate(ram_mib: u32, huge_pages: bool) -> Result<GuestMemoryMmap, Memor
     let memory = GuestMemoryMmap::from_ranges(&ranges(u64::from(ram_mib) * MIB))
         .map_err(|source| MemoryError::Map { ram_mib, source })?;
     for region in memory.iter() {
-        advise(region, huge_pages)?;
+        let (address, length) = (region.start_addr().0, region.len());
+        let ram = RamRange::find(&memory, address, to_usize(length))
+            .ok_or(MemoryError::Place { address, length })?;
+        advise(&ram, huge_pages)?;
     }
     Ok(memory)
 }
@@ -94,28 +97,19 @@ fn to_usize(bytes: u64) -> usize {
 }
 
 /// Sets the page size. With transparent huge pages `always`, one touch of RAM would charge 2 MiB to a small task.
-fn advise(region: &vm_memory::GuestRegionMmap, huge_pages: bool) -> Result<(), MemoryError> {
-    let advice = if huge_pages {
-        Advice::LinuxHugepage
-    } else {
-        Advice::LinuxNoHugepage
-    };
-    // SAFETY: the range is exactly one mapping of ours, and the advice changes no content.
-    let advised =
-        unsafe { rustix::mm::madvise(region.as_ptr().cast(), to_usize(region.len()), advice) };
-    match advised {
+fn advise(ram: &RamRange<'_>, huge_pages: bool) -> Result<(), MemoryError> {
+    match ram.set_huge_pages(huge_pages) {
         // A host kernel without transparent huge pages knows neither advice.
         Ok(()) | Err(rustix::io::Errno::INVAL) => {}
         Err(errno) => return Err(MemoryError::Advise(errno.into())),
     }
-    keep_out_of_dumps(region.as_ptr(), to_usize(region.len()))
+    keep_out_of_dumps(ram)
 }
 
 /// Keeps a range out of core dumps: a dump of the VMM is about the VMM, and a tenant's memory has no place in it.
-fn keep_out_of_dumps(start: *mut u8, bytes: usize) -> Result<(), MemoryError> {
-    // SAFETY: the caller's range is a mapping of ours, and the advice changes no content.
-    let advised = unsafe { rustix::mm::madvise(start.cast(), bytes, Advice::LinuxDontDump) };
-    advised.map_err(|errno| MemoryError::Dump(errno.into()))
+fn keep_out_of_dumps(ram: &RamRange<'_>) -> Result<(), MemoryError> {
+    let kept = ram.keep_out_of_dumps();
+    kept.map_err(|errno| MemoryError::Dump(errno.into()))
 }
 
 /// Bytes of RAM below the hole.
@@ -145,7 +139,7 @@ pub fn map_file(
     if !address.is_multiple_of(PAGE_BYTES) || !offset.is_multiple_of(PAGE_BYTES) {
         return Err(place);
     }
-    let Ok(host) = memory.get_slice(GuestAddress(address), to_usize(span)) else {
+    let Some(host) = RamRange::find(memory, address, to_usize(span)) else {
         return Err(place);
     };
     let failed = |source| MemoryError::MapFile { address, source };
@@ -159,24 +153,9 @@ pub fn map_file(
             });
         }
     }
-    // SAFETY: `get_slice` proved that the whole span belongs to one region of guest RAM, a private
-    // mapping of ours that Rust sees only through volatile accesses; it is replaced by another of
-    // the same size, and `GuestMemoryMmap` unmaps both with the region.
-    let mapped = unsafe {
-        rustix::mm::mmap(
-            host.ptr_guard_mut().as_ptr().cast(),
-            to_usize(span),
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
-            file,
-            offset,
-        )
-    };
-    let mapped = mapped.map_err(|errno| MemoryError::MapFile {
-        address,
-        source: errno.into(),
-    })?;
-    keep_out_of_dumps(mapped.cast(), to_usize(span))
+    host.map_over(file, offset)
+        .map_err(|errno| failed(errno.into()))?;
+    keep_out_of_dumps(&host)
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@
 //! ```
 //!
 //! To pause the guest ([`crate::gate`]) from another thread: the gate is closed, then a signal is sent to
-//! the thread. The signal's handler sets `kvm_run.immediate_exit`, so that a signal that arrives just before
-//! `KVM_RUN` is not lost. A guest that does not end by itself runs until its process ends.
+//! the thread (`kvm_run`). A guest that does not end by itself runs until its process ends.
 
-use std::cell::Cell;
+mod kvm_run;
+
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -21,7 +21,6 @@ use std::time::Duration;
 use kvm_bindings::{KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK, KVM_RUN_X86_BUS_LOCK};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::thread::{ClockId, Timespec, clock_nanosleep_relative};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::{MmioBus, NoDevice, WriteError};
 use crate::console::{Console, PORT_FIRST, PORT_LAST};
@@ -30,6 +29,7 @@ use crate::kvm::KvmError;
 use crate::report::sentence;
 use crate::seccomp::{Thread, confine};
 use crate::vm::Vm;
+use kvm_run::{ImmediateExit, install_kick, kick_this_thread, suberror};
 
 /// Bus locks of one guest in a second, where the host's KVM reports bus locks to the VMM.
 pub const BUS_LOCKS_PER_SECOND_MAX: u32 = 1000;
@@ -149,7 +149,7 @@ impl Vcpu {
         mut self,
         on_end: impl FnOnce(GuestEnd) + Send + 'static,
     ) -> Result<VcpuThread, VcpuError> {
-        register_signal_handler(kick_signal(), on_kick).map_err(VcpuError::Signal)?;
+        install_kick().map_err(VcpuError::Signal)?;
         thread::Builder::new()
             .name(Thread::Vcpu.name().into())
             // While the vCPU is there: to close it is no call of this thread's list.
@@ -211,10 +211,7 @@ impl Vcpu {
         let GuestEnd::InternalError { .. } = end else {
             return end;
         };
-        let run = self.fd.get_kvm_run();
-        // SAFETY: the exit reason said which member of the union KVM filled in; all of it is
-        // plain numbers.
-        let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+        let suberror = suberror(&mut self.fd);
         let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
         GuestEnd::InternalError { suberror, rip }
     }
@@ -290,51 +287,6 @@ fn write_end(error: WriteError, address: u64) -> GuestEnd {
         WriteError::Activate(err) => GuestEnd::Device {
             reason: sentence(&err),
         },
-    }
-}
-
-fn kick_signal() -> libc::c_int {
-    SIGRTMIN()
-}
-
-/// A kick: takes the calling thread out of the guest, when another thread calls it.
-fn kick_this_thread() -> impl Fn() + Send {
-    // SAFETY: no argument, cannot fail.
-    let thread = unsafe { libc::pthread_self() };
-    move || {
-        // SAFETY: a kick is called only while the thread holds its pass, so the thread exists.
-        let _sent = unsafe { libc::pthread_kill(thread, kick_signal()) };
-    }
-}
-
-thread_local! {
-    /// `kvm_run.immediate_exit` of the vCPU that this thread runs. Constant initialiser and no
-    /// destructor: a signal handler may read it.
-    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
-}
-
-/// Keeps [`IMMEDIATE_EXIT`] set while the vCPU is alive.
-struct ImmediateExit;
-
-impl ImmediateExit {
-    fn of(fd: &mut VcpuFd) -> Self {
-        IMMEDIATE_EXIT.set(&raw mut fd.get_kvm_run().immediate_exit);
-        Self
-    }
-}
-
-impl Drop for ImmediateExit {
-    fn drop(&mut self) {
-        IMMEDIATE_EXIT.set(std::ptr::null_mut());
-    }
-}
-
-extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    let flag = IMMEDIATE_EXIT.get();
-    if !flag.is_null() {
-        // SAFETY: non-null only between `ImmediateExit::of` and its drop, both on this thread while
-        // the vCPU, and so its mapping of `kvm_run`, is alive.
-        unsafe { flag.write_volatile(1) };
     }
 }
 

@@ -1,4 +1,8 @@
 //! The KVM VM: memory slots, interrupt controllers, event descriptors.
+#![allow(
+    unsafe_code,
+    reason = "KVM is given addresses of memory that must outlive the VM"
+)]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,13 +11,13 @@ use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_clock_data, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SLOTS_MAX, slot_address};
 
 use crate::kvm::KvmError;
 use crate::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, page_ceil};
+use crate::mapping::FileMapping;
 use crate::offer;
 
 /// KVM's number for the first read-only slot; RAM has the numbers below.
@@ -62,25 +66,7 @@ pub struct Vm {
     fd: VmFd,
     kvm: Kvm,
     memory: GuestMemoryMmap,
-    slots: Mutex<HashMap<u32, SlotMapping>>,
-}
-
-/// The host's view of a slot, read-only.
-#[derive(Debug)]
-struct SlotMapping {
-    address: *mut std::ffi::c_void,
-    bytes: usize,
-}
-
-// SAFETY: the address is only a number to `munmap(2)`; nothing in this process reads through it.
-unsafe impl Send for SlotMapping {}
-
-impl Drop for SlotMapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, of this address and length; KVM's slot of it was deleted, or is
-        // deleted with the VM, whose descriptor is dropped first, or was never made.
-        let _unmapped = unsafe { rustix::mm::munmap(self.address, self.bytes) };
-    }
+    slots: Mutex<HashMap<u32, FileMapping>>,
 }
 
 impl Vm {
@@ -208,13 +194,13 @@ impl Vm {
     /// [`SlotError`]; the slot is then as it was, or empty when KVM refused.
     pub fn map_slot(&self, index: u32, file: &File) -> Result<(), SlotError> {
         let guest_phys_addr = slot_address(index).ok_or(SlotError::Index(index))?;
-        let mapping = SlotMapping::of(file)?;
+        let mapping = map_slot_file(file)?;
         let region = kvm_userspace_memory_region {
             slot: SLOT_NUMBER + index,
             flags: KVM_MEM_READONLY,
             guest_phys_addr,
-            memory_size: mapping.bytes as u64,
-            userspace_addr: mapping.address as u64,
+            memory_size: mapping.bytes() as u64,
+            userspace_addr: mapping.host_address(),
         };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.contains_key(&index) {
@@ -232,48 +218,32 @@ impl Vm {
     }
 }
 
-impl SlotMapping {
-    fn of(file: &File) -> Result<Self, SlotError> {
-        let os = |call| {
-            move |errno: rustix::io::Errno| SlotError::Os {
-                call,
-                source: errno.into(),
-            }
-        };
-        let flags = rustix::fs::fcntl_getfl(file).map_err(os("fcntl"))?;
-        if flags & rustix::fs::OFlags::ACCMODE != rustix::fs::OFlags::RDONLY {
-            return Err(SlotError::Writable(flags.bits().cast_signed()));
+/// Maps a file that may be a slot, in whole pages.
+fn map_slot_file(file: &File) -> Result<FileMapping, SlotError> {
+    let os = |call| {
+        move |errno: rustix::io::Errno| SlotError::Os {
+            call,
+            source: errno.into(),
         }
-        let stat = rustix::fs::fstat(file).map_err(os("fstat"))?;
-        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-        let refused = SlotError::File {
-            mode: stat.st_mode,
-            bytes: stat.st_size,
-        };
-        let bytes = match u64::try_from(stat.st_size) {
-            Ok(bytes @ 1..=SLOT_BYTES_MAX) if kind.is_file() => page_ceil(bytes),
-            _ => None,
-        };
-        let Some(bytes) = bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {
-            return Err(refused);
-        };
-        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing; nobody in
-        // this process reads through it.
-        let address = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ,
-                MapFlags::SHARED | MapFlags::NORESERVE,
-                file,
-                0,
-            )
-        };
-        Ok(Self {
-            address: address.map_err(os("mmap"))?,
-            bytes,
-        })
+    };
+    let flags = rustix::fs::fcntl_getfl(file).map_err(os("fcntl"))?;
+    if flags & rustix::fs::OFlags::ACCMODE != rustix::fs::OFlags::RDONLY {
+        return Err(SlotError::Writable(flags.bits().cast_signed()));
     }
+    let stat = rustix::fs::fstat(file).map_err(os("fstat"))?;
+    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+    let refused = SlotError::File {
+        mode: stat.st_mode,
+        bytes: stat.st_size,
+    };
+    let bytes = match u64::try_from(stat.st_size) {
+        Ok(bytes @ 1..=SLOT_BYTES_MAX) if kind.is_file() => page_ceil(bytes),
+        _ => None,
+    };
+    let Some(bytes) = bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {
+        return Err(refused);
+    };
+    FileMapping::new(file, bytes).map_err(os("mmap"))
 }
 
 #[cfg(test)]
@@ -282,17 +252,17 @@ mod tests {
     use std::io::Write;
 
     fn refused(file: &File) -> SlotError {
-        SlotMapping::of(file).map(drop).unwrap_err()
+        map_slot_file(file).map(drop).unwrap_err()
     }
 
     #[test]
     fn a_read_only_file_is_mapped_in_whole_pages() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[1; 5000]).unwrap();
-        let mapping = SlotMapping::of(&file.reopen().unwrap());
+        let mapping = map_slot_file(&file.reopen().unwrap());
         assert!(matches!(mapping, Err(SlotError::Writable(_))));
-        let mapping = SlotMapping::of(&File::open(file.path()).unwrap()).unwrap();
-        assert_eq!(mapping.bytes, 8192);
+        let mapping = map_slot_file(&File::open(file.path()).unwrap()).unwrap();
+        assert_eq!(mapping.bytes(), 8192);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The VMM process. Started by the shim, which hands over everything the VMM may touch: see
 //! [`wasmvm_protocol::control`] for the messages and [`wasmvm_vmm::jail`] for what the VMM gives up.
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+#![deny(unsafe_code)]
 
 use wasmvm_protocol::control::CONTROL_FD;
+use wasmvm_vmm::descriptors::inherited_control;
 use wasmvm_vmm::library_log;
 use wasmvm_vmm::report::Reporter;
 use wasmvm_vmm::set_up::set_up;
@@ -12,13 +13,14 @@ use wasmvm_vmm::set_up::set_up;
 const USAGE_STATUS: i32 = 2;
 
 fn main() {
-    let reporter = inherited_control().unwrap_or_else(|err| {
+    let control = inherited_control().unwrap_or_else(|err| {
         eprintln!(
             "wasmvm-vmm is started by containerd-shim-wasmvm-v1: \
              descriptor {CONTROL_FD} is not its control socket: {err}"
         );
         std::process::exit(USAGE_STATUS)
     });
+    let reporter = Reporter::new(control);
     library_log::install();
     report_panics(&reporter);
     let running = set_up(&reporter).unwrap_or_else(|err| reporter.boot_failed(&err));
@@ -32,11 +34,4 @@ fn main() {
 fn report_panics(reporter: &Reporter) {
     let reporter = reporter.clone();
     std::panic::set_hook(Box::new(move |panic| reporter.panicked(panic)));
-}
-
-fn inherited_control() -> std::io::Result<Reporter> {
-    // SAFETY: nothing else in this process was given the descriptor.
-    let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
-    rustix::net::getsockname(control.as_fd())?;
-    Ok(Reporter::new(control))
 }

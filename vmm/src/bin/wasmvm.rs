@@ -1,5 +1,7 @@
 //! The operator's command line.
 
+#![deny(unsafe_code)]
+
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
