@@ -8,6 +8,7 @@
 //! [`control`] takes the shim's orders, [`report`] notifies the shim.
 
 #![deny(unsafe_code)]
+#![warn(unreachable_pub)]
 
 pub mod boot;
 pub mod builder;

@@ -1,6 +1,7 @@
 //! The operator's command line.
 
 #![deny(unsafe_code)]
+#![warn(unreachable_pub)]
 
 use std::io::{self, Write};
 use std::path::Path;
