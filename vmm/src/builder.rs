@@ -6,13 +6,13 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use wasmvm_protocol::control::BootConfig;
 
+use crate::arch::cpuid;
+use crate::arch::layout::{DEVICES_MAX, GSI_FIRST, mmio_address};
 use crate::boot::{self, BootError, BootParts};
 use crate::bus::MmioBus;
 use crate::console::Console;
-use crate::cpuid;
 use crate::gate::Gate;
 use crate::kvm::{KvmError, open_kvm};
-use crate::layout::{DEVICES_MAX, GSI_FIRST, mmio_address};
 use crate::memory::{self, MemoryError};
 use crate::vcpu::{GuestEnd, Vcpu, VcpuError, VcpuThread};
 use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};

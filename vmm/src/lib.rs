@@ -10,13 +10,13 @@
 #![deny(unsafe_code)]
 #![warn(unreachable_pub)]
 
+pub mod arch;
 pub mod boot;
 pub mod builder;
 pub mod bus;
 pub mod check;
 pub mod console;
 pub mod control;
-pub mod cpuid;
 pub mod descriptors;
 pub mod file_server;
 #[cfg(feature = "fuzzing")]
@@ -24,12 +24,9 @@ pub mod fuzz;
 pub mod gate;
 pub mod jail;
 pub mod kvm;
-pub mod layout;
 pub mod library_log;
-pub mod long_mode;
 mod mapping;
 pub mod memory;
-pub mod offer;
 pub mod report;
 pub mod seccomp;
 pub mod set_up;

@@ -8,7 +8,7 @@ use std::io;
 
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::layout::{
+use crate::arch::layout::{
     MIB, PAGE_BYTES, RAM_HOLE_END, RAM_HOLE_START, RAM_MIB_MAX, RAM_MIB_MIN, page_ceil,
 };
 use crate::mapping::RamRange;
@@ -161,7 +161,7 @@ pub fn map_file(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::GIB;
+    use crate::arch::layout::GIB;
     use std::io::Write;
     use vm_memory::Bytes;
 
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn no_ram_lies_where_something_else_is() {
-        use crate::layout::{
+        use crate::arch::layout::{
             DEVICES_MAX, IOAPIC_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, LOCAL_APIC_ADDRESS, MMIO_START,
             mmio_address,
         };

@@ -258,7 +258,7 @@ fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, console: &Console) -> Opti
         VcpuExit::Intr | VcpuExit::IrqWindowOpen => None,
         // What there is to do is in the flags.
         VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK) => None,
-        // Only the notification after which the guest cannot continue is asked for (`crate::offer`).
+        // Only the notification after which the guest cannot continue is asked for (`crate::arch::offer`).
         VcpuExit::Unsupported(KVM_EXIT_NOTIFY) => Some(GuestEnd::Unexpected {
             exit: "KVM_EXIT_NOTIFY, the processor's state is lost".into(),
         }),

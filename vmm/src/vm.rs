@@ -15,10 +15,10 @@ use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SLOTS_MAX, slot_address};
 
+use crate::arch::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, page_ceil};
+use crate::arch::offer;
 use crate::kvm::KvmError;
-use crate::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, page_ceil};
 use crate::mapping::FileMapping;
-use crate::offer;
 
 /// KVM's number for the first read-only slot; RAM has the numbers below.
 const SLOT_NUMBER: u32 = 8;

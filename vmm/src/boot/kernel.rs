@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::layout::{HIGH_MEMORY_START, PAGE_BYTES, page_ceil};
+use crate::arch::layout::{HIGH_MEMORY_START, PAGE_BYTES, page_ceil};
 use crate::memory::{MemoryError, map_file};
 
 /// Most program headers read; a kernel has 4 or 5.
@@ -194,7 +194,7 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::MIB;
+    use crate::arch::layout::MIB;
     use crate::memory::allocate;
     use proptest::prelude::*;
     use std::io::Write;

@@ -1,13 +1,7 @@
-//! Loading the guest by the 64-bit boot protocol of x86 Linux (Documentation/arch/x86/boot.rst).
-//!
-//! [`kernel`] and the initramfs are mapped from their files, [`params`], [`mod@cmdline`] and
-//! [`mod@mp_table`] describe the machine to the kernel, [`entry`] is the processor's state.
+//! Loading the guest: [`kernel`] and the initramfs are mapped from their files, [`crate::arch`] describes the machine to
+//! the kernel.
 
-pub mod cmdline;
-pub mod entry;
 pub mod kernel;
-pub mod mp_table;
-pub mod params;
 
 use std::fs::File;
 use std::io;
@@ -16,13 +10,14 @@ use std::os::fd::OwnedFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use wasmvm_protocol::control::BootConfig;
 
-use crate::layout::{CMDLINE_ADDRESS, MP_TABLE_ADDRESS, page_ceil, page_floor};
+use crate::arch::layout::{CMDLINE_ADDRESS, MP_TABLE_ADDRESS, page_ceil, page_floor};
+use crate::arch::x86_64::boot::cmdline::{CmdlineError, cmdline};
+use crate::arch::x86_64::boot::entry;
+pub use crate::arch::x86_64::boot::entry::Entry;
+use crate::arch::x86_64::boot::mp_table::mp_table;
+use crate::arch::x86_64::boot::params::{Initramfs, write_boot_params};
 use crate::memory::{self, MemoryError, low_ram_end};
-use cmdline::{CmdlineError, cmdline};
-pub use entry::Entry;
 use kernel::{KernelError, load_kernel};
-use mp_table::mp_table;
-use params::{Initramfs, write_boot_params};
 
 /// Size of the largest initramfs, bytes.
 pub const INITRAMFS_BYTES_MAX: u64 = 256 << 20;
@@ -130,7 +125,7 @@ fn random_seed() -> Result<[u8; 32], BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::MIB;
+    use crate::arch::layout::MIB;
     use std::io::Write;
 
     #[test]

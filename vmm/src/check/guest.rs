@@ -11,9 +11,9 @@ use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 
 use super::Finding;
 use super::program::{self, BRAND, BRAND_LEAF, BREAKPOINT, LOOP_INSTRUCTIONS, Notes, Stage};
-use crate::cpuid::guest_cpuid;
+use crate::arch::cpuid::guest_cpuid;
+use crate::arch::layout::RAM_MIB_MIN;
 use crate::kvm::KvmError;
-use crate::layout::RAM_MIB_MIN;
 use crate::memory::{self, MemoryError};
 use crate::vm::Vm;
 

@@ -16,7 +16,7 @@
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
+use crate::arch::x86_64::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
 
 /// I/O port that the guest writes its stage to.
 pub const STAGE_PORT: u16 = 0xe0;

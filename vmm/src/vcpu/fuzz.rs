@@ -4,7 +4,7 @@ use arbitrary::{Result, Unstructured};
 use wasmvm_protocol::slot::{SLOT_ADDRESS, SLOT_STRIDE_BYTES, SLOTS_MAX};
 
 use super::*;
-use crate::layout::{MMIO_DEVICE_BYTES, MMIO_START};
+use crate::arch::layout::{MMIO_DEVICE_BYTES, MMIO_START};
 
 /// An access to the slots reads as ones and may not write; one to where nothing is ends the guest with the
 /// address; ports never end it, and what is read of one without a device are ones.

@@ -4,7 +4,7 @@ use super::*;
 use std::sync::{Arc, Mutex};
 
 use super::super::{ActivateError, INTERRUPT_USED_RING};
-use crate::layout::MIB;
+use crate::arch::layout::MIB;
 use crate::memory::allocate;
 use proptest::prelude::*;
 use virtio_queue::QueueT;

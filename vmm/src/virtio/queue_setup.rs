@@ -85,7 +85,7 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{MIB, RAM_HOLE_START};
+    use crate::arch::layout::{MIB, RAM_HOLE_START};
     use crate::memory::allocate;
     use proptest::prelude::*;
 

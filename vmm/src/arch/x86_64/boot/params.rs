@@ -3,7 +3,7 @@
 use linux_loader::loader::bootparam::{SETUP_RNG_SEED, boot_e820_entry, boot_params};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap};
 
-use crate::layout::{
+use crate::arch::layout::{
     BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, HIGH_MEMORY_START, MP_TABLE_ADDRESS,
     RAM_HOLE_END, SETUP_DATA_ADDRESS,
 };
@@ -91,7 +91,7 @@ fn low(value: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{GIB, MIB};
+    use crate::arch::layout::{GIB, MIB};
     use crate::memory::allocate;
 
     fn entries(ram_mib: u32) -> Vec<(u64, u64)> {
