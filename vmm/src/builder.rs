@@ -6,8 +6,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use wasmvm_protocol::control::BootConfig;
 
-use crate::arch::cpuid;
-use crate::arch::layout::{DEVICES_MAX, GSI_FIRST, mmio_address};
+use crate::arch::{self, DEVICES_MAX, GSI_FIRST, mmio_address};
 use crate::boot::{self, BootError, BootParts};
 use crate::bus::MmioBus;
 use crate::console::Console;
@@ -82,13 +81,8 @@ pub fn build(
         .map(|(index, device)| connect(&vm, index, device))
         .collect::<Result<Vec<_>, _>>()?;
 
-    // CPUID before any other state of the vCPU: KVM checks later settings against it.
     let vcpu_fd = vm.create_vcpu().map_err(BuildError::Kvm)?;
-    let cpuid = cpuid::guest_cpuid(vm.kvm()).map_err(BuildError::Kvm)?;
-    vcpu_fd
-        .set_cpuid2(&cpuid)
-        .map_err(|e| BuildError::Kvm(KvmError::of("KVM_SET_CPUID2")(e)))?;
-    entry.set_registers(&vcpu_fd).map_err(BuildError::Kvm)?;
+    arch::set_boot_state(vm.kvm(), &vcpu_fd, entry).map_err(BuildError::Kvm)?;
 
     let console = Console::new(config.console);
     let vm = Arc::new(vm);

@@ -30,6 +30,7 @@ pub mod memory;
 pub mod report;
 pub mod seccomp;
 pub mod set_up;
+pub mod units;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

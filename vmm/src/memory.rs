@@ -6,12 +6,11 @@
 use std::fs::File;
 use std::io;
 
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::arch::layout::{
-    MIB, PAGE_BYTES, RAM_HOLE_END, RAM_HOLE_START, RAM_MIB_MAX, RAM_MIB_MIN, page_ceil,
-};
+use crate::arch::{RAM_MIB_MAX, RAM_MIB_MIN, ram_ranges};
 use crate::mapping::RamRange;
+use crate::units::{MIB, PAGE_BYTES, page_ceil};
 
 /// Why guest RAM could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +70,11 @@ pub fn allocate(ram_mib: u32, huge_pages: bool) -> Result<GuestMemoryMmap, Memor
     if !ram_mib.is_power_of_two() || !(RAM_MIB_MIN..=RAM_MIB_MAX).contains(&ram_mib) {
         return Err(MemoryError::Size(ram_mib));
     }
-    let memory = GuestMemoryMmap::from_ranges(&ranges(u64::from(ram_mib) * MIB))
+    let ranges = ram_ranges(u64::from(ram_mib) * MIB).into_iter();
+    let ranges: Vec<_> = ranges
+        .map(|(start, bytes)| (start, to_usize(bytes)))
+        .collect();
+    let memory = GuestMemoryMmap::from_ranges(&ranges)
         .map_err(|source| MemoryError::Map { ram_mib, source })?;
     for region in memory.iter() {
         let (address, length) = (region.start_addr().0, region.len());
@@ -80,15 +83,6 @@ pub fn allocate(ram_mib: u32, huge_pages: bool) -> Result<GuestMemoryMmap, Memor
         advise(&ram, huge_pages)?;
     }
     Ok(memory)
-}
-
-fn ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
-    let low = bytes.min(RAM_HOLE_START);
-    let mut ranges = vec![(GuestAddress(0), to_usize(low))];
-    if bytes > low {
-        ranges.push((GuestAddress(RAM_HOLE_END), to_usize(bytes - low)));
-    }
-    ranges
 }
 
 /// Narrows a size. Sizes here are bounded by [`RAM_MIB_MAX`] and this crate is for 64-bit hosts only.
@@ -110,14 +104,6 @@ fn advise(ram: &RamRange<'_>, huge_pages: bool) -> Result<(), MemoryError> {
 fn keep_out_of_dumps(ram: &RamRange<'_>) -> Result<(), MemoryError> {
     let kept = ram.keep_out_of_dumps();
     kept.map_err(|errno| MemoryError::Dump(errno.into()))
-}
-
-/// Bytes of RAM below the hole.
-#[must_use]
-pub fn low_ram_end(memory: &GuestMemoryMmap) -> u64 {
-    memory
-        .find_region(GuestAddress(0))
-        .map_or(0, GuestMemoryRegion::len)
 }
 
 /// Maps `length` bytes of `file` from `offset` over guest RAM at `address`, privately. `offset` and `address` must
@@ -161,9 +147,11 @@ pub fn map_file(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::layout::GIB;
+    use crate::arch::low_ram_end;
+    use crate::arch::x86_64::layout::RAM_HOLE_START;
+    use crate::units::GIB;
     use std::io::Write;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestAddress};
 
     #[test]
     fn ram_leaves_the_hole_free() {
@@ -241,7 +229,7 @@ mod tests {
 
     #[test]
     fn no_ram_lies_where_something_else_is() {
-        use crate::arch::layout::{
+        use crate::arch::x86_64::layout::{
             DEVICES_MAX, IOAPIC_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, LOCAL_APIC_ADDRESS, MMIO_START,
             mmio_address,
         };
@@ -270,13 +258,10 @@ mod tests {
         let taken: Vec<_> = taken.collect();
         let classes = (RAM_MIB_MIN.ilog2()..=RAM_MIB_MAX.ilog2()).map(|log| MIB << log);
         for bytes in classes {
-            let ranges = ranges(bytes);
-            assert_eq!(
-                ranges.iter().map(|(_, bytes)| *bytes as u64).sum::<u64>(),
-                bytes
-            );
+            let ranges = ram_ranges(bytes);
+            assert_eq!(ranges.iter().map(|(_, bytes)| bytes).sum::<u64>(), bytes);
             for (start, bytes) in ranges {
-                let end = start.0 + bytes as u64;
+                let end = start.0 + bytes;
                 let apart = |(from, to): &(u64, u64)| end <= *from || *to <= start.0;
                 assert!(taken.iter().all(apart), "{start:?} to {end:#x}");
             }

@@ -18,12 +18,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kvm_bindings::{KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK, KVM_RUN_X86_BUS_LOCK};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::thread::{ClockId, Timespec, clock_nanosleep_relative};
 
+use crate::arch::{self, Serial};
 use crate::bus::{MmioBus, NoDevice, WriteError};
-use crate::console::{Console, PORT_FIRST, PORT_LAST};
+use crate::console::Console;
 use crate::gate::{Gate, Pass};
 use crate::kvm::KvmError;
 use crate::report::sentence;
@@ -121,7 +121,7 @@ pub struct Vcpu {
     // Keeps the memory mapped for as long as the guest can run: behind `fd`, dropped later.
     vm: Arc<Vm>,
     bus: MmioBus,
-    console: Console,
+    serial: Serial,
     gate: Gate,
 }
 
@@ -136,7 +136,7 @@ impl Vcpu {
             fd,
             vm,
             bus,
-            console,
+            serial: Serial::new(console),
             gate,
         }
     }
@@ -175,11 +175,11 @@ impl Vcpu {
             }
             match self.fd.run() {
                 Ok(exit) => {
-                    if let Some(exit) = handle_exit(exit, &mut self.bus, &self.console) {
+                    if let Some(exit) = handle_exit(exit, &mut self.bus, &mut self.serial) {
                         return self.describe(exit);
                     }
                     // Of any exit, as a lock may come with another reason to leave the guest.
-                    if u32::from(self.fd.get_kvm_run().flags) & KVM_RUN_X86_BUS_LOCK != 0 {
+                    if arch::took_bus_lock(self.fd.get_kvm_run()) {
                         sit_out_a_bus_lock();
                     }
                 }
@@ -199,11 +199,7 @@ impl Vcpu {
         let clock_ns = self.vm.clock_ns()?;
         pass.park();
         self.vm.set_clock_ns(clock_ns)?;
-        match self.fd.kvmclock_ctrl() {
-            // The guest does not use the clock yet.
-            Err(errno) if errno.errno() == libc::EINVAL => Ok(()),
-            told => told.map_err(KvmError::of("KVM_KVMCLOCK_CTRL")),
-        }
+        arch::notify_of_pause(&self.fd)
     }
 
     /// Adds what only `kvm_run` and the registers have.
@@ -212,27 +208,14 @@ impl Vcpu {
             return end;
         };
         let suberror = suberror(&mut self.fd);
-        let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
+        let rip = arch::instruction_address(&self.fd);
         GuestEnd::InternalError { suberror, rip }
     }
 }
 
 /// Serves one exit; `Some` when it is the guest's end.
-fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, console: &Console) -> Option<GuestEnd> {
+fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, serial: &mut Serial) -> Option<GuestEnd> {
     match exit {
-        VcpuExit::IoOut(port, data) => {
-            if let (PORT_FIRST..=PORT_LAST, Some(byte)) = (port, data.first()) {
-                console.port_write(port, *byte);
-            }
-            None
-        }
-        VcpuExit::IoIn(port, data) => {
-            data.fill(0xff);
-            if let (PORT_FIRST..=PORT_LAST, Some(byte)) = (port, data.first_mut()) {
-                *byte = console.port_read(port);
-            }
-            None
-        }
         VcpuExit::MmioRead(address, data) => match bus.read(address, data) {
             Ok(()) => None,
             // Beyond the slot's file, or before it is mapped: all ones, as on an empty bus.
@@ -255,16 +238,10 @@ fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, console: &Console) -> Opti
             rip: 0,
         }),
         VcpuExit::FailEntry(reason, _cpu) => Some(GuestEnd::FailEntry { reason }),
-        VcpuExit::Intr | VcpuExit::IrqWindowOpen => None,
-        // What there is to do is in the flags.
-        VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK) => None,
-        // Only the notification after which the guest cannot continue is asked for (`crate::arch::offer`).
-        VcpuExit::Unsupported(KVM_EXIT_NOTIFY) => Some(GuestEnd::Unexpected {
-            exit: "KVM_EXIT_NOTIFY, the processor's state is lost".into(),
-        }),
-        other => Some(GuestEnd::Unexpected {
-            exit: format!("{other:?}"),
-        }),
+        VcpuExit::Intr => None,
+        other => arch::serve_exit(other, serial)
+            .err()
+            .map(|exit| GuestEnd::Unexpected { exit }),
     }
 }
 
@@ -296,10 +273,15 @@ pub(crate) mod fuzz;
 mod tests {
     use super::*;
     use crate::virtio::ActivateError;
+    use kvm_bindings::{KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK};
     use wasmvm_protocol::slot::SLOT_ADDRESS;
 
     fn end_of(exit: VcpuExit<'_>) -> Option<GuestEnd> {
-        handle_exit(exit, &mut MmioBus::default(), &Console::new(false))
+        handle_exit(
+            exit,
+            &mut MmioBus::default(),
+            &mut Serial::new(Console::new(false)),
+        )
     }
 
     #[test]

@@ -9,16 +9,16 @@ use std::fs::File;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_clock_data, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SLOTS_MAX, slot_address};
 
-use crate::arch::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, page_ceil};
-use crate::arch::offer;
+use crate::arch;
 use crate::kvm::KvmError;
 use crate::mapping::FileMapping;
+use crate::units::page_ceil;
 
 /// KVM's number for the first read-only slot; RAM has the numbers below.
 const SLOT_NUMBER: u32 = 8;
@@ -76,16 +76,7 @@ impl Vm {
     /// [`KvmError`].
     pub fn new(kvm: Kvm, memory: GuestMemoryMmap) -> Result<Self, KvmError> {
         let fd = kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
-        // Before the first vCPU, which takes its counters from what is asked for here.
-        offer::restrict_vm(&kvm, &fd)?;
-        // kvm_intel needs both for guests in real mode; before the first vCPU.
-        fd.set_identity_map_address(KVM_IDENTITY_MAP_ADDRESS)
-            .map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        fd.set_tss_address(KVM_TSS_ADDRESS)
-            .map_err(KvmError::of("KVM_SET_TSS_ADDR"))?;
-        // Before the first vCPU, which then gets a local APIC.
-        fd.create_irq_chip()
-            .map_err(KvmError::of("KVM_CREATE_IRQCHIP"))?;
+        arch::init_vm(&kvm, &fd)?;
         let vm = Self {
             fd,
             kvm,
@@ -123,23 +114,16 @@ impl Vm {
         &self.memory
     }
 
-    /// Creates the VM's only vCPU, its TSC at the host's rate.
-    ///
-    /// The rate is set although it is the default: a host that corrected its own TSC's rate after
-    /// loading KVM, and cannot scale, refuses the default and leaves the vCPU's TSC without a rate. Its
-    /// deadline timer then fires seconds late (docs/decisions/002-tsc-rate.md).
+    /// Creates the VM's only vCPU.
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn create_vcpu(&self) -> Result<VcpuFd, KvmError> {
-        const HOST_RATE: u32 = 0;
         let vcpu = self
             .fd
             .create_vcpu(0)
             .map_err(KvmError::of("KVM_CREATE_VCPU"))?;
-        vcpu.set_tsc_khz(HOST_RATE)
-            .map_err(KvmError::of("KVM_SET_TSC_KHZ"))?;
-        offer::restrict_vcpu(&self.kvm, &vcpu)?;
+        arch::init_vcpu(&self.kvm, &vcpu)?;
         Ok(vcpu)
     }
 
@@ -148,8 +132,7 @@ impl Vm {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn clock_ns(&self) -> Result<u64, KvmError> {
-        let clock = self.fd.get_clock().map_err(KvmError::of("KVM_GET_CLOCK"))?;
-        Ok(clock.clock)
+        arch::clock_ns(&self.fd)
     }
 
     /// Lets the guest's monotonic clock continue from `clock_ns`.
@@ -157,14 +140,7 @@ impl Vm {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn set_clock_ns(&self, clock_ns: u64) -> Result<(), KvmError> {
-        // No flags: with the host's real time KVM would add what passed since it was read.
-        let clock = kvm_clock_data {
-            clock: clock_ns,
-            ..kvm_clock_data::default()
-        };
-        self.fd
-            .set_clock(&clock)
-            .map_err(KvmError::of("KVM_SET_CLOCK"))
+        arch::set_clock_ns(&self.fd, clock_ns)
     }
 
     /// Makes a write of the 32-bit `value` to guest-physical `address` wake `event` without an exit.

@@ -7,16 +7,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 use wasmvm_protocol::control::BootConfig;
 
-use crate::arch::layout::{CMDLINE_ADDRESS, MP_TABLE_ADDRESS, page_ceil, page_floor};
-use crate::arch::x86_64::boot::cmdline::{CmdlineError, cmdline};
-use crate::arch::x86_64::boot::entry;
-pub use crate::arch::x86_64::boot::entry::Entry;
-use crate::arch::x86_64::boot::mp_table::mp_table;
-use crate::arch::x86_64::boot::params::{Initramfs, write_boot_params};
-use crate::memory::{self, MemoryError, low_ram_end};
+use crate::arch::{self, BootTablesError, Entry, Initramfs, SEED_BYTES, low_ram_end};
+use crate::memory::{self, MemoryError};
+use crate::units::{page_ceil, page_floor};
 use kernel::{KernelError, load_kernel};
 
 /// Size of the largest initramfs, bytes.
@@ -55,15 +51,12 @@ pub enum BootError {
     /// The initramfs cannot be mapped.
     #[error("the initramfs cannot be mapped")]
     Initramfs(#[source] MemoryError),
-    /// The command line is longer than the kernel takes.
-    #[error("the kernel's command line does not fit")]
-    Cmdline(#[source] CmdlineError),
     /// `getrandom(2)` gave no bytes for the guest's seed.
     #[error("cannot get random bytes")]
     Random(#[source] io::Error),
-    /// The boot protocol's tables do not fit into RAM.
-    #[error("the tables of the boot protocol cannot be written")]
-    Tables(#[source] GuestMemoryError),
+    /// The machine cannot be described to the kernel.
+    #[error(transparent)]
+    Tables(#[from] BootTablesError),
 }
 
 /// Loads kernel and initramfs and writes the tables of the boot protocol, for a machine with
@@ -81,16 +74,7 @@ pub fn load(
     let initramfs = place_initramfs(memory, initramfs)?;
     let rip =
         load_kernel(memory, kernel, u64::from(initramfs.address)).map_err(BootError::Kernel)?;
-    let cmdline = cmdline(config, devices).map_err(BootError::Cmdline)?;
-    let write = |bytes: &[u8], address| {
-        memory
-            .write_slice(bytes, GuestAddress(address))
-            .map_err(BootError::Tables)
-    };
-    write(cmdline.as_bytes_with_nul(), CMDLINE_ADDRESS)?;
-    write(&mp_table(), MP_TABLE_ADDRESS)?;
-    write_boot_params(memory, initramfs, &random_seed()?).map_err(BootError::Tables)?;
-    entry::write_tables(memory).map_err(BootError::Tables)?;
+    arch::write_boot_tables(memory, config, devices, initramfs, &random_seed()?)?;
     Ok(Entry { rip })
 }
 
@@ -113,8 +97,8 @@ fn place_initramfs(memory: &GuestMemoryMmap, file: &File) -> Result<Initramfs, B
     })
 }
 
-fn random_seed() -> Result<[u8; 32], BootError> {
-    let mut seed = [0; 32];
+fn random_seed() -> Result<[u8; SEED_BYTES], BootError> {
+    let mut seed = [0; SEED_BYTES];
     // Up to 256 bytes come whole or not at all (getrandom(2)).
     let flags = rustix::rand::GetRandomFlags::empty();
     rustix::rand::getrandom(&mut seed[..], flags)
@@ -125,8 +109,9 @@ fn random_seed() -> Result<[u8; 32], BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::layout::MIB;
+    use crate::units::MIB;
     use std::io::Write;
+    use vm_memory::{Bytes, GuestAddress};
 
     #[test]
     fn the_initramfs_ends_where_low_ram_ends() {

@@ -11,8 +11,8 @@ use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 
 use super::Finding;
 use super::program::{self, BRAND, BRAND_LEAF, BREAKPOINT, LOOP_INSTRUCTIONS, Notes, Stage};
-use crate::arch::cpuid::guest_cpuid;
-use crate::arch::layout::RAM_MIB_MIN;
+use crate::arch::RAM_MIB_MIN;
+use crate::arch::x86_64::cpuid::guest_cpuid;
 use crate::kvm::KvmError;
 use crate::memory::{self, MemoryError};
 use crate::vm::Vm;

@@ -8,7 +8,7 @@ use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
 
 use super::Finding;
-use crate::arch::offer::{RESTRICTIONS, Restriction};
+use crate::arch::x86_64::offer::{RESTRICTIONS, Restriction};
 use crate::kvm::open_kvm;
 
 /// Path of KVM's device.

@@ -15,7 +15,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMm
 use super::Finding;
 use super::guest::{self, GuestError, RunEnd};
 use super::program::{self, Stage};
-use crate::arch::offer::{MSRS, is_allowed};
+use crate::arch::x86_64::offer::{MSRS, is_allowed};
 
 /// A probe: one instruction and its result, as guest and host share it in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

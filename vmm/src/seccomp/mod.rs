@@ -23,7 +23,9 @@ mod forbidden_call;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+
+use crate::arch::SECCOMP_ARCH;
 
 pub use forbidden_call::KILLED_STATUS;
 
@@ -138,7 +140,7 @@ fn compile(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
         rules,
         SeccompAction::Trap,
         SeccompAction::Allow,
-        TargetArch::x86_64,
+        SECCOMP_ARCH,
     )?
     .try_into()
 }

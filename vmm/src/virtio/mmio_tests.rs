@@ -4,8 +4,8 @@ use super::*;
 use std::sync::{Arc, Mutex};
 
 use super::super::{ActivateError, INTERRUPT_USED_RING};
-use crate::arch::layout::MIB;
 use crate::memory::allocate;
+use crate::units::MIB;
 use proptest::prelude::*;
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;

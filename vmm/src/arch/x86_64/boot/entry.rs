@@ -5,11 +5,12 @@ use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::arch::layout::{
-    BOOT_PARAMS_ADDRESS, GDT_ADDRESS, PAGE_BYTES, PAGE_TABLES_ADDRESS, STACK_ADDRESS,
+use crate::arch::x86_64::layout::{
+    BOOT_PARAMS_ADDRESS, GDT_ADDRESS, PAGE_TABLES_ADDRESS, STACK_ADDRESS,
 };
 use crate::arch::x86_64::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
 use crate::kvm::KvmError;
+use crate::units::PAGE_BYTES;
 
 /// Selectors of the boot protocol's flat segments: `__BOOT_CS` and `__BOOT_DS`.
 const CODE_SELECTOR: u16 = 0x10;
