@@ -1,8 +1,5 @@
 //! Descriptors as they pass between the types of std and those of the libraries.
-#![allow(
-    unsafe_code,
-    reason = "a raw descriptor says nothing of who owns it, nor for how long"
-)]
+#![allow(unsafe_code, reason = "a raw descriptor has no owner")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -37,4 +34,12 @@ pub(crate) fn kvm(fd: OwnedFd) -> Kvm {
 pub(crate) fn of_event(event: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: the descriptor is open while `event` is borrowed.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// Resets the count of an event, which may be zero.
+pub(crate) fn clear_event(event: &EventFd) -> io::Result<()> {
+    match event.read() {
+        Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(err),
+        _ => Ok(()),
+    }
 }

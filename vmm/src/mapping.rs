@@ -1,8 +1,5 @@
 //! Mappings in the host's address space: ranges of guest RAM, and files that are slots.
-#![allow(
-    unsafe_code,
-    reason = "mmap(2), munmap(2) and madvise(2) change what addresses mean"
-)]
+#![allow(unsafe_code, reason = "mmap(2), munmap(2), madvise(2)")]
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -99,12 +96,12 @@ impl FileMapping {
         })
     }
 
-    /// Address in this process.
+    /// Address of the mapping in this process.
     pub(crate) fn host_address(&self) -> u64 {
         self.start as u64
     }
 
-    /// Length in bytes.
+    /// Length of the mapping, bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -196,9 +196,9 @@ impl Vcpu {
 
     /// Parks the thread, and stops the guest's clock meanwhile.
     fn pause(&self, pass: &Pass) -> Result<(), KvmError> {
-        let clock_ns = self.vm.clock_ns()?;
+        let clock_ns = arch::clock_ns(self.vm.fd())?;
         pass.park();
-        self.vm.set_clock_ns(clock_ns)?;
+        arch::set_clock_ns(self.vm.fd(), clock_ns)?;
         arch::notify_of_pause(&self.fd)
     }
 

@@ -1,8 +1,5 @@
 //! The KVM VM: memory slots, interrupt controllers, event descriptors.
-#![allow(
-    unsafe_code,
-    reason = "KVM is given addresses of memory that must outlive the VM"
-)]
+#![allow(unsafe_code, reason = "KVM gets addresses of memory")]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -127,20 +124,10 @@ impl Vm {
         Ok(vcpu)
     }
 
-    /// The guest's monotonic clock, nanoseconds.
-    ///
-    /// # Errors
-    /// [`KvmError::Ioctl`].
-    pub fn clock_ns(&self) -> Result<u64, KvmError> {
-        arch::clock_ns(&self.fd)
-    }
-
-    /// Lets the guest's monotonic clock continue from `clock_ns`.
-    ///
-    /// # Errors
-    /// [`KvmError::Ioctl`].
-    pub fn set_clock_ns(&self, clock_ns: u64) -> Result<(), KvmError> {
-        arch::set_clock_ns(&self.fd, clock_ns)
+    /// The VM's descriptor, for the architecture's ioctls.
+    #[must_use]
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
     }
 
     /// Makes a write of the 32-bit `value` to guest-physical `address` wake `event` without an exit.

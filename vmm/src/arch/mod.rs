@@ -1,5 +1,5 @@
-//! What depends on the processor's architecture: for each a folder, behind the names below, which are all that shared
-//! code uses. Shared code knows a device by its interrupt line (GSI) and its registers' address (MMIO).
+//! The processor's architecture: a folder for each, behind the names below, which are all that shared code uses.
+//! Shared code knows a device by its interrupt line (GSI) and its registers' address (MMIO).
 //!
 //! [`crate::check`] asks the host for what one architecture needs, and so uses the folder itself.
 

@@ -3,10 +3,7 @@
 //! The guest walks a table of probes that the host wrote for it, one instruction each (RDMSR, WRMSR of 0 or
 //! RDPMC), and notes beside each probe whether the instruction raised an exception. Ring 0 is where a guest is
 //! that has taken over its own kernel.
-#![allow(
-    unsafe_code,
-    reason = "the program is machine code, found by its labels"
-)]
+#![allow(unsafe_code, reason = "machine code, found by its labels")]
 
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::Kvm;

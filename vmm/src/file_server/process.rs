@@ -1,9 +1,6 @@
 //! The file server's process: a child of the VMM, made when the jail is closed and before either process becomes
 //! the jail's inmate.
-#![allow(
-    unsafe_code,
-    reason = "fork(2) leaves the child with all that the parent owns"
-)]
+#![allow(unsafe_code, reason = "fork(2), and closing of descriptors")]
 
 use std::ffi::CStr;
 use std::io;

@@ -1,8 +1,5 @@
 //! System calls of the jail that rustix does not have, or has as unsafe functions.
-#![allow(
-    unsafe_code,
-    reason = "libc's functions are unsafe, and so is closing what others may own"
-)]
+#![allow(unsafe_code, reason = "system calls by libc")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

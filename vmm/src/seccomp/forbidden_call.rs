@@ -1,8 +1,5 @@
 //! The end of a VMM that makes a system call it may not: one line and an exit status, from a signal's handler.
-#![allow(
-    unsafe_code,
-    reason = "a signal's handler may call little else than libc's functions"
-)]
+#![allow(unsafe_code, reason = "a signal's handler, and mallopt(3)")]
 
 use std::cell::Cell;
 use std::io::Write;

@@ -2,10 +2,7 @@
 //!
 //! A kick is a signal to the vCPU's thread. The signal's handler sets `kvm_run.immediate_exit`, so that a signal that
 //! arrives just before `KVM_RUN` is not lost.
-#![allow(
-    unsafe_code,
-    reason = "a signal's handler writes to memory that the thread shares with KVM"
-)]
+#![allow(unsafe_code, reason = "a signal's handler, and KVM's memory")]
 
 use std::cell::Cell;
 
@@ -14,11 +11,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 /// Installs the handler of the kick's signal, for the whole process.
 pub(super) fn install_kick() -> Result<(), vmm_sys_util::errno::Error> {
-    register_signal_handler(kick_signal(), on_kick)
-}
-
-fn kick_signal() -> libc::c_int {
-    SIGRTMIN()
+    register_signal_handler(SIGRTMIN(), on_kick)
 }
 
 /// A kick: takes the calling thread out of the guest, when another thread calls it.
@@ -27,7 +20,7 @@ pub(super) fn kick_this_thread() -> impl Fn() + Send {
     let thread = unsafe { libc::pthread_self() };
     move || {
         // SAFETY: a kick is called only while the thread holds its pass, so the thread exists.
-        let _sent = unsafe { libc::pthread_kill(thread, kick_signal()) };
+        let _sent = unsafe { libc::pthread_kill(thread, SIGRTMIN()) };
     }
 }
 

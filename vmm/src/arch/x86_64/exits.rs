@@ -24,9 +24,8 @@ pub fn serve_exit(exit: VcpuExit<'_>, serial: &mut Serial) -> Result<(), String>
             }
             Ok(())
         }
-        VcpuExit::IrqWindowOpen => Ok(()),
-        // What there is to do is in the flags.
-        VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK) => Ok(()),
+        // What there is to do about a bus lock is in the flags.
+        VcpuExit::IrqWindowOpen | VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK) => Ok(()),
         // Only the notification after which the guest cannot continue is asked for (`super::offer`).
         VcpuExit::Unsupported(KVM_EXIT_NOTIFY) => {
             Err("KVM_EXIT_NOTIFY, the processor's state is lost".into())

@@ -157,10 +157,7 @@ impl Worker {
 }
 
 fn take_kick(event: &EventFd) -> Result<(), WorkerError> {
-    match event.read() {
-        Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(os("take a kick")(err)),
-        _ => Ok(()),
-    }
+    descriptors::clear_event(event).map_err(os("take a kick"))
 }
 
 fn os(call: &'static str) -> impl FnOnce(io::Error) -> WorkerError {

@@ -165,9 +165,9 @@ impl Worker {
         for Event { flags, data } in events.iter().copied() {
             let (flags, token) = (flags, data.u64());
             match token {
-                TOKEN_RX => clear(self.rx.kick())?,
-                TOKEN_TX => clear(self.tx.kick())?,
-                TOKEN_ORDERS => clear(&self.orders.wake)?,
+                TOKEN_RX => descriptors::clear_event(self.rx.kick())?,
+                TOKEN_TX => descriptors::clear_event(self.tx.kick())?,
+                TOKEN_ORDERS => descriptors::clear_event(&self.orders.wake)?,
                 _ => {
                     if let Ok(port) = u32::try_from(token) {
                         self.muxer.on_host_event(port, flags, now);
@@ -286,14 +286,6 @@ fn wait_for(epoll: &OwnedFd, event: &EventFd, token: u64) -> io::Result<()> {
         EventData::new_u64(token),
         EventFlags::IN,
     )?)
-}
-
-/// Resets the count of an event descriptor.
-fn clear(event: &EventFd) -> io::Result<()> {
-    match event.read() {
-        Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(err),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(feature = "fuzzing")]
