@@ -125,8 +125,7 @@ impl Vm {
     }
 
     /// The VM's descriptor, for the architecture's ioctls.
-    #[must_use]
-    pub fn fd(&self) -> &VmFd {
+    pub(crate) fn fd(&self) -> &VmFd {
         &self.fd
     }
 
