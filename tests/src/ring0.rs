@@ -22,7 +22,7 @@ const STEPS_PER_LINE: u32 = 250;
 /// What the console says before the last step.
 pub const ALL_DONE: &str = "ring 0 made all its steps";
 
-/// Registers of the virtio-mmio devices, a page each (vmm/src/layout.rs).
+/// Registers of the virtio-mmio devices, a page each (vmm/src/arch/x86_64/layout.rs).
 const DEVICES: u64 = 0xd000_0000;
 const DEVICES_COUNT: u64 = 2;
 /// The registers of one; behind those of the last there is nothing, so that an access of many bytes
@@ -52,7 +52,7 @@ const PORTS: [u64; 20] = [
     0x20, 0x21, 0xa0, 0xa1, 0x40, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x80, 0x92, 0xb2, 0x3f8,
     0x3f9, 0x3fb, 0x3fd, 0x4d0, 0xcf8,
 ];
-/// Registers that a kernel reads and writes, KVM's own, counters, machine checks (vmm/src/offer/msr.rs).
+/// Registers that a kernel reads and writes, KVM's own, counters, machine checks (vmm/src/arch/x86_64/offer/msr.rs).
 const MSRS: [u64; 36] = [
     0x10,
     0x11,

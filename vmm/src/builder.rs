@@ -1,34 +1,22 @@
 //! The machine: one straight recipe.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use wasmvm_protocol::control::BootConfig;
 
-use crate::boot::{self, BootError};
+use crate::arch::{self, DEVICES_MAX, GSI_FIRST, mmio_address};
+use crate::boot::{self, BootError, BootParts};
 use crate::bus::MmioBus;
 use crate::console::Console;
-use crate::cpuid;
 use crate::gate::Gate;
-use crate::layout::{DEVICES_MAX, GSI_FIRST, mmio_address};
+use crate::kvm::{KvmError, open_kvm};
 use crate::memory::{self, MemoryError};
 use crate::vcpu::{GuestEnd, Vcpu, VcpuError, VcpuThread};
 use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::virtio::{Interrupt, VirtioDevice};
-use crate::vm::{SlotError, Vm, VmError, open_kvm};
-
-/// The descriptors a machine is made of.
-#[derive(Debug)]
-pub struct BootParts {
-    /// Descriptor of /dev/kvm, open for reading and writing.
-    pub kvm: OwnedFd,
-    /// Guest kernel: uncompressed ELF, opened read-only.
-    pub kernel: File,
-    /// Initramfs: cpio, opened read-only.
-    pub initramfs: File,
-}
+use crate::vm::{SlotError, Vm};
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +29,7 @@ pub enum BuildError {
     Boot(#[source] BootError),
     /// KVM refused an ioctl that makes the VM or its vCPU.
     #[error("KVM refuses the machine")]
-    Vm(#[source] VmError),
+    Kvm(#[source] KvmError),
     /// More devices than interrupt lines.
     #[error("{0} devices; at most {DEVICES_MAX} are possible")]
     Devices(usize),
@@ -72,7 +60,7 @@ pub fn build(
     if devices.len() > DEVICES_MAX {
         return Err(BuildError::Devices(devices.len()));
     }
-    let kvm = open_kvm(parts.kvm).map_err(BuildError::Vm)?;
+    let kvm = open_kvm(parts.kvm).map_err(BuildError::Kvm)?;
 
     // RAM is filled before KVM sees it: files are mapped over parts of it.
     let memory = memory::allocate(config.ram_mib, config.huge_pages).map_err(BuildError::Memory)?;
@@ -86,20 +74,15 @@ pub fn build(
     .map_err(BuildError::Boot)?;
 
     // Interrupt controllers come with the VM, before the vCPU, which gets its local APIC by that.
-    let vm = Vm::new(kvm, memory).map_err(BuildError::Vm)?;
+    let vm = Vm::new(kvm, memory).map_err(BuildError::Kvm)?;
     let transports = devices
         .into_iter()
         .enumerate()
         .map(|(index, device)| connect(&vm, index, device))
         .collect::<Result<Vec<_>, _>>()?;
 
-    // CPUID before any other state of the vCPU: KVM checks later settings against it.
-    let vcpu_fd = vm.create_vcpu().map_err(BuildError::Vm)?;
-    let cpuid = cpuid::guest_cpuid(vm.kvm()).map_err(BuildError::Vm)?;
-    vcpu_fd
-        .set_cpuid2(&cpuid)
-        .map_err(|e| BuildError::Vm(VmError::of("KVM_SET_CPUID2")(e)))?;
-    entry.set_registers(&vcpu_fd).map_err(BuildError::Vm)?;
+    let vcpu_fd = vm.create_vcpu().map_err(BuildError::Kvm)?;
+    arch::set_boot_state(vm.kvm(), &vcpu_fd, entry).map_err(BuildError::Kvm)?;
 
     let console = Console::new(config.console);
     let vm = Arc::new(vm);
@@ -126,12 +109,12 @@ fn connect(
     let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(BuildError::Event);
     let line = event()?;
     let gsi = (GSI_FIRST..).nth(index).unwrap_or(GSI_FIRST);
-    vm.connect_line(&line, gsi).map_err(BuildError::Vm)?;
+    vm.connect_line(&line, gsi).map_err(BuildError::Kvm)?;
     let mut kicks = Vec::new();
     for (number, _) in (0u32..).zip(device.queue_sizes()) {
         let kick = event()?;
         vm.wake_on_write(&kick, mmio_address(index) + QUEUE_NOTIFY, number)
-            .map_err(BuildError::Vm)?;
+            .map_err(BuildError::Kvm)?;
         kicks.push(kick);
     }
     Ok(MmioTransport::new(

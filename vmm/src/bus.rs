@@ -2,7 +2,7 @@
 
 use wasmvm_protocol::slot::{SLOT_ADDRESS, SLOT_STRIDE_BYTES, SLOTS_MAX};
 
-use crate::layout::{MMIO_DEVICE_BYTES, MMIO_START};
+use crate::arch::{MMIO_DEVICE_BYTES, MMIO_START};
 use crate::virtio::ActivateError;
 use crate::virtio::mmio::MmioTransport;
 
@@ -31,7 +31,7 @@ pub struct MmioBus {
 }
 
 impl MmioBus {
-    /// A bus on which device `i` answers at [`crate::layout::mmio_address`]`(i)`.
+    /// A bus on which device `i` answers at [`crate::arch::mmio_address`]`(i)`.
     #[must_use]
     pub fn new(devices: Vec<MmioTransport>) -> Self {
         Self { devices }

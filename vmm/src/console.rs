@@ -1,4 +1,4 @@
-//! The guest's early-printk console: a transmitter at I/O port 0x3f8 and nothing else.
+//! The guest's early-printk console: bytes go out and none come in.
 //!
 //! A panic's reason comes by the console and in no other way, so the console always takes the guest's bytes and
 //! keeps the last of them. Every byte is the guest's: only printable text is kept, and live forwarding is bounded in
@@ -11,23 +11,12 @@ use std::time::{Duration, Instant};
 
 use wasmvm_protocol::control::CONSOLE_TAIL_BYTES_MAX;
 
-/// First of the eight ports of the PC's first serial interface.
-pub const PORT_FIRST: u16 = 0x3f8;
-/// Last of the eight ports of the PC's first serial interface.
-pub const PORT_LAST: u16 = 0x3ff;
 /// Longest forwarded line, bytes; what follows goes to the next line.
 pub const LINE_BYTES_MAX: usize = 512;
 /// Most bytes forwarded in one [`FORWARD_WINDOW`]; the rest is only kept.
 pub const FORWARD_BYTES_MAX: usize = 64 << 10;
 /// Time in which [`FORWARD_BYTES_MAX`] is the most that is forwarded.
 pub const FORWARD_WINDOW: Duration = Duration::from_secs(1);
-
-/// Register offsets and bits of the 8250 that Linux's early printk uses (`early_printk.c`).
-const TRANSMIT: u16 = 0;
-const LINE_CONTROL: u16 = 3;
-const LINE_STATUS: u16 = 5;
-const DIVISOR_LATCH: u8 = 0x80;
-const TRANSMITTER_EMPTY: u8 = 0x60;
 
 /// A handle on the console; clones share one console.
 #[derive(Clone, Debug)]
@@ -37,7 +26,6 @@ pub struct Console {
 
 #[derive(Debug)]
 struct State {
-    line_control: u8,
     tail: VecDeque<u8>,
     forward: Option<Forward>,
 }
@@ -47,7 +35,6 @@ impl Console {
     #[must_use]
     pub fn new(forward: bool) -> Self {
         let state = State {
-            line_control: 0,
             tail: VecDeque::with_capacity(CONSOLE_TAIL_BYTES_MAX),
             forward: forward.then(Forward::new),
         };
@@ -66,28 +53,11 @@ impl Console {
             .collect()
     }
 
-    /// Carries out the guest's write of one byte to a port of the interface.
-    pub fn port_write(&self, port: u16, byte: u8) {
-        let mut state = self.lock();
-        match port.wrapping_sub(PORT_FIRST) {
-            TRANSMIT if state.line_control & DIVISOR_LATCH == 0 => {
-                if let Some(line) = state.transmit(byte) {
-                    // A closed standard error must not end the guest.
-                    let _closed = std::io::stderr().write_all(&line);
-                }
-            }
-            LINE_CONTROL => state.line_control = byte,
-            _ => {}
-        }
-    }
-
-    /// Carries out the guest's read of one byte from a port of the interface.
-    #[must_use]
-    pub fn port_read(&self, port: u16) -> u8 {
-        match port.wrapping_sub(PORT_FIRST) {
-            LINE_CONTROL => self.lock().line_control,
-            LINE_STATUS => TRANSMITTER_EMPTY,
-            _ => 0,
+    /// Takes a byte that the guest prints.
+    pub fn print(&self, byte: u8) {
+        if let Some(line) = self.lock().print(byte) {
+            // A closed standard error must not end the guest.
+            let _closed = std::io::stderr().write_all(&line);
         }
     }
 
@@ -98,7 +68,7 @@ impl Console {
 
 impl State {
     /// Keeps `byte`; returns a line when `byte` completes one that is to be forwarded.
-    fn transmit(&mut self, byte: u8) -> Option<Vec<u8>> {
+    fn print(&mut self, byte: u8) -> Option<Vec<u8>> {
         let byte = match byte {
             b'\r' => return None,
             b'\n' | b'\t' | b' '..=b'~' => byte,
@@ -167,7 +137,7 @@ mod tests {
 
     fn print(console: &Console, text: &[u8]) {
         for byte in text {
-            console.port_write(PORT_FIRST, *byte);
+            console.print(*byte);
         }
     }
 
@@ -185,21 +155,6 @@ mod tests {
         print(&console, b"end");
         assert_eq!(console.tail().len(), CONSOLE_TAIL_BYTES_MAX);
         assert!(console.tail().ends_with("aend"));
-    }
-
-    #[test]
-    fn the_divisor_is_not_text() {
-        let console = Console::new(false);
-        console.port_write(PORT_FIRST + LINE_CONTROL, DIVISOR_LATCH | 3);
-        print(&console, b"X");
-        let control = console.port_read(PORT_FIRST + LINE_CONTROL);
-        console.port_write(PORT_FIRST + LINE_CONTROL, control & !DIVISOR_LATCH);
-        print(&console, b"Y");
-        assert_eq!(console.tail(), "Y");
-        assert_eq!(
-            console.port_read(PORT_FIRST + LINE_STATUS),
-            TRANSMITTER_EMPTY
-        );
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! when they are used up, so that no input is invalid.
 
 pub use crate::console::fuzz::console;
-pub use crate::control::fuzz::console_tail;
 pub use crate::file_server::fuzz::{file_answers, file_server};
+pub use crate::report::fuzz::console_tail;
 pub use crate::vcpu::fuzz::exits;
 pub use crate::virtio::fuzz::{
     chain, fs_ring, fuse, mmio, prepare_fuse, queue_setup, vsock_connection, vsock_worker,

@@ -18,7 +18,7 @@
 //!
 //! # What the guest notices
 //!
-//! The guest's monotonic clock stands still. The clock is kvm-clock (invariant TSC is masked, see [`crate::cpuid`]):
+//! The guest's monotonic clock stands still. The clock is kvm-clock (invariant TSC is masked, see [`crate::arch::x86_64::cpuid`]):
 //! the vCPU's thread reads the clock when the thread has left the guest (`KVM_GET_CLOCK`) and sets it to the same
 //! value before entering again (`KVM_SET_CLOCK`, without `KVM_CLOCK_REALTIME`, which would add the time that
 //! passed). `KVM_KVMCLOCK_CTRL` notifies the guest that it was stopped, which keeps its watchdogs quiet (Linux

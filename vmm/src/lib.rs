@@ -3,28 +3,34 @@
 //! The crate knows nothing of containers or Wasm: the VMM is handed a kernel, an initramfs, a directory to serve and
 //! descriptors to carry streams, all over its control socket ([`wasmvm_protocol::control`]).
 //!
-//! Read in this order: [`jail`] closes the process, [`file_server`] is the other process, which has the directory,
-//! [`builder`] puts the machine together, [`vcpu`] runs it, [`virtio`] holds its two devices, [`control`] takes the
-//! shim's orders.
+//! Read in this order: [`mod@set_up`] is the recipe, [`jail`] closes the process, [`file_server`] is the other process,
+//! which has the directory, [`builder`] puts the machine together, [`vcpu`] runs it, [`virtio`] holds its two devices,
+//! [`control`] takes the shim's orders, [`report`] notifies the shim.
 
+#![deny(unsafe_code)]
+#![warn(unreachable_pub)]
+
+pub mod arch;
 pub mod boot;
 pub mod builder;
 pub mod bus;
 pub mod check;
 pub mod console;
 pub mod control;
-pub mod cpuid;
+pub mod descriptors;
 pub mod file_server;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 pub mod gate;
 pub mod jail;
-pub mod layout;
+pub mod kvm;
 pub mod library_log;
-pub mod long_mode;
+mod mapping;
 pub mod memory;
-pub mod offer;
+pub mod report;
 pub mod seccomp;
+pub mod set_up;
+pub mod units;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-use crate::control::note;
+use crate::report::note;
 
 /// Most lines in one [`WINDOW`]; further lines are counted and left out.
 pub const LINES_MAX: u32 = 20;

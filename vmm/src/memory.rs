@@ -6,12 +6,11 @@
 use std::fs::File;
 use std::io;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::layout::{
-    MIB, PAGE_BYTES, RAM_HOLE_END, RAM_HOLE_START, RAM_MIB_MAX, RAM_MIB_MIN, page_ceil,
-};
+use crate::arch::{RAM_MIB_MAX, RAM_MIB_MIN, ram_ranges};
+use crate::mapping::RamRange;
+use crate::units::{MIB, PAGE_BYTES, page_ceil};
 
 /// Why guest RAM could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -71,21 +70,19 @@ pub fn allocate(ram_mib: u32, huge_pages: bool) -> Result<GuestMemoryMmap, Memor
     if !ram_mib.is_power_of_two() || !(RAM_MIB_MIN..=RAM_MIB_MAX).contains(&ram_mib) {
         return Err(MemoryError::Size(ram_mib));
     }
-    let memory = GuestMemoryMmap::from_ranges(&ranges(u64::from(ram_mib) * MIB))
+    let ranges = ram_ranges(u64::from(ram_mib) * MIB).into_iter();
+    let ranges: Vec<_> = ranges
+        .map(|(start, bytes)| (start, to_usize(bytes)))
+        .collect();
+    let memory = GuestMemoryMmap::from_ranges(&ranges)
         .map_err(|source| MemoryError::Map { ram_mib, source })?;
     for region in memory.iter() {
-        advise(region, huge_pages)?;
+        let (address, length) = (region.start_addr().0, region.len());
+        let ram = RamRange::find(&memory, address, to_usize(length))
+            .ok_or(MemoryError::Place { address, length })?;
+        advise(&ram, huge_pages)?;
     }
     Ok(memory)
-}
-
-fn ranges(bytes: u64) -> Vec<(GuestAddress, usize)> {
-    let low = bytes.min(RAM_HOLE_START);
-    let mut ranges = vec![(GuestAddress(0), to_usize(low))];
-    if bytes > low {
-        ranges.push((GuestAddress(RAM_HOLE_END), to_usize(bytes - low)));
-    }
-    ranges
 }
 
 /// Narrows a size. Sizes here are bounded by [`RAM_MIB_MAX`] and this crate is for 64-bit hosts only.
@@ -94,36 +91,19 @@ fn to_usize(bytes: u64) -> usize {
 }
 
 /// Sets the page size. With transparent huge pages `always`, one touch of RAM would charge 2 MiB to a small task.
-fn advise(region: &vm_memory::GuestRegionMmap, huge_pages: bool) -> Result<(), MemoryError> {
-    let advice = if huge_pages {
-        Advice::LinuxHugepage
-    } else {
-        Advice::LinuxNoHugepage
-    };
-    // SAFETY: the range is exactly one mapping of ours, and the advice changes no content.
-    let advised =
-        unsafe { rustix::mm::madvise(region.as_ptr().cast(), to_usize(region.len()), advice) };
-    match advised {
+fn advise(ram: &RamRange<'_>, huge_pages: bool) -> Result<(), MemoryError> {
+    match ram.set_huge_pages(huge_pages) {
         // A host kernel without transparent huge pages knows neither advice.
         Ok(()) | Err(rustix::io::Errno::INVAL) => {}
         Err(errno) => return Err(MemoryError::Advise(errno.into())),
     }
-    keep_out_of_dumps(region.as_ptr(), to_usize(region.len()))
+    keep_out_of_dumps(ram)
 }
 
 /// Keeps a range out of core dumps: a dump of the VMM is about the VMM, and a tenant's memory has no place in it.
-fn keep_out_of_dumps(start: *mut u8, bytes: usize) -> Result<(), MemoryError> {
-    // SAFETY: the caller's range is a mapping of ours, and the advice changes no content.
-    let advised = unsafe { rustix::mm::madvise(start.cast(), bytes, Advice::LinuxDontDump) };
-    advised.map_err(|errno| MemoryError::Dump(errno.into()))
-}
-
-/// Bytes of RAM below the hole.
-#[must_use]
-pub fn low_ram_end(memory: &GuestMemoryMmap) -> u64 {
-    memory
-        .find_region(GuestAddress(0))
-        .map_or(0, GuestMemoryRegion::len)
+fn keep_out_of_dumps(ram: &RamRange<'_>) -> Result<(), MemoryError> {
+    let kept = ram.keep_out_of_dumps();
+    kept.map_err(|errno| MemoryError::Dump(errno.into()))
 }
 
 /// Maps `length` bytes of `file` from `offset` over guest RAM at `address`, privately. `offset` and `address` must
@@ -145,7 +125,7 @@ pub fn map_file(
     if !address.is_multiple_of(PAGE_BYTES) || !offset.is_multiple_of(PAGE_BYTES) {
         return Err(place);
     }
-    let Ok(host) = memory.get_slice(GuestAddress(address), to_usize(span)) else {
+    let Some(host) = RamRange::find(memory, address, to_usize(span)) else {
         return Err(place);
     };
     let failed = |source| MemoryError::MapFile { address, source };
@@ -159,32 +139,19 @@ pub fn map_file(
             });
         }
     }
-    // SAFETY: `get_slice` proved that the whole span belongs to one region of guest RAM, a private
-    // mapping of ours that Rust sees only through volatile accesses; it is replaced by another of
-    // the same size, and `GuestMemoryMmap` unmaps both with the region.
-    let mapped = unsafe {
-        rustix::mm::mmap(
-            host.ptr_guard_mut().as_ptr().cast(),
-            to_usize(span),
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
-            file,
-            offset,
-        )
-    };
-    let mapped = mapped.map_err(|errno| MemoryError::MapFile {
-        address,
-        source: errno.into(),
-    })?;
-    keep_out_of_dumps(mapped.cast(), to_usize(span))
+    host.map_over(file, offset)
+        .map_err(|errno| failed(errno.into()))?;
+    keep_out_of_dumps(&host)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::GIB;
+    use crate::arch::low_ram_end;
+    use crate::arch::x86_64::layout::RAM_HOLE_START;
+    use crate::units::GIB;
     use std::io::Write;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestAddress};
 
     #[test]
     fn ram_leaves_the_hole_free() {
@@ -262,7 +229,7 @@ mod tests {
 
     #[test]
     fn no_ram_lies_where_something_else_is() {
-        use crate::layout::{
+        use crate::arch::x86_64::layout::{
             DEVICES_MAX, IOAPIC_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, LOCAL_APIC_ADDRESS, MMIO_START,
             mmio_address,
         };
@@ -291,13 +258,10 @@ mod tests {
         let taken: Vec<_> = taken.collect();
         let classes = (RAM_MIB_MIN.ilog2()..=RAM_MIB_MAX.ilog2()).map(|log| MIB << log);
         for bytes in classes {
-            let ranges = ranges(bytes);
-            assert_eq!(
-                ranges.iter().map(|(_, bytes)| *bytes as u64).sum::<u64>(),
-                bytes
-            );
+            let ranges = ram_ranges(bytes);
+            assert_eq!(ranges.iter().map(|(_, bytes)| bytes).sum::<u64>(), bytes);
             for (start, bytes) in ranges {
-                let end = start.0 + bytes as u64;
+                let end = start.0 + bytes;
                 let apart = |(from, to): &(u64, u64)| end <= *from || *to <= start.0;
                 assert!(taken.iter().all(apart), "{start:?} to {end:#x}");
             }

@@ -9,26 +9,27 @@
 //! ```
 //!
 //! To pause the guest ([`crate::gate`]) from another thread: the gate is closed, then a signal is sent to
-//! the thread. The signal's handler sets `kvm_run.immediate_exit`, so that a signal that arrives just before
-//! `KVM_RUN` is not lost. A guest that does not end by itself runs until its process ends.
+//! the thread (`kvm_run`). A guest that does not end by itself runs until its process ends.
 
-use std::cell::Cell;
+mod kvm_run;
+
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kvm_bindings::{KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK, KVM_RUN_X86_BUS_LOCK};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::thread::{ClockId, Timespec, clock_nanosleep_relative};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use crate::arch::{self, Serial};
 use crate::bus::{MmioBus, NoDevice, WriteError};
-use crate::console::{Console, PORT_FIRST, PORT_LAST};
-use crate::control::sentence;
+use crate::console::Console;
 use crate::gate::{Gate, Pass};
+use crate::kvm::KvmError;
+use crate::report::sentence;
 use crate::seccomp::{Thread, confine};
-use crate::vm::{Vm, VmError};
+use crate::vm::Vm;
+use kvm_run::{ImmediateExit, install_kick, kick_this_thread, suberror};
 
 /// Bus locks of one guest in a second, where the host's KVM reports bus locks to the VMM.
 pub const BUS_LOCKS_PER_SECOND_MAX: u32 = 1000;
@@ -120,7 +121,7 @@ pub struct Vcpu {
     // Keeps the memory mapped for as long as the guest can run: behind `fd`, dropped later.
     vm: Arc<Vm>,
     bus: MmioBus,
-    console: Console,
+    serial: Serial,
     gate: Gate,
 }
 
@@ -135,7 +136,7 @@ impl Vcpu {
             fd,
             vm,
             bus,
-            console,
+            serial: Serial::new(console),
             gate,
         }
     }
@@ -148,7 +149,7 @@ impl Vcpu {
         mut self,
         on_end: impl FnOnce(GuestEnd) + Send + 'static,
     ) -> Result<VcpuThread, VcpuError> {
-        register_signal_handler(kick_signal(), on_kick).map_err(VcpuError::Signal)?;
+        install_kick().map_err(VcpuError::Signal)?;
         thread::Builder::new()
             .name(Thread::Vcpu.name().into())
             // While the vCPU is there: to close it is no call of this thread's list.
@@ -174,11 +175,11 @@ impl Vcpu {
             }
             match self.fd.run() {
                 Ok(exit) => {
-                    if let Some(exit) = handle_exit(exit, &mut self.bus, &self.console) {
+                    if let Some(exit) = handle_exit(exit, &mut self.bus, &mut self.serial) {
                         return self.describe(exit);
                     }
                     // Of any exit, as a lock may come with another reason to leave the guest.
-                    if u32::from(self.fd.get_kvm_run().flags) & KVM_RUN_X86_BUS_LOCK != 0 {
+                    if arch::took_bus_lock(self.fd.get_kvm_run()) {
                         sit_out_a_bus_lock();
                     }
                 }
@@ -194,15 +195,11 @@ impl Vcpu {
     }
 
     /// Parks the thread, and stops the guest's clock meanwhile.
-    fn pause(&self, pass: &Pass) -> Result<(), VmError> {
-        let clock_ns = self.vm.clock_ns()?;
+    fn pause(&self, pass: &Pass) -> Result<(), KvmError> {
+        let clock_ns = arch::clock_ns(self.vm.fd())?;
         pass.park();
-        self.vm.set_clock_ns(clock_ns)?;
-        match self.fd.kvmclock_ctrl() {
-            // The guest does not use the clock yet.
-            Err(errno) if errno.errno() == libc::EINVAL => Ok(()),
-            told => told.map_err(VmError::of("KVM_KVMCLOCK_CTRL")),
-        }
+        arch::set_clock_ns(self.vm.fd(), clock_ns)?;
+        arch::notify_of_pause(&self.fd)
     }
 
     /// Adds what only `kvm_run` and the registers have.
@@ -210,31 +207,15 @@ impl Vcpu {
         let GuestEnd::InternalError { .. } = end else {
             return end;
         };
-        let run = self.fd.get_kvm_run();
-        // SAFETY: the exit reason said which member of the union KVM filled in; all of it is
-        // plain numbers.
-        let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
-        let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
+        let suberror = suberror(&mut self.fd);
+        let rip = arch::instruction_address(&self.fd);
         GuestEnd::InternalError { suberror, rip }
     }
 }
 
 /// Serves one exit; `Some` when it is the guest's end.
-fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, console: &Console) -> Option<GuestEnd> {
+fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, serial: &mut Serial) -> Option<GuestEnd> {
     match exit {
-        VcpuExit::IoOut(port, data) => {
-            if let (PORT_FIRST..=PORT_LAST, Some(byte)) = (port, data.first()) {
-                console.port_write(port, *byte);
-            }
-            None
-        }
-        VcpuExit::IoIn(port, data) => {
-            data.fill(0xff);
-            if let (PORT_FIRST..=PORT_LAST, Some(byte)) = (port, data.first_mut()) {
-                *byte = console.port_read(port);
-            }
-            None
-        }
         VcpuExit::MmioRead(address, data) => match bus.read(address, data) {
             Ok(()) => None,
             // Beyond the slot's file, or before it is mapped: all ones, as on an empty bus.
@@ -257,16 +238,10 @@ fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, console: &Console) -> Opti
             rip: 0,
         }),
         VcpuExit::FailEntry(reason, _cpu) => Some(GuestEnd::FailEntry { reason }),
-        VcpuExit::Intr | VcpuExit::IrqWindowOpen => None,
-        // What there is to do is in the flags.
-        VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK) => None,
-        // Only the notification after which the guest cannot continue is asked for (`crate::offer`).
-        VcpuExit::Unsupported(KVM_EXIT_NOTIFY) => Some(GuestEnd::Unexpected {
-            exit: "KVM_EXIT_NOTIFY, the processor's state is lost".into(),
-        }),
-        other => Some(GuestEnd::Unexpected {
-            exit: format!("{other:?}"),
-        }),
+        VcpuExit::Intr => None,
+        other => arch::serve_exit(other, serial)
+            .err()
+            .map(|exit| GuestEnd::Unexpected { exit }),
     }
 }
 
@@ -292,61 +267,21 @@ fn write_end(error: WriteError, address: u64) -> GuestEnd {
     }
 }
 
-fn kick_signal() -> libc::c_int {
-    SIGRTMIN()
-}
-
-/// A kick: takes the calling thread out of the guest, when another thread calls it.
-fn kick_this_thread() -> impl Fn() + Send {
-    // SAFETY: no argument, cannot fail.
-    let thread = unsafe { libc::pthread_self() };
-    move || {
-        // SAFETY: a kick is called only while the thread holds its pass, so the thread exists.
-        let _sent = unsafe { libc::pthread_kill(thread, kick_signal()) };
-    }
-}
-
-thread_local! {
-    /// `kvm_run.immediate_exit` of the vCPU that this thread runs. Constant initialiser and no
-    /// destructor: a signal handler may read it.
-    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
-}
-
-/// Keeps [`IMMEDIATE_EXIT`] set while the vCPU is alive.
-struct ImmediateExit;
-
-impl ImmediateExit {
-    fn of(fd: &mut VcpuFd) -> Self {
-        IMMEDIATE_EXIT.set(&raw mut fd.get_kvm_run().immediate_exit);
-        Self
-    }
-}
-
-impl Drop for ImmediateExit {
-    fn drop(&mut self) {
-        IMMEDIATE_EXIT.set(std::ptr::null_mut());
-    }
-}
-
-extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    let flag = IMMEDIATE_EXIT.get();
-    if !flag.is_null() {
-        // SAFETY: non-null only between `ImmediateExit::of` and its drop, both on this thread while
-        // the vCPU, and so its mapping of `kvm_run`, is alive.
-        unsafe { flag.write_volatile(1) };
-    }
-}
-
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::virtio::ActivateError;
+    use kvm_bindings::{KVM_EXIT_NOTIFY, KVM_EXIT_X86_BUS_LOCK};
     use wasmvm_protocol::slot::SLOT_ADDRESS;
 
     fn end_of(exit: VcpuExit<'_>) -> Option<GuestEnd> {
-        handle_exit(exit, &mut MmioBus::default(), &Console::new(false))
+        handle_exit(
+            exit,
+            &mut MmioBus::default(),
+            &mut Serial::new(Console::new(false)),
+        )
     }
 
     #[test]

@@ -1,49 +1,24 @@
 //! The KVM VM: memory slots, interrupt controllers, event descriptors.
+#![allow(unsafe_code, reason = "KVM gets addresses of memory")]
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use kvm_bindings::{
-    KVM_API_VERSION, KVM_MEM_READONLY, kvm_clock_data, kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SLOTS_MAX, slot_address};
 
-use crate::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, page_ceil};
-use crate::offer;
+use crate::arch;
+use crate::kvm::KvmError;
+use crate::mapping::FileMapping;
+use crate::units::page_ceil;
 
 /// KVM's number for the first read-only slot; RAM has the numbers below.
 const SLOT_NUMBER: u32 = 8;
-
-/// Why KVM refused a call.
-#[derive(Debug, thiserror::Error)]
-pub enum VmError {
-    /// KVM has another API version, or the descriptor is not /dev/kvm's (-1).
-    #[error("KVM API version {0}; {KVM_API_VERSION} is needed")]
-    ApiVersion(i32),
-    /// An ioctl of KVM failed.
-    #[error("{call} failed")]
-    Kvm {
-        /// Name of the ioctl.
-        call: &'static str,
-        /// Errno of the ioctl.
-        #[source]
-        source: kvm_ioctls::Error,
-    },
-}
-
-impl VmError {
-    /// The error of the ioctl `call`, for `map_err`.
-    pub fn of(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
-        move |source| Self::Kvm { call, source }
-    }
-}
 
 /// Why a file could not become a read-only slot.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +50,7 @@ pub enum SlotError {
     },
     /// KVM refused the memory slot.
     #[error("KVM does not map the slot")]
-    Kvm(#[source] VmError),
+    Kvm(#[source] KvmError),
 }
 
 /// Longest file of a slot: header page and content.
@@ -88,57 +63,17 @@ pub struct Vm {
     fd: VmFd,
     kvm: Kvm,
     memory: GuestMemoryMmap,
-    slots: Mutex<HashMap<u32, SlotMapping>>,
-}
-
-/// The host's view of a slot, read-only.
-#[derive(Debug)]
-struct SlotMapping {
-    address: *mut std::ffi::c_void,
-    bytes: usize,
-}
-
-// SAFETY: the address is only a number to `munmap(2)`; nothing in this process reads through it.
-unsafe impl Send for SlotMapping {}
-
-impl Drop for SlotMapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, of this address and length; KVM's slot of it was deleted, or is
-        // deleted with the VM, whose descriptor is dropped first, or was never made.
-        let _unmapped = unsafe { rustix::mm::munmap(self.address, self.bytes) };
-    }
-}
-
-/// Takes over a descriptor of /dev/kvm and checks the API version.
-///
-/// # Errors
-/// [`VmError::ApiVersion`], also when `fd` is not /dev/kvm's (-1).
-pub fn open_kvm(fd: OwnedFd) -> Result<Kvm, VmError> {
-    // SAFETY: an open descriptor that we own passes to the new owner.
-    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
-    match kvm.get_api_version() {
-        version if version.unsigned_abs() == KVM_API_VERSION => Ok(kvm),
-        version => Err(VmError::ApiVersion(version)),
-    }
+    slots: Mutex<HashMap<u32, FileMapping>>,
 }
 
 impl Vm {
     /// A VM with in-kernel interrupt controllers and `memory`, without a PIT.
     ///
     /// # Errors
-    /// [`VmError`].
-    pub fn new(kvm: Kvm, memory: GuestMemoryMmap) -> Result<Self, VmError> {
-        let fd = kvm.create_vm().map_err(VmError::of("KVM_CREATE_VM"))?;
-        // Before the first vCPU, which takes its counters from what is asked for here.
-        offer::restrict_vm(&kvm, &fd)?;
-        // kvm_intel needs both for guests in real mode; before the first vCPU.
-        fd.set_identity_map_address(KVM_IDENTITY_MAP_ADDRESS)
-            .map_err(VmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        fd.set_tss_address(KVM_TSS_ADDRESS)
-            .map_err(VmError::of("KVM_SET_TSS_ADDR"))?;
-        // Before the first vCPU, which then gets a local APIC.
-        fd.create_irq_chip()
-            .map_err(VmError::of("KVM_CREATE_IRQCHIP"))?;
+    /// [`KvmError`].
+    pub fn new(kvm: Kvm, memory: GuestMemoryMmap) -> Result<Self, KvmError> {
+        let fd = kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
+        arch::init_vm(&kvm, &fd)?;
         let vm = Self {
             fd,
             kvm,
@@ -157,11 +92,11 @@ impl Vm {
         Ok(vm)
     }
 
-    fn map_region(&self, region: kvm_userspace_memory_region) -> Result<(), VmError> {
+    fn map_region(&self, region: kvm_userspace_memory_region) -> Result<(), KvmError> {
         // SAFETY: every region given here is a mapping that `self` owns and that outlives the VM's
         // descriptor; the guest is the only one to read or write it but for volatile accesses.
         unsafe { self.fd.set_user_memory_region(region) }
-            .map_err(VmError::of("KVM_SET_USER_MEMORY_REGION"))
+            .map_err(KvmError::of("KVM_SET_USER_MEMORY_REGION"))
     }
 
     /// The KVM that the VM was made with.
@@ -176,68 +111,42 @@ impl Vm {
         &self.memory
     }
 
-    /// Creates the VM's only vCPU, its TSC at the host's rate.
-    ///
-    /// The rate is set although it is the default: a host that corrected its own TSC's rate after
-    /// loading KVM, and cannot scale, refuses the default and leaves the vCPU's TSC without a rate. Its
-    /// deadline timer then fires seconds late (docs/decisions/002-tsc-rate.md).
+    /// Creates the VM's only vCPU.
     ///
     /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn create_vcpu(&self) -> Result<VcpuFd, VmError> {
-        const HOST_RATE: u32 = 0;
+    /// [`KvmError::Ioctl`].
+    pub fn create_vcpu(&self) -> Result<VcpuFd, KvmError> {
         let vcpu = self
             .fd
             .create_vcpu(0)
-            .map_err(VmError::of("KVM_CREATE_VCPU"))?;
-        vcpu.set_tsc_khz(HOST_RATE)
-            .map_err(VmError::of("KVM_SET_TSC_KHZ"))?;
-        offer::restrict_vcpu(&self.kvm, &vcpu)?;
+            .map_err(KvmError::of("KVM_CREATE_VCPU"))?;
+        arch::init_vcpu(&self.kvm, &vcpu)?;
         Ok(vcpu)
     }
 
-    /// The guest's monotonic clock, nanoseconds.
-    ///
-    /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn clock_ns(&self) -> Result<u64, VmError> {
-        let clock = self.fd.get_clock().map_err(VmError::of("KVM_GET_CLOCK"))?;
-        Ok(clock.clock)
-    }
-
-    /// Lets the guest's monotonic clock continue from `clock_ns`.
-    ///
-    /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn set_clock_ns(&self, clock_ns: u64) -> Result<(), VmError> {
-        // No flags: with the host's real time KVM would add what passed since it was read.
-        let clock = kvm_clock_data {
-            clock: clock_ns,
-            ..kvm_clock_data::default()
-        };
-        self.fd
-            .set_clock(&clock)
-            .map_err(VmError::of("KVM_SET_CLOCK"))
+    /// The VM's descriptor, for the architecture's ioctls.
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.fd
     }
 
     /// Makes a write of the 32-bit `value` to guest-physical `address` wake `event` without an exit.
     ///
     /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn wake_on_write(&self, event: &EventFd, address: u64, value: u32) -> Result<(), VmError> {
+    /// [`KvmError::Ioctl`].
+    pub fn wake_on_write(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
         self.fd
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
-            .map_err(VmError::of("KVM_IOEVENTFD"))
+            .map_err(KvmError::of("KVM_IOEVENTFD"))
     }
 
     /// Makes `event` pulse the interrupt line `gsi`.
     ///
     /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn connect_line(&self, event: &EventFd, gsi: u32) -> Result<(), VmError> {
+    /// [`KvmError::Ioctl`].
+    pub fn connect_line(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
         self.fd
             .register_irqfd(event, gsi)
-            .map_err(VmError::of("KVM_IRQFD"))
+            .map_err(KvmError::of("KVM_IRQFD"))
     }
 
     /// Maps `file` as a read-only slot, instead of the slot's present file. Two locks keep it unwritten: the
@@ -247,13 +156,13 @@ impl Vm {
     /// [`SlotError`]; the slot is then as it was, or empty when KVM refused.
     pub fn map_slot(&self, index: u32, file: &File) -> Result<(), SlotError> {
         let guest_phys_addr = slot_address(index).ok_or(SlotError::Index(index))?;
-        let mapping = SlotMapping::of(file)?;
+        let mapping = map_slot_file(file)?;
         let region = kvm_userspace_memory_region {
             slot: SLOT_NUMBER + index,
             flags: KVM_MEM_READONLY,
             guest_phys_addr,
-            memory_size: mapping.bytes as u64,
-            userspace_addr: mapping.address as u64,
+            memory_size: mapping.bytes() as u64,
+            userspace_addr: mapping.host_address(),
         };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.contains_key(&index) {
@@ -271,48 +180,32 @@ impl Vm {
     }
 }
 
-impl SlotMapping {
-    fn of(file: &File) -> Result<Self, SlotError> {
-        let os = |call| {
-            move |errno: rustix::io::Errno| SlotError::Os {
-                call,
-                source: errno.into(),
-            }
-        };
-        let flags = rustix::fs::fcntl_getfl(file).map_err(os("fcntl"))?;
-        if flags & rustix::fs::OFlags::ACCMODE != rustix::fs::OFlags::RDONLY {
-            return Err(SlotError::Writable(flags.bits().cast_signed()));
+/// Maps a file that may be a slot, in whole pages.
+fn map_slot_file(file: &File) -> Result<FileMapping, SlotError> {
+    let os = |call| {
+        move |errno: rustix::io::Errno| SlotError::Os {
+            call,
+            source: errno.into(),
         }
-        let stat = rustix::fs::fstat(file).map_err(os("fstat"))?;
-        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-        let refused = SlotError::File {
-            mode: stat.st_mode,
-            bytes: stat.st_size,
-        };
-        let bytes = match u64::try_from(stat.st_size) {
-            Ok(bytes @ 1..=SLOT_BYTES_MAX) if kind.is_file() => page_ceil(bytes),
-            _ => None,
-        };
-        let Some(bytes) = bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {
-            return Err(refused);
-        };
-        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing; nobody in
-        // this process reads through it.
-        let address = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ,
-                MapFlags::SHARED | MapFlags::NORESERVE,
-                file,
-                0,
-            )
-        };
-        Ok(Self {
-            address: address.map_err(os("mmap"))?,
-            bytes,
-        })
+    };
+    let flags = rustix::fs::fcntl_getfl(file).map_err(os("fcntl"))?;
+    if flags & rustix::fs::OFlags::ACCMODE != rustix::fs::OFlags::RDONLY {
+        return Err(SlotError::Writable(flags.bits().cast_signed()));
     }
+    let stat = rustix::fs::fstat(file).map_err(os("fstat"))?;
+    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+    let refused = SlotError::File {
+        mode: stat.st_mode,
+        bytes: stat.st_size,
+    };
+    let bytes = match u64::try_from(stat.st_size) {
+        Ok(bytes @ 1..=SLOT_BYTES_MAX) if kind.is_file() => page_ceil(bytes),
+        _ => None,
+    };
+    let Some(bytes) = bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {
+        return Err(refused);
+    };
+    FileMapping::new(file, bytes).map_err(os("mmap"))
 }
 
 #[cfg(test)]
@@ -321,17 +214,17 @@ mod tests {
     use std::io::Write;
 
     fn refused(file: &File) -> SlotError {
-        SlotMapping::of(file).map(drop).unwrap_err()
+        map_slot_file(file).map(drop).unwrap_err()
     }
 
     #[test]
     fn a_read_only_file_is_mapped_in_whole_pages() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[1; 5000]).unwrap();
-        let mapping = SlotMapping::of(&file.reopen().unwrap());
+        let mapping = map_slot_file(&file.reopen().unwrap());
         assert!(matches!(mapping, Err(SlotError::Writable(_))));
-        let mapping = SlotMapping::of(&File::open(file.path()).unwrap()).unwrap();
-        assert_eq!(mapping.bytes, 8192);
+        let mapping = map_slot_file(&File::open(file.path()).unwrap()).unwrap();
+        assert_eq!(mapping.bytes(), 8192);
     }
 
     #[test]
@@ -354,14 +247,5 @@ mod tests {
         }
         let device = File::open("/dev/zero").unwrap();
         assert!(matches!(refused(&device), SlotError::File { .. }));
-    }
-
-    #[test]
-    fn what_is_not_kvm_is_refused() {
-        let null = File::open("/dev/null").unwrap();
-        assert!(matches!(
-            open_kvm(null.into()),
-            Err(VmError::ApiVersion(-1))
-        ));
     }
 }

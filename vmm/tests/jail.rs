@@ -350,8 +350,10 @@ fn the_file_server_sees_the_tree_and_nothing_of_the_host_and_the_vmm_holds_neith
             fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == tree_id)
         };
         let (of_tree, others): (Vec<_>, Vec<_>) = open.partition(is_tree);
-        let target = |path: &String| fs::read_link(path).unwrap().display().to_string();
-        (of_tree.len(), others.iter().map(target).collect::<Vec<_>>())
+        // A process that is starting may close a descriptor between the two looks: it is not held.
+        let target = |path: &String| Some(fs::read_link(path).ok()?.display().to_string());
+        let targets = others.iter().filter_map(target);
+        (of_tree.len(), targets.collect::<Vec<_>>())
     };
     let (of_tree, others) = open(&proc);
     let known = ["/null", "/dev/null", "pipe:", "socket:", "anon_inode:"];

@@ -4,7 +4,8 @@ use std::error::Error;
 use std::fs::File;
 
 use wasmvm_protocol::control::{BootConfig, Credentials, Role};
-use wasmvm_vmm::builder::{BootParts, Machine, build};
+use wasmvm_vmm::boot::BootParts;
+use wasmvm_vmm::builder::{Machine, build};
 use wasmvm_vmm::gate::Gate;
 use wasmvm_vmm::virtio::VirtioDevice;
 

@@ -1,5 +1,8 @@
 //! The operator's command line.
 
+#![deny(unsafe_code)]
+#![warn(unreachable_pub)]
+
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;

@@ -10,8 +10,9 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::layout::{HIGH_MEMORY_START, PAGE_BYTES, page_ceil};
+use crate::arch::{ELF_MACHINE, KERNEL_ADDRESS_MIN};
 use crate::memory::{MemoryError, map_file};
+use crate::units::{PAGE_BYTES, page_ceil};
 
 /// Most program headers read; a kernel has 4 or 5.
 pub const PROGRAM_HEADERS_MAX: u16 = 16;
@@ -20,7 +21,6 @@ pub const PROGRAM_HEADERS_MAX: u16 = 16;
 const IDENT: [u8; 7] = [0x7f, b'E', b'L', b'F', 2, 1, 1];
 const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: u16 = 56;
-const MACHINE_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
 
 /// Why the kernel was not loaded.
@@ -110,7 +110,7 @@ fn read_headers(kernel: &File) -> Result<(u64, Vec<Segment>), KernelError> {
     kernel
         .read_exact_at(&mut header, 0)
         .map_err(read("the ELF header"))?;
-    if !header.starts_with(&IDENT) || u16_at(&header, 18) != MACHINE_X86_64 {
+    if !header.starts_with(&IDENT) || u16_at(&header, 18) != ELF_MACHINE {
         return Err(KernelError::NotElf);
     }
     let (bytes, count) = (u16_at(&header, 54), u16_at(&header, 56));
@@ -142,7 +142,7 @@ impl Segment {
             .address
             .checked_add(self.memory_bytes)
             .and_then(page_ceil);
-        let placed = self.address >= HIGH_MEMORY_START && end.is_some_and(|end| end <= limit);
+        let placed = self.address >= KERNEL_ADDRESS_MIN && end.is_some_and(|end| end <= limit);
         if aligned && placed && self.file_bytes <= self.memory_bytes {
             return Ok(());
         }
@@ -194,8 +194,8 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::MIB;
     use crate::memory::allocate;
+    use crate::units::MIB;
     use proptest::prelude::*;
     use std::io::Write;
 
@@ -205,7 +205,7 @@ mod tests {
     fn kernel(address: u64, entry: u64, memory_bytes: u64) -> Vec<u8> {
         let mut file = vec![0; 4096];
         file[..7].copy_from_slice(&IDENT);
-        file[18..20].copy_from_slice(&MACHINE_X86_64.to_le_bytes());
+        file[18..20].copy_from_slice(&ELF_MACHINE.to_le_bytes());
         file[24..32].copy_from_slice(&entry.to_le_bytes());
         file[32..40].copy_from_slice(&64u64.to_le_bytes());
         file[54..56].copy_from_slice(&PROGRAM_HEADER_BYTES.to_le_bytes());
@@ -278,7 +278,7 @@ mod tests {
         ) {
             let mut bytes = header;
             bytes[..7].copy_from_slice(&IDENT);
-            bytes[18..20].copy_from_slice(&MACHINE_X86_64.to_le_bytes());
+            bytes[18..20].copy_from_slice(&ELF_MACHINE.to_le_bytes());
             bytes[32..40].copy_from_slice(&64u64.to_le_bytes());
             bytes[54..56].copy_from_slice(&PROGRAM_HEADER_BYTES.to_le_bytes());
             bytes[56..58].copy_from_slice(&count.to_le_bytes());

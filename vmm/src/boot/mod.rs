@@ -1,30 +1,33 @@
-//! Loading the guest by the 64-bit boot protocol of x86 Linux (Documentation/arch/x86/boot.rst).
-//!
-//! [`kernel`] and the initramfs are mapped from their files, [`params`], [`mod@cmdline`] and
-//! [`mod@mp_table`] describe the machine to the kernel, [`entry`] is the processor's state.
+//! Loading the guest: [`kernel`] and the initramfs are mapped from their files, [`crate::arch`] describes the machine to
+//! the kernel.
 
-pub mod cmdline;
-pub mod entry;
 pub mod kernel;
-pub mod mp_table;
-pub mod params;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 use wasmvm_protocol::control::BootConfig;
 
-use crate::layout::{CMDLINE_ADDRESS, MP_TABLE_ADDRESS, page_ceil, page_floor};
-use crate::memory::{self, MemoryError, low_ram_end};
-use cmdline::{CmdlineError, cmdline};
-pub use entry::Entry;
+use crate::arch::{self, BootTablesError, Entry, Initramfs, SEED_BYTES, low_ram_end};
+use crate::memory::{self, MemoryError};
+use crate::units::{page_ceil, page_floor};
 use kernel::{KernelError, load_kernel};
-use mp_table::mp_table;
-use params::{Initramfs, write_boot_params};
 
 /// Size of the largest initramfs, bytes.
 pub const INITRAMFS_BYTES_MAX: u64 = 256 << 20;
+
+/// The descriptors a machine is made of.
+#[derive(Debug)]
+pub struct BootParts {
+    /// Descriptor of /dev/kvm, open for reading and writing.
+    pub kvm: OwnedFd,
+    /// Guest kernel: uncompressed ELF, opened read-only.
+    pub kernel: File,
+    /// Initramfs: cpio, opened read-only.
+    pub initramfs: File,
+}
 
 /// Why the guest could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -48,15 +51,12 @@ pub enum BootError {
     /// The initramfs cannot be mapped.
     #[error("the initramfs cannot be mapped")]
     Initramfs(#[source] MemoryError),
-    /// The command line is longer than the kernel takes.
-    #[error("the kernel's command line does not fit")]
-    Cmdline(#[source] CmdlineError),
     /// `getrandom(2)` gave no bytes for the guest's seed.
     #[error("cannot get random bytes")]
     Random(#[source] io::Error),
-    /// The boot protocol's tables do not fit into RAM.
-    #[error("the tables of the boot protocol cannot be written")]
-    Tables(#[source] GuestMemoryError),
+    /// The machine cannot be described to the kernel.
+    #[error(transparent)]
+    Tables(#[from] BootTablesError),
 }
 
 /// Loads kernel and initramfs and writes the tables of the boot protocol, for a machine with
@@ -74,16 +74,7 @@ pub fn load(
     let initramfs = place_initramfs(memory, initramfs)?;
     let rip =
         load_kernel(memory, kernel, u64::from(initramfs.address)).map_err(BootError::Kernel)?;
-    let cmdline = cmdline(config, devices).map_err(BootError::Cmdline)?;
-    let write = |bytes: &[u8], address| {
-        memory
-            .write_slice(bytes, GuestAddress(address))
-            .map_err(BootError::Tables)
-    };
-    write(cmdline.as_bytes_with_nul(), CMDLINE_ADDRESS)?;
-    write(&mp_table(), MP_TABLE_ADDRESS)?;
-    write_boot_params(memory, initramfs, &random_seed()?).map_err(BootError::Tables)?;
-    entry::write_tables(memory).map_err(BootError::Tables)?;
+    arch::write_boot_tables(memory, config, devices, initramfs, &random_seed()?)?;
     Ok(Entry { rip })
 }
 
@@ -106,8 +97,8 @@ fn place_initramfs(memory: &GuestMemoryMmap, file: &File) -> Result<Initramfs, B
     })
 }
 
-fn random_seed() -> Result<[u8; 32], BootError> {
-    let mut seed = [0; 32];
+fn random_seed() -> Result<[u8; SEED_BYTES], BootError> {
+    let mut seed = [0; SEED_BYTES];
     // Up to 256 bytes come whole or not at all (getrandom(2)).
     let flags = rustix::rand::GetRandomFlags::empty();
     rustix::rand::getrandom(&mut seed[..], flags)
@@ -118,8 +109,9 @@ fn random_seed() -> Result<[u8; 32], BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::MIB;
+    use crate::units::MIB;
     use std::io::Write;
+    use vm_memory::{Bytes, GuestAddress};
 
     #[test]
     fn the_initramfs_ends_where_low_ram_ends() {

@@ -11,10 +11,11 @@ use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 
 use super::Finding;
 use super::program::{self, BRAND, BRAND_LEAF, BREAKPOINT, LOOP_INSTRUCTIONS, Notes, Stage};
-use crate::cpuid::guest_cpuid;
-use crate::layout::RAM_MIB_MIN;
+use crate::arch::RAM_MIB_MIN;
+use crate::arch::x86_64::cpuid::guest_cpuid;
+use crate::kvm::KvmError;
 use crate::memory::{self, MemoryError};
-use crate::vm::{Vm, VmError};
+use crate::vm::Vm;
 
 /// The guest needs microseconds; where KVM emulates, seconds.
 pub const RUN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ pub enum GuestError {
     Program(#[source] GuestMemoryError),
     /// KVM refused an ioctl that makes the VM or sets the vCPU's state.
     #[error("KVM refuses the guest")]
-    Kvm(#[source] VmError),
+    Kvm(#[source] KvmError),
     /// The vCPU's thread did not start.
     #[error("the guest's thread cannot be started")]
     Thread(#[source] io::Error),
@@ -111,25 +112,25 @@ pub(super) fn execute(
     Ok((memory, fastest_loop, end))
 }
 
-fn set_state(vm: &Vm, vcpu: &VcpuFd, registers: &kvm_regs) -> Result<(), VmError> {
+fn set_state(vm: &Vm, vcpu: &VcpuFd, registers: &kvm_regs) -> Result<(), KvmError> {
     let mut cpuid = guest_cpuid(vm.kvm())?;
     set_brand(&mut cpuid);
     vcpu.set_cpuid2(&cpuid)
-        .map_err(VmError::of("KVM_SET_CPUID2"))?;
-    let mut sregs = vcpu.get_sregs().map_err(VmError::of("KVM_GET_SREGS"))?;
+        .map_err(KvmError::of("KVM_SET_CPUID2"))?;
+    let mut sregs = vcpu.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
     program::set_special_registers(&mut sregs);
     vcpu.set_sregs(&sregs)
-        .map_err(VmError::of("KVM_SET_SREGS"))?;
+        .map_err(KvmError::of("KVM_SET_SREGS"))?;
     vcpu.set_regs(registers)
-        .map_err(VmError::of("KVM_SET_REGS"))?;
+        .map_err(KvmError::of("KVM_SET_REGS"))?;
     let entries = program::syscall_msrs().map(|(index, data)| kvm_msr_entry {
         index,
         data,
         ..kvm_msr_entry::default()
     });
-    let refused = || VmError::of("KVM_SET_MSRS")(kvm_ioctls::Error::new(libc::EINVAL));
+    let refused = || KvmError::of("KVM_SET_MSRS")(kvm_ioctls::Error::new(libc::EINVAL));
     let msrs = Msrs::from_entries(&entries).map_err(|_| refused())?;
-    match vcpu.set_msrs(&msrs).map_err(VmError::of("KVM_SET_MSRS"))? {
+    match vcpu.set_msrs(&msrs).map_err(KvmError::of("KVM_SET_MSRS"))? {
         3 => Ok(()),
         _ => Err(refused()),
     }

@@ -3,6 +3,7 @@
 //! The guest walks a table of probes that the host wrote for it, one instruction each (RDMSR, WRMSR of 0 or
 //! RDPMC), and notes beside each probe whether the instruction raised an exception. Ring 0 is where a guest is
 //! that has taken over its own kernel.
+#![allow(unsafe_code, reason = "machine code, found by its labels")]
 
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::Kvm;
@@ -11,7 +12,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMm
 use super::Finding;
 use super::guest::{self, GuestError, RunEnd};
 use super::program::{self, Stage};
-use crate::offer::{MSRS, is_allowed};
+use crate::arch::x86_64::offer::{MSRS, is_allowed};
 
 /// A probe: one instruction and its result, as guest and host share it in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

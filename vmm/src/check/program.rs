@@ -8,11 +8,12 @@
 //!
 //! The guest reports its progress to the host by writing a [`Stage`] to [`STAGE_PORT`], and leaves what it saw in
 //! [`Notes`] at [`NOTES_ADDRESS`]. One identity-mapped 2 MiB page, open to ring 3, holds code, tables and notes.
+#![allow(unsafe_code, reason = "machine code, found by its labels")]
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
+use crate::arch::x86_64::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
 
 /// I/O port that the guest writes its stage to.
 pub const STAGE_PORT: u16 = 0xe0;

@@ -3,6 +3,8 @@
 use arbitrary::{Result, Unstructured};
 
 use super::*;
+use crate::arch::Serial;
+use crate::arch::x86_64::serial::{PORT_FIRST, PORT_LAST};
 
 /// The tail is plain text within its bound; a line that is forwarded is one line within its.
 pub fn console(input: &[u8]) {
@@ -11,6 +13,7 @@ pub fn console(input: &[u8]) {
 
 fn print(u: &mut Unstructured<'_>) -> Result<()> {
     let console = Console::new(false);
+    let mut serial = Serial::new(console.clone());
     let mut forward = Forward::new();
     let mut now = Instant::now();
     while !u.is_empty() {
@@ -22,8 +25,8 @@ fn print(u: &mut Unstructured<'_>) -> Result<()> {
         };
         // One byte may be said many times: a tail and a window are filled by no input otherwise.
         for _ in 0..=u.arbitrary::<u32>()? >> u.int_in_range(18..=31)? {
-            console.port_write(port, byte);
-            let _register = console.port_read(port);
+            serial.write(port, byte);
+            let _register = serial.read(port);
             let Some(line) = forward.push(byte, now) else {
                 continue;
             };
@@ -43,6 +46,6 @@ fn print(u: &mut Unstructured<'_>) -> Result<()> {
         tail.chars()
             .all(|c| c.is_ascii_graphic() || " \n\t".contains(c))
     );
-    crate::control::fuzz::tail_fits_a_message(&tail);
+    crate::report::fuzz::tail_fits_a_message(&tail);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The file server's process: a child of the VMM, made when the jail is closed and before either process becomes
 //! the jail's inmate.
+#![allow(unsafe_code, reason = "fork(2), and closing of descriptors")]
 
 use std::ffi::CStr;
 use std::io;
@@ -11,8 +12,8 @@ use wasmvm_protocol::control::Credentials;
 use super::message::{self, BYTES_MAX};
 use super::serve::serve;
 use super::{FileServer, Tree, pair};
-use crate::control::{note, sentence};
 use crate::jail::{Inmate, Jail, JailError};
+use crate::report::{note, sentence};
 use crate::seccomp::{self, SeccompError, Thread};
 
 /// The process's name in `/proc/PID/comm`.

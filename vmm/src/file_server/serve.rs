@@ -47,6 +47,10 @@ pub(super) fn serve(socket: impl AsFd, tree: &Tree) -> io::Result<()> {
 
 /// Serves on a thread among others: the library changes the working directory and the umask of its thread.
 #[cfg(any(test, feature = "fuzzing"))]
+#[allow(
+    unsafe_code,
+    reason = "a test's thread leaves what it shares with others"
+)]
 pub(super) fn serve_apart(socket: &std::os::fd::OwnedFd, tree: &Tree, first: impl FnOnce()) {
     use rustix::thread::{UnshareFlags, unshare_unsafe};
     // SAFETY: only the file system attributes are unshared, which this thread alone uses from now on.

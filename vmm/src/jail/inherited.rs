@@ -10,7 +10,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -18,7 +18,8 @@ use rustix::fs::{
     AtFlags, CWD, Dir, FsWord, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
 };
 
-use super::{JailError, Step, checked};
+use super::syscalls::make_mount_read_only;
+use super::{JailError, Step};
 
 const EXECUTABLE: &str = "self/exe";
 
@@ -69,7 +70,7 @@ fn protect_one(proc_root: &OwnedFd, name: &str) -> io::Result<()> {
     let stat = rustix::fs::statx(proc_root, name, AtFlags::empty(), StatxFlags::MNT_ID)?;
     let path = rustix::fs::readlinkat(proc_root, name, Vec::new())?;
     let path = Path::new(OsStr::from_bytes(path.as_bytes()));
-    make_read_only(mount_root(path, stat.stx_mnt_id)?)
+    make_mount_read_only(mount_root(path, stat.stx_mnt_id)?)
 }
 
 /// The root of mount `id`, at or above `path`.
@@ -87,42 +88,17 @@ fn mount_root(path: &Path, id: u64) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(root, flags, Mode::empty())?)
 }
 
-/// Makes a mount read-only by `mount_setattr(2)`, which rustix does not have.
-fn make_read_only(root: impl AsFd) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    // SAFETY: the path is a C string, `attributes` is a live `mount_attr` of the size given, and the
-    // kernel writes to neither.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            root.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    checked(result).map(drop)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::{File, Permissions};
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::PermissionsExt;
-
-    use rustix::thread::{UnshareFlags, unshare_unsafe};
 
     /// Needs root. The test's own thread gets mounts of its own, which end with it.
     #[test]
     fn an_inherited_file_cannot_be_changed_even_by_its_owner() {
-        // SAFETY: descriptors stay shared, nothing else of this thread is used by others.
-        unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.unwrap();
+        super::super::syscalls::unshare_mounts().unwrap();
         let written = tempfile::NamedTempFile::new().unwrap();
         let file = File::open(written.path()).unwrap();
         let proc_root = super::super::tree::detached_proc().unwrap();

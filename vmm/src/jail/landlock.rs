@@ -12,12 +12,13 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::checked;
+use super::syscalls::{
+    Ruleset, landlock_allow_below, landlock_create, landlock_restrict_self, landlock_version,
+};
 
 /// `LANDLOCK_ACCESS_FS_*` of version 2, in the header's order, and two of later versions.
 const EXECUTE_AND_ALL_OF_VERSION_2: u64 = (1 << 14) - 1;
@@ -30,9 +31,6 @@ const REFUSED: u64 = 1 << 0 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | IOCTL_DEVICE
 const TCP: u64 = 1 << 0 | 1 << 1;
 /// Scopes that are closed: `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `LANDLOCK_SCOPE_SIGNAL`.
 const OUTSIDE: u64 = 1 << 0 | 1 << 1;
-
-const RULE_PATH_BENEATH: libc::c_int = 1;
-const CREATE_RULESET_VERSION: libc::c_uint = 1;
 
 /// The version of Landlock that the host's kernel offers; from 2 on it is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,14 +63,6 @@ impl fmt::Display for Landlock {
     }
 }
 
-/// `struct landlock_ruleset_attr`; older kernels take it as long as the members that they don't know are zero.
-#[repr(C)]
-struct Ruleset {
-    files: u64,
-    network: u64,
-    scoped: u64,
-}
-
 impl Ruleset {
     fn of(version: u32) -> Self {
         let from = |first, rights| if version >= first { rights } else { 0 };
@@ -84,87 +74,30 @@ impl Ruleset {
     }
 }
 
-/// `struct landlock_path_beneath_attr` of a rule.
-#[repr(C, packed)]
-struct PathBeneath {
-    allowed: u64,
-    parent: libc::c_int,
-}
-
 /// Restricts this thread, and those it will start, to the files below `root`, or to none. Needs "no new privileges".
 pub(super) fn restrict(root: Option<&Path>) -> io::Result<Landlock> {
-    let landlock = offered();
+    let landlock = Landlock {
+        version: landlock_version(),
+    };
     if !landlock.holds_files() {
         return Ok(landlock);
     }
     let wanted = Ruleset::of(landlock.version);
-    let ruleset = create(&wanted)?;
+    let ruleset = landlock_create(&wanted)?;
     if let Some(root) = root {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
-        allow_below(&ruleset, &root, wanted.files & !REFUSED)?;
+        landlock_allow_below(&ruleset, &root, wanted.files & !REFUSED)?;
     }
-    // SAFETY: only numbers go in.
-    let restricted =
-        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
-    checked(restricted).map(|_| landlock)
-}
-
-/// The offered version; 0, and no error, where the kernel has no Landlock, has it switched off, or a filter hides
-/// it.
-fn offered() -> Landlock {
-    let no_ruleset = std::ptr::null::<Ruleset>();
-    // SAFETY: asks for the version only; the null pointer of length 0 is not read.
-    let version = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            no_ruleset,
-            0_usize,
-            CREATE_RULESET_VERSION,
-        )
-    };
-    Landlock {
-        version: u32::try_from(version).unwrap_or(0),
-    }
-}
-
-fn create(ruleset: &Ruleset) -> io::Result<OwnedFd> {
-    // SAFETY: `ruleset` is alive and of the size given.
-    let created = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            &raw const *ruleset,
-            size_of::<Ruleset>(),
-            0,
-        )
-    };
-    let fd = i32::try_from(checked(created)?).map_err(io::Error::other)?;
-    // SAFETY: a new descriptor that nobody else knows.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn allow_below(ruleset: &OwnedFd, root: impl AsFd, allowed: u64) -> io::Result<()> {
-    let rule = PathBeneath {
-        allowed,
-        parent: root.as_fd().as_raw_fd(),
-    };
-    // SAFETY: `rule` is alive and what this type of rule takes.
-    let added = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_add_rule,
-            ruleset.as_raw_fd(),
-            RULE_PATH_BENEATH,
-            &raw const rule,
-            0,
-        )
-    };
-    checked(added).map(drop)
+    landlock_restrict_self(&ruleset)?;
+    Ok(landlock)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::{self, File};
+    use std::os::fd::AsRawFd;
 
     use rustix::fs::{FileType, mknodat};
 

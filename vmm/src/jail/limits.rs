@@ -1,8 +1,5 @@
 //! Limits of the jail: descriptors, resource limits, signals.
 
-use std::io;
-use std::os::fd::RawFd;
-
 use rustix::fs::Mode;
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
@@ -10,7 +7,8 @@ use rustix::process::{
 
 use wasmvm_protocol::control::Role;
 
-use super::{JailError, Step, checked};
+use super::syscalls::exit_on_sigterm;
+use super::{JailError, Step};
 use crate::vm::SLOT_BYTES_MAX;
 
 /// Most descriptors that the guest can make the file server hold: one for each file it knows, one more
@@ -26,38 +24,6 @@ pub const OWN_FDS_MAX: u64 = 512;
 /// host's disk.
 pub(super) const CORE_BYTES: u64 = 1;
 
-/// Exit status after SIGTERM, as a shell would show it.
-const SIGTERM_STATUS: libc::c_int = 128 + libc::SIGTERM;
-
-/// Closes every descriptor above `last_known`.
-///
-/// # Errors
-/// [`JailError::Step`].
-pub fn close_unknown_fds(last_known: RawFd) -> Result<(), JailError> {
-    // SAFETY: called first of all, when no object of this process owns a descriptor above the known ones.
-    unsafe { close_fds(last_known + 1, RawFd::MAX) }
-}
-
-/// Closes the descriptors from `first` to `last`; the range may be empty.
-///
-/// # Safety
-/// No object of this process uses a descriptor of the range any more, or drops one.
-pub(super) unsafe fn close_fds(first: RawFd, last: RawFd) -> Result<(), JailError> {
-    const STEP: &str = "close unknown descriptors";
-    if first > last {
-        return Ok(());
-    }
-    let number = |fd| {
-        libc::c_uint::try_from(fd)
-            .map_err(io::Error::other)
-            .step(STEP)
-    };
-    let (first, last) = (number(first)?, number(last)?);
-    // SAFETY: the caller's promise.
-    let result = unsafe { libc::close_range(first, last, 0) };
-    checked(result).map(drop).step(STEP)
-}
-
 /// Sets limits and umask, and makes SIGTERM end the process: PID 1 of a namespace gets no signal without a handler.
 ///
 /// Returns the number of descriptors that the guest may make the file server hold.
@@ -70,7 +36,7 @@ pub(super) fn set(role: Role) -> Result<u64, JailError> {
     forbid_dumps()?;
     // The guest's kernel has applied its own umask to every mode it sends.
     rustix::process::umask(Mode::empty());
-    end_on_sigterm().step("handle SIGTERM")?;
+    exit_on_sigterm().step("handle SIGTERM")?;
     Ok(guest_fds)
 }
 
@@ -115,22 +81,6 @@ fn set_limit(resource: Resource, value: u64) -> rustix::io::Result<()> {
             maximum: Some(value),
         },
     )
-}
-
-extern "C" fn exit_at_once(_signal: libc::c_int) {
-    // SAFETY: `_exit` is async-signal-safe and takes no memory.
-    unsafe { libc::_exit(SIGTERM_STATUS) }
-}
-
-fn end_on_sigterm() -> io::Result<()> {
-    let handler: extern "C" fn(libc::c_int) = exit_at_once;
-    // SAFETY: the handler only calls `_exit`, so it may interrupt anything.
-    let old = unsafe { libc::signal(libc::SIGTERM, handler as *const () as libc::sighandler_t) };
-    if old == libc::SIG_ERR {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -5,30 +5,27 @@
 
 use std::io;
 
-/// Turns merging off for all of this process's memory, also what is mapped later (`prctl(2)`, Linux 6.4).
+use super::syscalls::set_memory_merge;
+
+/// Turns merging off for all of this process's memory, also what is mapped later.
 pub(super) fn forbid() -> io::Result<()> {
-    // SAFETY: takes numbers only.
-    if unsafe { libc::prctl(libc::PR_SET_MEMORY_MERGE, 0, 0, 0, 0) } == 0 {
-        return Ok(());
-    }
-    match io::Error::last_os_error() {
+    match set_memory_merge(false) {
         // A kernel without the call, or without merging, merges nothing.
-        error if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-        error => Err(error),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        set => set,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::syscalls::memory_merge;
     use super::*;
 
     #[test]
     fn what_is_inherited_ends_here() {
-        // SAFETY: takes numbers only; EINVAL where the kernel knows no merging.
-        unsafe { libc::prctl(libc::PR_SET_MEMORY_MERGE, 1, 0, 0, 0) };
+        // EINVAL where the kernel knows no merging.
+        let _merges = set_memory_merge(true);
         forbid().unwrap();
-        // SAFETY: takes numbers only.
-        let merges = unsafe { libc::prctl(libc::PR_GET_MEMORY_MERGE, 0, 0, 0, 0) };
-        assert_ne!(merges, 1);
+        assert!(!matches!(memory_merge(), Ok(1)));
     }
 }

@@ -36,16 +36,18 @@ mod limits;
 mod merging;
 mod privileges;
 mod speculation;
+mod syscalls;
 mod tree;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use wasmvm_protocol::control::{self, BootConfig, ControlError, Credentials, FromVmm, ToVmm};
 
 pub use landlock::Landlock;
-pub use limits::{GUEST_FDS_MAX, OWN_FDS_MAX, close_unknown_fds};
+pub use limits::{GUEST_FDS_MAX, OWN_FDS_MAX};
+pub use syscalls::close_unknown_fds;
 
 /// User and group of every VMM, which have no name and own nothing: in a range that no tool gives out (systemd's
 /// `UIDS-GIDS.md`, "unused"; the bytes spell "wasm").
@@ -209,37 +211,6 @@ impl Jail {
             guest_fds: self.guest_fds,
             landlock,
         })
-    }
-
-    /// Closes all descriptors of this process but standard input, output and error, the jail's own and `kept`.
-    ///
-    /// # Safety
-    /// Nothing of this process uses another descriptor any more, nor drops what owns one.
-    ///
-    /// # Errors
-    /// [`JailError::Step`].
-    pub unsafe fn close_all_but(&self, kept: &[BorrowedFd<'_>]) -> Result<(), JailError> {
-        let own = self.proc_root.as_fd();
-        let mut kept: Vec<RawFd> = kept.iter().chain([&own]).map(AsRawFd::as_raw_fd).collect();
-        kept.sort_unstable();
-        let mut first = libc::STDERR_FILENO + 1;
-        for kept in kept {
-            // SAFETY: the caller's promise.
-            unsafe { limits::close_fds(first, kept - 1) }?;
-            first = kept + 1;
-        }
-        // SAFETY: the caller's promise.
-        unsafe { limits::close_fds(first, RawFd::MAX) }
-    }
-}
-
-/// The result of a system call that libc makes by hand: negative means that `errno` has the error.
-fn checked(returned: impl Into<libc::c_long>) -> io::Result<libc::c_long> {
-    let returned = returned.into();
-    if returned >= 0 {
-        Ok(returned)
-    } else {
-        Err(io::Error::last_os_error())
     }
 }
 

@@ -1,16 +1,14 @@
 //! The user namespace, and the user, groups and capabilities kept in it.
 
-use std::io;
-
 use rustix::process::{Gid, Uid};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, UnshareFlags, capability_is_in_bounding_set,
-    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
-    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
-    set_thread_res_uid, unshare_unsafe,
+    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use wasmvm_protocol::control::{Credentials, FILE_CAPABILITIES, GROUPS_MAX};
 
+use super::syscalls::{enter_new_user_namespace, join_new_session_keyring};
 use super::{JailError, Step};
 
 /// Capability numbers end below this (`capget(2)` has 64 bits).
@@ -20,19 +18,9 @@ const CAPABILITIES_MAX: u32 = 64;
 /// containerd, and a process that possesses a keyring may read the keys in it (`session-keyring(7)`), in whichever
 /// user namespace it lives.
 pub(super) fn leave_session_keyring() -> Result<(), JailError> {
-    let anonymous = std::ptr::null::<libc::c_char>();
-    // SAFETY: a null name is allowed and means a new anonymous keyring; no memory of ours is read.
-    let keyring = unsafe {
-        libc::syscall(
-            libc::SYS_keyctl,
-            libc::KEYCTL_JOIN_SESSION_KEYRING,
-            anonymous,
-        )
-    };
-    if keyring >= 0 {
+    let Err(error) = join_new_session_keyring() else {
         return Ok(());
-    }
-    let error = io::Error::last_os_error();
+    };
     match error.raw_os_error() {
         // A kernel without keys, or a filter of system calls that this process never gets rid of:
         // no code in this process can reach a key.
@@ -42,9 +30,7 @@ pub(super) fn leave_session_keyring() -> Result<(), JailError> {
 }
 
 pub(super) fn enter_user_namespace() -> Result<(), JailError> {
-    // SAFETY: no file descriptor table or memory is unshared, and this is the only thread.
-    let entered = unsafe { unshare_unsafe(UnshareFlags::NEWUSER) };
-    entered.step("enter a user namespace")
+    enter_new_user_namespace().step("enter a user namespace")
 }
 
 /// The capabilities that a process with these credentials keeps, in its own user namespace only: those of the task's
@@ -94,16 +80,8 @@ pub(super) fn become_inmate(credentials: &Credentials) -> Result<(), JailError> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::syscalls::session_keyring;
     use super::*;
-
-    /// `None` where keys are out of reach.
-    fn session_keyring() -> Option<libc::c_long> {
-        let (id, create) = (libc::KEY_SPEC_SESSION_KEYRING, 0);
-        // SAFETY: only numbers go in and out.
-        let keyring =
-            unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_GET_KEYRING_ID, id, create) };
-        (keyring >= 0).then_some(keyring)
-    }
 
     /// Credentials, the keyring among them, are a thread's own: so is this test's.
     #[test]

@@ -18,17 +18,16 @@
 //! no list, so the handler stays. Foreign architectures' system calls kill at once.
 
 mod allowed;
+mod forbidden_call;
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
-use vmm_sys_util::signal::register_signal_handler;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-/// Exit status of a VMM that made a system call it may not, as a shell would show a death by `SIGSYS`.
-pub const KILLED_STATUS: libc::c_int = 128 + libc::SIGSYS;
+use crate::arch::SECCOMP_ARCH;
+
+pub use forbidden_call::KILLED_STATUS;
 
 /// A thread of the VMM, or the one of its file server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,22 +96,13 @@ pub enum SeccompError {
 /// Whether [`confine`] confines: set in a VMM, not in the tests and examples that run its parts.
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
-thread_local! {
-    /// The thread's name for the handler's line. Constant initialiser and no destructor: a signal handler may read
-    /// it.
-    static NAME: Cell<&'static str> = const { Cell::new("(unknown)") };
-}
-
 /// Makes [`confine`] confine from now on. Called before the first thread is started.
 ///
 /// # Errors
 /// [`SeccompError::Signal`].
 pub fn enable() -> Result<(), SeccompError> {
-    // One heap for all threads: another one grows by mprotect(2), and glibc opens a file of /proc, which
-    // here is a path in the tenant's tree, before it shrinks it (malloc/arena.c, shrink_heap).
-    // SAFETY: no memory of ours goes in; a value that glibc does not take changes nothing.
-    let _taken = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    register_signal_handler(libc::SIGSYS, on_forbidden_call).map_err(SeccompError::Signal)?;
+    forbidden_call::use_one_heap();
+    forbidden_call::handle().map_err(SeccompError::Signal)?;
     ENABLED.store(true, Ordering::SeqCst);
     Ok(())
 }
@@ -130,7 +120,7 @@ pub fn confine(thread: Thread) -> Result<(), SeccompError> {
 }
 
 pub(crate) fn apply(thread: Thread) -> Result<(), SeccompError> {
-    NAME.set(thread.name());
+    forbidden_call::set_thread_name(thread.name());
     let program = compile(thread).map_err(|source| SeccompError::Compile {
         thread: thread.name(),
         source,
@@ -150,43 +140,9 @@ fn compile(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
         rules,
         SeccompAction::Trap,
         SeccompAction::Allow,
-        TargetArch::x86_64,
+        SECCOMP_ARCH,
     )?
     .try_into()
-}
-
-/// The start of `siginfo_t` as `SIGSYS` fills it in (Linux `include/uapi/asm-generic/siginfo.h`).
-#[repr(C)]
-struct ForbiddenCall {
-    signal: libc::c_int,
-    errno: libc::c_int,
-    code: libc::c_int,
-    address: *mut libc::c_void,
-    number: libc::c_int,
-}
-
-/// Handler of SIGSYS. Only writes and exits, which every thread may do, and takes no memory.
-extern "C" fn on_forbidden_call(
-    _signal: libc::c_int,
-    info: *mut libc::siginfo_t,
-    _context: *mut libc::c_void,
-) {
-    // SAFETY: the kernel hands over a `siginfo_t`, which is larger, aligned and for SIGSYS as described.
-    let number = unsafe { (*info.cast::<ForbiddenCall>()).number };
-    let mut line = [0; 96];
-    let mut rest = &mut line[..];
-    let name = NAME.get();
-    // A line that is cut off is good enough.
-    let _cut = writeln!(
-        rest,
-        "wasmvm-vmm: thread {name} made system call {number}, which it may not"
-    );
-    let unused = rest.len();
-    let length = line.len() - unused;
-    // SAFETY: `line` is alive and has `length` bytes.
-    let _written = unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), length) };
-    // SAFETY: async-signal-safe, takes no memory.
-    unsafe { libc::_exit(KILLED_STATUS) }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use arbitrary::{Result, Unstructured};
 use wasmvm_protocol::slot::{SLOT_ADDRESS, SLOT_STRIDE_BYTES, SLOTS_MAX};
 
 use super::*;
-use crate::layout::{MMIO_DEVICE_BYTES, MMIO_START};
+use crate::arch::x86_64::serial::{PORT_FIRST, PORT_LAST};
+use crate::arch::{MMIO_DEVICE_BYTES, MMIO_START};
 
 /// An access to the slots reads as ones and may not write; one to where nothing is ends the guest with the
 /// address; ports never end it, and what is read of one without a device are ones.
@@ -14,7 +15,7 @@ pub fn exits(input: &[u8]) {
 
 fn handle(u: &mut Unstructured<'_>) -> Result<()> {
     let mut bus = MmioBus::default();
-    let console = Console::new(false);
+    let mut serial = Serial::new(Console::new(false));
     while !u.is_empty() {
         let mut data = u.arbitrary::<[u8; 8]>()?;
         let width = u.int_in_range(0..=8)?;
@@ -27,11 +28,11 @@ fn handle(u: &mut Unstructured<'_>) -> Result<()> {
             };
             let ours = (PORT_FIRST..=PORT_LAST).contains(&port);
             assert_eq!(
-                handle_exit(VcpuExit::IoOut(port, data), &mut bus, &console),
+                handle_exit(VcpuExit::IoOut(port, data), &mut bus, &mut serial),
                 None
             );
             assert_eq!(
-                handle_exit(VcpuExit::IoIn(port, data), &mut bus, &console),
+                handle_exit(VcpuExit::IoIn(port, data), &mut bus, &mut serial),
                 None
             );
             let rest = if ours {
@@ -43,10 +44,10 @@ fn handle(u: &mut Unstructured<'_>) -> Result<()> {
         } else {
             let address = crate::virtio::fuzz::near(u, &EDGES)?;
             let slot = (SLOT_ADDRESS..SLOTS_END).contains(&address);
-            let end = handle_exit(VcpuExit::MmioRead(address, data), &mut bus, &console);
+            let end = handle_exit(VcpuExit::MmioRead(address, data), &mut bus, &mut serial);
             assert_eq!(end.is_none(), slot, "read {address:#x}: {end:?}");
             assert!(!slot || data.iter().all(|byte| *byte == 0xff));
-            match handle_exit(VcpuExit::MmioWrite(address, data), &mut bus, &console) {
+            match handle_exit(VcpuExit::MmioWrite(address, data), &mut bus, &mut serial) {
                 Some(GuestEnd::SlotWrite { address: told }) => assert!(slot && told == address),
                 Some(GuestEnd::Nowhere { address: told, .. }) => assert!(!slot && told == address),
                 other => panic!("write {address:#x}: {other:?}"),

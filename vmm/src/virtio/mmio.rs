@@ -12,6 +12,8 @@
 //! Steps out of order are ignored. After `DRIVER_OK` nothing can be changed any more: the device works
 //! on the queues as they were checked then. When the device cannot, the guest's write is an error.
 
+mod state;
+
 use std::fmt;
 
 use virtio_bindings::virtio_config::{
@@ -26,8 +28,8 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue_setup::QueueSetup;
 use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
+use state::{MmioState, half};
 
 /// Offset of `QueueNotify`, where the builder registers the kick descriptors.
 pub const QUEUE_NOTIFY: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
@@ -52,20 +54,14 @@ pub struct MmioTransport {
     memory: GuestMemoryMmap,
     kicks: Vec<EventFd>,
     interrupt: Interrupt,
-    status: u32,
-    device_features_page: u32,
-    driver_features_page: u32,
-    driver_features: u64,
-    queue_select: u32,
-    queues: Vec<QueueSetup>,
-    activated: bool,
+    state: MmioState,
 }
 
 impl fmt::Debug for MmioTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MmioTransport")
             .field("device_id", &self.device.device_id())
-            .field("status", &self.status)
+            .field("status", &self.state.status)
             .finish_non_exhaustive()
     }
 }
@@ -79,23 +75,13 @@ impl MmioTransport {
         kicks: Vec<EventFd>,
         interrupt: Interrupt,
     ) -> Self {
-        let queues = device
-            .queue_sizes()
-            .iter()
-            .map(|size| QueueSetup::new(*size))
-            .collect();
+        let state = MmioState::new(device.queue_sizes());
         Self {
             device,
             memory,
             kicks,
             interrupt,
-            status: 0,
-            device_features_page: 0,
-            driver_features_page: 0,
-            driver_features: 0,
-            queue_select: 0,
-            queues,
-            activated: false,
+            state,
         }
     }
 
@@ -129,16 +115,18 @@ impl MmioTransport {
             register::VIRTIO_MMIO_DEVICE_ID => self.device.device_id(),
             register::VIRTIO_MMIO_VENDOR_ID => VENDOR,
             register::VIRTIO_MMIO_DEVICE_FEATURES => {
-                half(self.device.features(), self.device_features_page)
+                half(self.device.features(), self.state.device_features_page)
             }
-            register::VIRTIO_MMIO_QUEUE_NUM_MAX => {
-                self.selected().map_or(0, |queue| queue.size_max().into())
-            }
-            register::VIRTIO_MMIO_QUEUE_READY => {
-                self.selected().map_or(0, |queue| queue.ready().into())
-            }
+            register::VIRTIO_MMIO_QUEUE_NUM_MAX => self
+                .state
+                .selected()
+                .map_or(0, |queue| queue.size_max().into()),
+            register::VIRTIO_MMIO_QUEUE_READY => self
+                .state
+                .selected()
+                .map_or(0, |queue| queue.ready().into()),
             register::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
-            register::VIRTIO_MMIO_STATUS => self.status,
+            register::VIRTIO_MMIO_STATUS => self.state.status,
             register::VIRTIO_MMIO_SHM_LEN_LOW
             | register::VIRTIO_MMIO_SHM_LEN_HIGH
             | register::VIRTIO_MMIO_SHM_BASE_LOW
@@ -149,92 +137,64 @@ impl MmioTransport {
 
     fn set_register(&mut self, offset: u32, value: u32) -> Result<(), ActivateError> {
         match offset {
-            register::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_page = value,
-            register::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_page = value,
-            register::VIRTIO_MMIO_DRIVER_FEATURES if self.status == DRIVEN => {
-                set_half(&mut self.driver_features, self.driver_features_page, value);
+            register::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.state.device_features_page = value,
+            register::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.state.driver_features_page = value,
+            register::VIRTIO_MMIO_DRIVER_FEATURES if self.state.status == DRIVEN => {
+                self.state.set_driver_features(value);
             }
-            register::VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
+            register::VIRTIO_MMIO_QUEUE_SEL => self.state.queue_select = value,
             register::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             register::VIRTIO_MMIO_STATUS => return self.set_status(value),
-            _ if self.status == NEGOTIATED => self.set_queue_register(offset, value),
+            _ if self.state.status == NEGOTIATED => self.state.set_queue_register(offset, value),
             _ => {}
         }
         Ok(())
     }
 
-    fn set_queue_register(&mut self, offset: u32, value: u32) {
-        let index = usize::try_from(self.queue_select).unwrap_or(usize::MAX);
-        let Some(queue) = self.queues.get_mut(index) else {
-            return;
-        };
-        match offset {
-            register::VIRTIO_MMIO_QUEUE_NUM => queue.set_size(value),
-            register::VIRTIO_MMIO_QUEUE_READY => queue.set_ready(value == 1),
-            register::VIRTIO_MMIO_QUEUE_DESC_LOW => set_half(&mut queue.descriptors, 0, value),
-            register::VIRTIO_MMIO_QUEUE_DESC_HIGH => set_half(&mut queue.descriptors, 1, value),
-            register::VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_half(&mut queue.available, 0, value),
-            register::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_half(&mut queue.available, 1, value),
-            register::VIRTIO_MMIO_QUEUE_USED_LOW => set_half(&mut queue.used, 0, value),
-            register::VIRTIO_MMIO_QUEUE_USED_HIGH => set_half(&mut queue.used, 1, value),
-            _ => {}
-        }
-    }
-
-    fn selected(&self) -> Option<&QueueSetup> {
-        self.queues.get(usize::try_from(self.queue_select).ok()?)
-    }
-
     /// Makes one transition of the diagram above, or none.
     fn set_status(&mut self, value: u32) -> Result<(), ActivateError> {
-        match (self.status, value) {
-            (_, 0) if self.activated => self.status = NEEDS_RESET,
-            (_, 0) => self.reset(),
-            (0, ACKNOWLEDGED) | (ACKNOWLEDGED, DRIVEN) => self.status = value,
-            (DRIVEN, NEGOTIATED) if self.features_are_acceptable() => self.status = NEGOTIATED,
+        match (self.state.status, value) {
+            (_, 0) if self.state.activated => self.state.status = NEEDS_RESET,
+            (_, 0) => self.state.reset(),
+            (0, ACKNOWLEDGED) | (ACKNOWLEDGED, DRIVEN) => self.state.status = value,
+            (DRIVEN, NEGOTIATED) if self.features_are_acceptable() => {
+                self.state.status = NEGOTIATED;
+            }
             (NEGOTIATED, READY) => return self.activate(),
-            (_, value) if value & FAILED != 0 => self.status |= FAILED,
+            (_, value) if value & FAILED != 0 => self.state.status |= FAILED,
             _ => {}
         }
         Ok(())
     }
 
     fn features_are_acceptable(&self) -> bool {
-        let unknown = self.driver_features & !self.device.features();
-        unknown == 0 && has(self.driver_features, VIRTIO_F_VERSION_1)
-    }
-
-    fn reset(&mut self) {
-        self.status = 0;
-        self.driver_features = 0;
-        self.device_features_page = 0;
-        self.driver_features_page = 0;
-        self.queue_select = 0;
-        self.queues.iter_mut().for_each(QueueSetup::reset);
+        let unknown = self.state.driver_features & !self.device.features();
+        unknown == 0 && has(self.state.driver_features, VIRTIO_F_VERSION_1)
     }
 
     fn activate(&mut self) -> Result<(), ActivateError> {
-        self.status |= NEEDS_RESET;
+        self.state.status |= NEEDS_RESET;
         let device_id = self.device.device_id();
         let queues = self
             .take_queues()
             .ok_or(ActivateError::QueueSetup { device_id })?;
         let activation = Activation {
             memory: self.memory.clone(),
-            features: self.driver_features,
+            features: self.state.driver_features,
             queues,
             interrupt: self.interrupt.clone(),
         };
-        self.activated = true;
+        self.state.activated = true;
         self.device.activate(activation)?;
-        self.status = READY;
+        self.state.status = READY;
         Ok(())
     }
 
     /// All queues, checked, with their kicks; `None` when a queue can't be used.
     fn take_queues(&mut self) -> Option<Vec<ActiveQueue>> {
-        let event_idx = has(self.driver_features, VIRTIO_RING_F_EVENT_IDX);
+        let event_idx = has(self.state.driver_features, VIRTIO_RING_F_EVENT_IDX);
         let queues = self
+            .state
             .queues
             .iter()
             .map(|setup| setup.build(&self.memory, event_idx));
@@ -252,24 +212,6 @@ impl MmioTransport {
 
 fn has(features: u64, bit: u32) -> bool {
     features & 1 << bit != 0
-}
-
-/// The 32 bits that `page` selects; pages beyond 1 hold no features.
-fn half(value: u64, page: u32) -> u32 {
-    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
-    match page {
-        0 => u32::from_le_bytes([a, b, c, d]),
-        1 => u32::from_le_bytes([e, f, g, h]),
-        _ => 0,
-    }
-}
-
-fn set_half(target: &mut u64, page: u32, value: u32) {
-    match page {
-        0 => *target = *target & !u64::from(u32::MAX) | u64::from(value),
-        1 => *target = *target & u64::from(u32::MAX) | u64::from(value) << 32,
-        _ => {}
-    }
 }
 
 #[cfg(feature = "fuzzing")]

@@ -14,6 +14,7 @@ use vm_memory::GuestAddress;
 
 use super::*;
 use crate::virtio::fuzz::event;
+use crate::virtio::queue_setup::QueueSetup;
 
 const OFFERED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << 3;
 const SIZES: [u16; 2] = [64, 8];
@@ -166,10 +167,10 @@ struct State {
 impl State {
     fn of(transport: &MmioTransport) -> Self {
         Self {
-            status: transport.status,
-            features: transport.driver_features,
-            queues: transport.queues.clone(),
-            activated: transport.activated,
+            status: transport.state.status,
+            features: transport.state.driver_features,
+            queues: transport.state.queues.clone(),
+            activated: transport.state.activated,
         }
     }
 

@@ -1,11 +1,12 @@
 //! The transport as a driver sees it, with a device that only notes what it gets.
 
+use super::state::set_half;
 use super::*;
 use std::sync::{Arc, Mutex};
 
 use super::super::{ActivateError, INTERRUPT_USED_RING};
-use crate::layout::MIB;
 use crate::memory::allocate;
+use crate::units::MIB;
 use proptest::prelude::*;
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
@@ -193,7 +194,7 @@ fn queues_are_frozen_and_a_reset_is_final() {
     let (mut transport, noted) = transport(false);
     drive(&mut transport, FEATURES).unwrap();
     set_queue(&mut transport, 0, 0x20_0000);
-    assert_eq!(transport.queues[0].descriptors, 0x10_0000);
+    assert_eq!(transport.state.queues[0].descriptors, 0x10_0000);
     set(&mut transport, register::VIRTIO_MMIO_STATUS, 0);
     assert_eq!(
         get(&mut transport, register::VIRTIO_MMIO_STATUS),

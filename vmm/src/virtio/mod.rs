@@ -51,6 +51,15 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 }
 
+/// Reads a configuration space of the bytes `config`: those past its end are zero.
+fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let at = usize::try_from(offset).unwrap_or(usize::MAX);
+    let rest = config.get(at..).unwrap_or_default();
+    let len = rest.len().min(data.len());
+    data.fill(0);
+    data[..len].copy_from_slice(&rest[..len]);
+}
+
 /// Everything that a device gets when the driver is ready.
 #[derive(Debug)]
 pub struct Activation {

@@ -85,8 +85,9 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{MIB, RAM_HOLE_START};
+    use crate::arch::x86_64::layout::RAM_HOLE_START;
     use crate::memory::allocate;
+    use crate::units::MIB;
     use proptest::prelude::*;
 
     fn setup() -> QueueSetup {

@@ -17,7 +17,7 @@ use crate::file_server::FileServer;
 use crate::gate::Gate;
 use crate::seccomp::Thread;
 use crate::virtio::standby::Standby;
-use crate::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::virtio::{ActivateError, Activation, VirtioDevice, read_bytes};
 
 /// `struct virtio_fs_config` (virtio 1.2 §5.11.4): the tag, padded with zeros, then the number of
 /// request queues, 32 bits.
@@ -84,13 +84,7 @@ impl VirtioDevice for FsDevice {
         let mut config = [0; CONFIG_BYTES];
         config[..TAG.len()].copy_from_slice(TAG.as_bytes());
         config[TAG_BYTES..].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|at| config.get(at..))
-            .unwrap_or_default();
-        let len = rest.len().min(data.len());
-        data.fill(0);
-        data[..len].copy_from_slice(&rest[..len]);
+        read_bytes(&config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

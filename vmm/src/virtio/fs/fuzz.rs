@@ -53,6 +53,10 @@ const REQUESTS_MAX: usize = 64;
 ///
 /// # Errors
 /// One sentence: what the kernel refused.
+#[allow(
+    unsafe_code,
+    reason = "the fuzz target's process is prepared before it has a second thread"
+)]
 pub fn prepare() -> std::result::Result<(), String> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     // SAFETY: only user and group ids get another meaning, for this thread, which is the only one.

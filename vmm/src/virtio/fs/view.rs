@@ -2,6 +2,7 @@
 //!
 //! `virtiofsd` only takes guest memory that can log dirtied pages (for live migration). The log is
 //! never switched on here; but the type has to match, so regions of that type are laid over the machine's.
+#![allow(unsafe_code, reason = "a second view of mapped memory")]
 
 use std::fmt;
 

@@ -1,7 +1,6 @@
 //! The device's thread: waits for kicks, takes requests from the queues, returns the answers.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -12,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::client::ClientError;
 use super::request::RequestServer;
 use super::view::{MemoryView, ViewError};
+use crate::descriptors;
 use crate::gate::Gate;
 use crate::seccomp::SeccompError;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
@@ -94,8 +94,7 @@ impl Worker {
         let wait_error = os("wait for requests");
         let mut kicks = Vec::with_capacity(self.queues.len().saturating_add(2));
         for event in self.queues.iter().map(|active| &active.kick).chain([wake]) {
-            // SAFETY: the queues and `wake` outlive this call.
-            let kick = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+            let kick = descriptors::of_event(event);
             kicks.push(PollFd::from_borrowed_fd(kick, PollFlags::IN));
         }
         let server = self.server.client().socket();
@@ -158,10 +157,7 @@ impl Worker {
 }
 
 fn take_kick(event: &EventFd) -> Result<(), WorkerError> {
-    match event.read() {
-        Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(os("take a kick")(err)),
-        _ => Ok(()),
-    }
+    descriptors::clear_event(event).map_err(os("take a kick"))
 }
 
 fn os(call: &'static str) -> impl FnOnce(io::Error) -> WorkerError {

@@ -12,7 +12,7 @@ use super::worker::{HostSide, Worker};
 use crate::gate::Gate;
 use crate::seccomp::Thread;
 use crate::virtio::standby::Standby;
-use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice, read_bytes};
 
 /// Sizes of the receive, transmit and event queues. Linux fills the whole receive queue with a page
 /// each, so its size is guest memory; a transmit queue costs nothing but its ring.
@@ -73,14 +73,7 @@ impl VirtioDevice for VsockDevice {
 
     /// `struct virtio_vsock_config`: the guest's context id, 64 bits (virtio 1.2 §5.10.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = u64::from(self.guest_cid).to_le_bytes();
-        data.fill(0);
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|at| config.get(at..))
-            .unwrap_or_default();
-        let len = rest.len().min(data.len());
-        data[..len].copy_from_slice(&rest[..len]);
+        read_bytes(&u64::from(self.guest_cid).to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

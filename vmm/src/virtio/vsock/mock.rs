@@ -2,7 +2,6 @@
 //! them, and just enough vsock to play a guest's kernel.
 
 use std::num::Wrapping;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -337,8 +336,7 @@ impl MockGuest {
 
 /// Waits until an event descriptor is readable.
 pub(super) fn readable(event: &EventFd, patience: Duration) -> bool {
-    // SAFETY: the descriptor is open while `event` is borrowed.
-    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    let fd = crate::descriptors::of_event(event);
     let timeout = Timespec::try_from(patience).unwrap();
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap() == 1
 }

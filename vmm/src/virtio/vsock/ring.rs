@@ -23,8 +23,16 @@ pub enum RingError {
 pub(super) struct Ring {
     queue: Queue,
     kick: EventFd,
-    broken: bool,
+    state: RingState,
+    /// Why the ring is broken, until the reason is taken.
     error: Option<RingError>,
+}
+
+/// State of a ring beside the indices in its queue: plain data.
+#[derive(Debug, Default)]
+struct RingState {
+    /// Whether the ring is not served any more.
+    broken: bool,
     /// Whether the driver was asked to kick.
     waiting: bool,
     /// Whether buffers were used since the last interrupt.
@@ -38,10 +46,8 @@ impl Ring {
         Self {
             queue,
             kick,
-            broken: false,
+            state: RingState::default(),
             error: None,
-            waiting: false,
-            used: false,
         }
     }
 
@@ -58,10 +64,10 @@ impl Ring {
         if let Some(chain) = self.pop_now(memory) {
             return Some(chain);
         }
-        if self.broken {
+        if self.state.broken {
             return None;
         }
-        self.waiting = true;
+        self.state.waiting = true;
         match self.queue.enable_notification(memory) {
             Ok(false) => None,
             // Added just before the driver was asked to kick.
@@ -86,7 +92,7 @@ impl Ring {
 
     /// Stops serving the ring. The first error is the reason.
     fn fail(&mut self, error: RingError) {
-        if !std::mem::replace(&mut self.broken, true) {
+        if !std::mem::replace(&mut self.state.broken, true) {
             self.error = Some(error);
         }
     }
@@ -95,12 +101,12 @@ impl Ring {
         &mut self,
         memory: &'m GuestMemoryMmap,
     ) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
-        if self.broken {
+        if self.state.broken {
             return None;
         }
         let next = self.queue.iter(memory).map(|mut chains| chains.next());
         let chain = next.map_err(|err| self.fail(err.into())).ok()??;
-        if std::mem::take(&mut self.waiting)
+        if std::mem::take(&mut self.state.waiting)
             && let Err(err) = self.queue.disable_notification(memory)
         {
             self.fail(err.into());
@@ -110,7 +116,7 @@ impl Ring {
 
     /// Returns a chain to the driver, with `len` bytes written.
     pub(super) fn put_used(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) {
-        self.used = true;
+        self.state.used = true;
         if let Err(err) = self.queue.add_used(memory, head, len) {
             self.fail(err.into());
         }
@@ -118,6 +124,7 @@ impl Ring {
 
     /// Whether the driver wants to be interrupted for what was used since the last call.
     pub(super) fn needs_interrupt(&mut self, memory: &GuestMemoryMmap) -> bool {
-        std::mem::take(&mut self.used) && self.queue.needs_notification(memory).unwrap_or(true)
+        std::mem::take(&mut self.state.used)
+            && self.queue.needs_notification(memory).unwrap_or(true)
     }
 }

@@ -9,7 +9,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use super::handle::{Orders, StoppedReason, VsockEvent, VsockEventFn};
 use super::muxer::Muxer;
 use super::packet::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX};
 use super::ring::Ring;
+use crate::descriptors;
 use crate::gate::Gate;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
@@ -164,9 +165,9 @@ impl Worker {
         for Event { flags, data } in events.iter().copied() {
             let (flags, token) = (flags, data.u64());
             match token {
-                TOKEN_RX => clear(self.rx.kick())?,
-                TOKEN_TX => clear(self.tx.kick())?,
-                TOKEN_ORDERS => clear(&self.orders.wake)?,
+                TOKEN_RX => descriptors::clear_event(self.rx.kick())?,
+                TOKEN_TX => descriptors::clear_event(self.tx.kick())?,
+                TOKEN_ORDERS => descriptors::clear_event(&self.orders.wake)?,
                 _ => {
                     if let Ok(port) = u32::try_from(token) {
                         self.muxer.on_host_event(port, flags, now);
@@ -278,22 +279,13 @@ fn write_packet(
 
 /// Registers an event descriptor: epoll reports it as long as it is readable.
 fn wait_for(epoll: &OwnedFd, event: &EventFd, token: u64) -> io::Result<()> {
-    // SAFETY: the descriptor is open while `event` is borrowed; epoll forgets it when it is closed.
-    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    // epoll forgets a descriptor that is closed.
     Ok(epoll::add(
         epoll,
-        fd,
+        descriptors::of_event(event),
         EventData::new_u64(token),
         EventFlags::IN,
     )?)
-}
-
-/// Resets the count of an event descriptor.
-fn clear(event: &EventFd) -> io::Result<()> {
-    match event.read() {
-        Err(err) if err.kind() != io::ErrorKind::WouldBlock => Err(err),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(feature = "fuzzing")]

@@ -62,7 +62,7 @@ impl Scene {
     }
 
     fn step(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
-        let before = self.connection.state;
+        let before = self.connection.state.phase;
         match u.int_in_range(0..=7)? {
             0 => self.connection.start(self.now),
             1..=2 => self.packet(u)?,
@@ -83,7 +83,7 @@ impl Scene {
                 .connection
                 .postpone(Duration::from_millis(u.arbitrary::<u8>()?.into())),
         }
-        may_become(before, self.connection.state);
+        may_become(before, self.connection.state.phase);
         Ok(())
     }
 
@@ -115,10 +115,11 @@ impl Scene {
             .map(byte)
             .collect();
         // What comes after the end of the stream, or after its reader, is dropped.
-        let wanted =
-            data && self.connection.state == State::Open && self.connection.to_host.is_flowing();
+        let wanted = data
+            && self.connection.state.phase == Phase::Open
+            && self.connection.state.to_host.is_flowing();
         let event = self.connection.on_packet(&header, &payload, self.now);
-        if wanted && self.connection.state == State::Open {
+        if wanted && self.connection.state.phase == Phase::Open {
             self.guest_sent += len;
         }
         self.told(event);
@@ -138,7 +139,7 @@ impl Scene {
 
     /// The guest gets a packet, if there is one.
     fn speak(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
-        let done = self.connection.state == State::Done;
+        let done = self.connection.state.phase == Phase::Done;
         let mut payload = vec![0; 1 + usize::from(u.arbitrary::<u16>()?)];
         let has = self.connection.has_packet(self.now);
         let packet = self.connection.next_packet(&mut payload, self.now);
@@ -151,7 +152,7 @@ impl Scene {
             "Done says {header:?}"
         );
         let held = self.guest_sent.wrapping_sub(header.fwd_cnt);
-        if !matches!(self.connection.state, State::Done | State::Draining) {
+        if !matches!(self.connection.state.phase, Phase::Done | Phase::Draining) {
             assert_eq!(header.buf_alloc, BUFFER_BYTES_MAX);
             assert!(
                 held <= BUFFER_BYTES_MAX,
@@ -210,16 +211,16 @@ impl Scene {
     }
 }
 
-fn may_become(before: State, after: State) {
+fn may_become(before: Phase, after: Phase) {
     let moves = match (before, after) {
         (from, to) if from == to => true,
-        (State::Waiting, State::Connecting | State::Done)
-        | (State::Connecting, State::Open | State::Done)
-        | (State::Open, State::Closing | State::Draining | State::Done)
-        | (State::Closing, State::Draining | State::Done)
-        | (State::Draining, State::Done) => true,
+        (Phase::Waiting, Phase::Connecting | Phase::Done)
+        | (Phase::Connecting, Phase::Open | Phase::Done)
+        | (Phase::Open, Phase::Closing | Phase::Draining | Phase::Done)
+        | (Phase::Closing, Phase::Draining | Phase::Done)
+        | (Phase::Draining, Phase::Done) => true,
         // Both ends over before the guest had answered: settled in the same breath.
-        (State::Connecting, State::Closing) => true,
+        (Phase::Connecting, Phase::Closing) => true,
         _ => false,
     };
     assert!(moves, "{before:?} to {after:?}");

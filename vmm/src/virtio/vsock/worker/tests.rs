@@ -12,8 +12,8 @@ use super::super::handle::{CutReason, RefusedReason};
 use super::super::mock::{MockGuest, PATIENCE};
 use super::super::packet::{Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
-use crate::control::sentence;
 use crate::gate::Closing;
+use crate::report::sentence;
 
 const PORT: u32 = 1025;
 

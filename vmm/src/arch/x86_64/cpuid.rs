@@ -5,7 +5,7 @@ mod allowed;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::vm::VmError;
+use crate::kvm::KvmError;
 
 /// Bits of leaf 1, ECX, that are set for the guest rather than copied from the host's.
 const X2APIC: u32 = 1 << 21;
@@ -23,17 +23,17 @@ const XSAVE_BYTES_MIN: u32 = 512 + 64;
 /// The CPUID of the guest's one vCPU.
 ///
 /// # Errors
-/// [`VmError::Kvm`].
-pub fn guest_cpuid(kvm: &Kvm) -> Result<CpuId, VmError> {
+/// [`KvmError::Ioctl`].
+pub fn guest_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     let call = "KVM_GET_SUPPORTED_CPUID";
     let host = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(VmError::of(call))?;
+        .map_err(KvmError::of(call))?;
     // KVM_GET_SUPPORTED_CPUID leaves the timer out, as it needs the in-kernel local APIC.
     let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
     let guest = guest_leaves(host.as_slice(), deadline_timer);
     // The guest's list is no longer than the host's, which came in the same structure.
-    CpuId::from_entries(&guest).map_err(|_| VmError::of(call)(kvm_ioctls::Error::new(libc::E2BIG)))
+    CpuId::from_entries(&guest).map_err(|_| KvmError::of(call)(kvm_ioctls::Error::new(libc::E2BIG)))
 }
 
 /// The guest's leaves, made of the host's.

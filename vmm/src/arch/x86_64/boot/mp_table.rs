@@ -2,7 +2,7 @@
 //!
 //! One processor, one ISA bus whose sixteen lines go straight to the IOAPIC's first sixteen pins.
 
-use crate::layout::{IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS, MP_TABLE_ADDRESS};
+use crate::arch::x86_64::layout::{IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS, MP_TABLE_ADDRESS};
 
 const SPEC_1_4: u8 = 4;
 const FLOATING_POINTER_BYTES: u8 = 16;

@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use wasmvm_protocol::control::{BootConfig, Role};
 
-use crate::layout::{CMDLINE_BYTES_MAX, GSI_FIRST, mmio_address};
+use crate::arch::x86_64::layout::{CMDLINE_BYTES_MAX, GSI_FIRST, mmio_address};
 
 /// Parameters of every command line:
 /// * panics and all other messages by the early-printk port, the only console;
@@ -49,7 +49,7 @@ pub fn cmdline(config: &BootConfig, devices: usize) -> Result<CString, CmdlineEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::DEVICES_MAX;
+    use crate::arch::x86_64::layout::DEVICES_MAX;
     use wasmvm_protocol::control::Credentials;
 
     fn config(role: Role, console: bool) -> BootConfig {

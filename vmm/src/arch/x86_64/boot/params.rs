@@ -3,11 +3,10 @@
 use linux_loader::loader::bootparam::{SETUP_RNG_SEED, boot_e820_entry, boot_params};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap};
 
-use crate::layout::{
+use crate::arch::x86_64::layout::{
     BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, HIGH_MEMORY_START, MP_TABLE_ADDRESS,
-    RAM_HOLE_END, SETUP_DATA_ADDRESS,
+    RAM_HOLE_END, SETUP_DATA_ADDRESS, low_ram_end,
 };
-use crate::memory::low_ram_end;
 
 /// `hdr.boot_flag` and `hdr.header`: without the right values the kernel ignores the rest.
 const BOOT_FLAG: u16 = 0xaa55;
@@ -17,7 +16,7 @@ const LOADER_TYPE: u8 = 0xff;
 /// `E820_TYPE_RAM` of x86 Linux: the range is RAM.
 const E820_RAM: u32 = 1;
 /// Size of the seed: ChaCha20's key, and the most that the kernel mixes in from one seed.
-const SEED_BYTES: usize = 32;
+pub const SEED_BYTES: usize = 32;
 
 /// Place of the initramfs in guest RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +90,8 @@ fn low(value: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{GIB, MIB};
     use crate::memory::allocate;
+    use crate::units::{GIB, MIB};
 
     fn entries(ram_mib: u32) -> Vec<(u64, u64)> {
         let memory = allocate(ram_mib, false).unwrap();

@@ -14,12 +14,9 @@
 //! 32 GiB    the read-only slots, 2 GiB apart (wasmvm_protocol::slot)
 //! ```
 
-/// Bytes in a MiB.
-pub const MIB: u64 = 1 << 20;
-/// Bytes in a GiB.
-pub const GIB: u64 = 1 << 30;
-/// Size of a page, bytes.
-pub const PAGE_BYTES: u64 = 4096;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::units::{GIB, MIB, PAGE_BYTES};
 
 /// Smallest guest RAM, MiB: the kernel is linked to 16 MiB.
 pub const RAM_MIB_MIN: u32 = 32;
@@ -74,16 +71,23 @@ pub fn mmio_address(index: usize) -> u64 {
     MMIO_START + index as u64 * MMIO_DEVICE_BYTES
 }
 
-/// `value` rounded down to a page.
+/// Places and lengths of the regions of `bytes` of RAM: what would lie in the hole lies behind it.
 #[must_use]
-pub fn page_floor(value: u64) -> u64 {
-    value & !(PAGE_BYTES - 1)
+pub fn ram_ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
+    let low = bytes.min(RAM_HOLE_START);
+    let mut ranges = vec![(GuestAddress(0), low)];
+    if bytes > low {
+        ranges.push((GuestAddress(RAM_HOLE_END), bytes - low));
+    }
+    ranges
 }
 
-/// `value` rounded up to a page; `None` when that does not fit.
+/// Bytes of RAM below the hole.
 #[must_use]
-pub fn page_ceil(value: u64) -> Option<u64> {
-    value.checked_add(PAGE_BYTES - 1).map(page_floor)
+pub fn low_ram_end(memory: &GuestMemoryMmap) -> u64 {
+    memory
+        .find_region(GuestAddress(0))
+        .map_or(0, GuestMemoryRegion::len)
 }
 
 #[cfg(test)]
@@ -101,32 +105,5 @@ mod tests {
     fn devices_lie_in_the_hole() {
         assert!(mmio_address(0) >= RAM_HOLE_START);
         assert!(mmio_address(DEVICES_MAX) <= u64::from(IOAPIC_ADDRESS));
-    }
-
-    #[test]
-    fn pages_round_both_ways() {
-        assert_eq!(
-            (page_floor(0x1fff), page_ceil(0x1001)),
-            (0x1000, Some(0x2000))
-        );
-        assert_eq!(
-            (page_ceil(0x1000), page_ceil(u64::MAX)),
-            (Some(0x1000), None)
-        );
-    }
-
-    proptest::proptest! {
-        /// Both ends of the page that a value lies in, or its own.
-        #[test]
-        fn a_value_lies_between_its_pages_ends(value: u64) {
-            let floor = page_floor(value);
-            proptest::prop_assert!(floor <= value && value - floor < PAGE_BYTES && floor.is_multiple_of(PAGE_BYTES));
-            match page_ceil(value) {
-                Some(ceil) => proptest::prop_assert!(
-                    ceil >= value && ceil - value < PAGE_BYTES && ceil.is_multiple_of(PAGE_BYTES)
-                ),
-                None => proptest::prop_assert!(value > u64::MAX - (PAGE_BYTES - 1)),
-            }
-        }
     }
 }

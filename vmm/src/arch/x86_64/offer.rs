@@ -14,7 +14,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, MsrFilterDefaultAction, VcpuFd, VmFd};
 
-use crate::vm::VmError;
+use crate::kvm::KvmError;
 
 pub use msr::{Access, READABLE_AND_WRITABLE as MSRS, is_allowed};
 
@@ -117,17 +117,17 @@ fn offered(kvm: &Kvm) -> impl Iterator<Item = Restriction> {
 /// Restricts a VM that has no vCPU yet, as far as KVM offers it.
 ///
 /// # Errors
-/// [`VmError::Kvm`] when KVM does not do what it offers.
-pub fn restrict_vm(kvm: &Kvm, vm: &VmFd) -> Result<(), VmError> {
+/// [`KvmError::Ioctl`] when KVM does not do what it offers.
+pub fn restrict_vm(kvm: &Kvm, vm: &VmFd) -> Result<(), KvmError> {
     for restriction in offered(kvm) {
         match restriction.means {
             Means::Vm { argument, .. } => vm
                 .enable_cap(&restriction.order(argument))
-                .map_err(VmError::of(restriction.name))?,
+                .map_err(KvmError::of(restriction.name))?,
             Means::MsrFilter => {
                 let filter = msr::Filter::new();
                 vm.set_msr_filter(MsrFilterDefaultAction::DENY, &filter.ranges())
-                    .map_err(VmError::of("KVM_X86_SET_MSR_FILTER"))?;
+                    .map_err(KvmError::of("KVM_X86_SET_MSR_FILTER"))?;
             }
             Means::Vcpu { .. } => {}
         }
@@ -138,12 +138,12 @@ pub fn restrict_vm(kvm: &Kvm, vm: &VmFd) -> Result<(), VmError> {
 /// Restricts a vCPU, as far as KVM offers it.
 ///
 /// # Errors
-/// [`VmError::Kvm`] when KVM does not do what it offers.
-pub fn restrict_vcpu(kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), VmError> {
+/// [`KvmError::Ioctl`] when KVM does not do what it offers.
+pub fn restrict_vcpu(kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), KvmError> {
     for restriction in offered(kvm) {
         if let Means::Vcpu { argument } = restriction.means {
             vcpu.enable_cap(&restriction.order(argument))
-                .map_err(VmError::of(restriction.name))?;
+                .map_err(KvmError::of(restriction.name))?;
         }
     }
     Ok(())

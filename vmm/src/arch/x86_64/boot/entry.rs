@@ -5,11 +5,12 @@ use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::layout::{
-    BOOT_PARAMS_ADDRESS, GDT_ADDRESS, PAGE_BYTES, PAGE_TABLES_ADDRESS, STACK_ADDRESS,
+use crate::arch::x86_64::layout::{
+    BOOT_PARAMS_ADDRESS, GDT_ADDRESS, PAGE_TABLES_ADDRESS, STACK_ADDRESS,
 };
-use crate::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
-use crate::vm::VmError;
+use crate::arch::x86_64::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
+use crate::kvm::KvmError;
+use crate::units::PAGE_BYTES;
 
 /// Selectors of the boot protocol's flat segments: `__BOOT_CS` and `__BOOT_DS`.
 const CODE_SELECTOR: u16 = 0x10;
@@ -63,12 +64,12 @@ impl Entry {
     /// Sets the vCPU's registers; CPUID must be set before.
     ///
     /// # Errors
-    /// [`VmError::Kvm`].
-    pub fn set_registers(&self, vcpu: &VcpuFd) -> Result<(), VmError> {
-        let mut sregs = vcpu.get_sregs().map_err(VmError::of("KVM_GET_SREGS"))?;
+    /// [`KvmError::Ioctl`].
+    pub fn set_registers(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        let mut sregs = vcpu.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
         LONG_MODE.set(&mut sregs);
         vcpu.set_sregs(&sregs)
-            .map_err(VmError::of("KVM_SET_SREGS"))?;
+            .map_err(KvmError::of("KVM_SET_SREGS"))?;
         let regs = kvm_regs {
             rip: self.rip,
             rsi: BOOT_PARAMS_ADDRESS,
@@ -76,12 +77,12 @@ impl Entry {
             rflags: RFLAGS_RESERVED,
             ..kvm_regs::default()
         };
-        vcpu.set_regs(&regs).map_err(VmError::of("KVM_SET_REGS"))?;
+        vcpu.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS"))?;
         set_fast_strings(vcpu)
     }
 }
 
-fn set_fast_strings(vcpu: &VcpuFd) -> Result<(), VmError> {
+fn set_fast_strings(vcpu: &VcpuFd) -> Result<(), KvmError> {
     const CALL: &str = "KVM_SET_MSRS of IA32_MISC_ENABLE";
     let wanted = kvm_msr_entry {
         index: MSR_MISC_ENABLE,
@@ -93,13 +94,13 @@ fn set_fast_strings(vcpu: &VcpuFd) -> Result<(), VmError> {
     };
     // Other bits say what the virtual performance unit lacks and must not change.
     vcpu.get_msrs(&mut msrs)
-        .map_err(VmError::of("KVM_GET_MSRS of IA32_MISC_ENABLE"))?;
+        .map_err(KvmError::of("KVM_GET_MSRS of IA32_MISC_ENABLE"))?;
     for msr in msrs.as_mut_slice() {
         msr.data |= MISC_ENABLE_FAST_STRINGS;
     }
-    match vcpu.set_msrs(&msrs).map_err(VmError::of(CALL))? {
+    match vcpu.set_msrs(&msrs).map_err(KvmError::of(CALL))? {
         1 => Ok(()),
-        _ => Err(VmError::of(CALL)(kvm_ioctls::Error::new(libc::EINVAL))),
+        _ => Err(KvmError::of(CALL)(kvm_ioctls::Error::new(libc::EINVAL))),
     }
 }
 
