@@ -6,12 +6,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bundle::{Limit, RAM_MIB_MAX, Resources, wasm_memory_bytes_max};
 use crate::cgroup::{Birth, Cgroup, CgroupError};
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 use crate::stats::Metrics;
 
 /// Why limits do not change.
 #[derive(Debug, thiserror::Error)]
-pub enum ChangeError {
+pub(crate) enum ChangeError {
     /// The guest's RAM was fixed when its VM was made.
     #[error(
         "linux.resources.memory.limit = {bytes} cannot be held: the VM was made with the class of {ram_mib} MiB \
@@ -32,10 +32,8 @@ pub enum ChangeError {
     Cgroup(#[from] CgroupError),
 }
 
-impl ChangeError {
-    /// containerd's code for it.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for ChangeError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Class { .. } | Self::Ended => ErrorCode::FailedPrecondition,
             Self::Cgroup(err) => err.code(),

@@ -1,8 +1,8 @@
 //! The one place where an error becomes an answer to containerd.
 //!
-//! Every module has its own `<Noun>Error` with a method `code(&self) -> ErrorCode`. Inside the shim
-//! errors travel typed; at the edge ([`Refusal::new`]) the chain is printed once and the code is
-//! mapped to the status that containerd, `ctr` and the kubelet act on.
+//! Every module has its own `<Noun>Error`, which is [`Coded`]. Inside the shim errors travel typed; at the edge
+//! ([`Refusal`]) the chain is printed once and the code is mapped to the status that containerd, `ctr` and the
+//! kubelet act on.
 
 use std::error::Error;
 
@@ -75,6 +75,12 @@ impl ErrorCode {
     }
 }
 
+/// An error that knows its status code.
+pub(crate) trait Coded: Error {
+    /// containerd's status code for this error.
+    fn code(&self) -> ErrorCode;
+}
+
 /// An answer to containerd: a code and one sentence that names the field, its value and what to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
@@ -99,6 +105,12 @@ impl Refusal {
             code,
             sentence: printable(&sentence.into()),
         }
+    }
+}
+
+impl<E: Coded> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self::new(error.code(), &error)
     }
 }
 

@@ -10,12 +10,12 @@ use ttrpc::Code;
 use wasmvm_protocol::agent::UNFIT;
 use wasmvm_protocol::stream::StreamHeaderError;
 
-use crate::error::{ErrorCode, Refusal, printable};
+use crate::error::{Coded, ErrorCode, Refusal, printable};
 
 /// A method of the agent's Task service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the methods of containerd's Task service")]
-pub enum Method {
+pub(crate) enum Method {
     Create,
     Exec,
     Start,
@@ -31,7 +31,7 @@ pub enum Method {
 impl Method {
     /// The method's name, for messages.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Create => "Create",
             Self::Exec => "Exec",
@@ -49,7 +49,7 @@ impl Method {
 
 /// The meaning of a guest's refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
+pub(crate) enum Meaning {
     /// The program that was to be loaded is not a program, or asks for something that is not offered.
     Invalid,
     /// The program that was to be loaded, or a file it needs, is not there.
@@ -73,7 +73,7 @@ fn meaning(method: Method, code: Code) -> Meaning {
 
 /// Why a request to the agent failed.
 #[derive(Debug, thiserror::Error)]
-pub enum AgentError {
+pub(crate) enum AgentError {
     /// The guest refused; the sentence is the guest's.
     #[error("{}", refusal(*.method, .sentence))]
     Refused {
@@ -128,7 +128,7 @@ fn refusal(method: Method, sentence: &str) -> String {
 impl AgentError {
     /// The error for an answer that is no success.
     #[must_use]
-    pub fn of(method: Method, error: ttrpc::Error) -> Self {
+    pub(crate) fn of(method: Method, error: ttrpc::Error) -> Self {
         match error {
             ttrpc::Error::RpcStatus(status) => Self::Refused {
                 method,
@@ -140,9 +140,46 @@ impl AgentError {
         }
     }
 
-    /// The status code of containerd's answer.
+    /// Whether the artifact is at fault, made for another processor or by another version. Only to be
+    /// believed before tenant code has run.
     #[must_use]
-    pub fn code(&self) -> ErrorCode {
+    pub(crate) fn is_unfit(&self) -> bool {
+        matches!(self, Self::Refused { sentence, .. } if sentence.starts_with(UNFIT))
+    }
+
+    /// Whether the guest is at fault beyond one request: without an answer, or without a connection.
+    #[must_use]
+    pub(crate) fn is_silence(&self) -> bool {
+        !matches!(self, Self::Refused { .. })
+    }
+
+    /// Whether the guest says that the program has ended.
+    #[must_use]
+    pub(crate) fn says_ended(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                meaning: Meaning::Ended,
+                ..
+            }
+        )
+    }
+
+    /// Whether the guest says that it has not loaded the program of an exec.
+    #[must_use]
+    pub(crate) fn refuses_exec(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                method: Method::Exec,
+                ..
+            }
+        )
+    }
+}
+
+impl Coded for AgentError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Refused { meaning, .. } => match meaning {
                 Meaning::Invalid => ErrorCode::InvalidArgument,
@@ -155,43 +192,6 @@ impl AgentError {
             Self::Connect { source, .. } => source.code,
             Self::Stream(_) => ErrorCode::InvalidArgument,
         }
-    }
-
-    /// Whether the artifact is at fault, made for another processor or by another version. Only to be
-    /// believed before tenant code has run.
-    #[must_use]
-    pub fn is_unfit(&self) -> bool {
-        matches!(self, Self::Refused { sentence, .. } if sentence.starts_with(UNFIT))
-    }
-
-    /// Whether the guest is at fault beyond one request: without an answer, or without a connection.
-    #[must_use]
-    pub fn is_silence(&self) -> bool {
-        !matches!(self, Self::Refused { .. })
-    }
-
-    /// Whether the guest says that the program has ended.
-    #[must_use]
-    pub fn says_ended(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused {
-                meaning: Meaning::Ended,
-                ..
-            }
-        )
-    }
-
-    /// Whether the guest says that it has not loaded the program of an exec.
-    #[must_use]
-    pub fn refuses_exec(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused {
-                method: Method::Exec,
-                ..
-            }
-        )
     }
 }
 

@@ -35,7 +35,7 @@ static WRITES: AtomicU64 = AtomicU64::new(0);
 
 /// Why a directory is not used.
 #[derive(Debug, thiserror::Error)]
-pub enum FolderError {
+pub(crate) enum FolderError {
     /// The directory has another owner or another use.
     #[error("{setting} = {:?} is refused: {reason}", path.display())]
     Refused {

@@ -27,12 +27,13 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-pub(crate) use compile_queue::{CompileQueue, CompileQueueError, Next, Turn};
+pub(crate) use compile_queue::{CompileQueue, Next, Turn};
 pub(crate) use private::private_copy;
 #[cfg(feature = "fuzzing")]
 pub(crate) use store::fuzz;
-pub(crate) use store::{CacheDir, Store, StoreError};
+pub(crate) use store::{CacheDir, Store};
 
+use crate::error::{Coded, ErrorCode};
 use crate::sha256::hex;
 
 /// Name of an artifact: 64 hexadecimal digits, fit for a file name.
@@ -41,7 +42,7 @@ pub(crate) struct ArtifactKey(String);
 
 /// Why no key can be made.
 #[derive(Debug, thiserror::Error)]
-pub enum KeyError {
+pub(crate) enum KeyError {
     /// The compiler image's digest is not installed.
     #[error("cannot read {path}, the digest of the compiler image; `make install` puts it there")]
     Compiler {
@@ -60,6 +61,12 @@ pub enum KeyError {
     /// The host's CPU features cannot be read.
     #[error("cannot read the CPU's features from /proc/cpuinfo")]
     Cpu(#[source] io::Error),
+}
+
+impl Coded for KeyError {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::FailedPrecondition
+    }
 }
 
 impl ArtifactKey {

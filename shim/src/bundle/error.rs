@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 
 /// Name of the bundle's document in errors.
 pub(super) const CONFIG: &str = "config.json";
@@ -14,7 +14,7 @@ pub(super) const UPDATE: &str = "the update";
 
 /// Why a bundle was refused. Each sentence names the field and its value.
 #[derive(Debug, thiserror::Error)]
-pub enum BundleError {
+pub(crate) enum BundleError {
     /// `config.json` cannot be read.
     #[error("{}: cannot be read", path.display())]
     Read {
@@ -107,11 +107,11 @@ impl BundleError {
         }
         self
     }
+}
 
-    /// containerd's status code for this error. Never `Unimplemented`: containerd 2 would try again with an
-    /// older dialect.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for BundleError {
+    // Never `Unimplemented`: containerd 2 would try again with an older dialect.
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Read { source, .. } | Self::Rootfs { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => ErrorCode::NotFound,

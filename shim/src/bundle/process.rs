@@ -156,6 +156,7 @@ fn cwd(process: &Process) -> Result<PathBuf, BundleError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Coded as _;
     use crate::error::{ErrorCode, chain};
 
     #[test]

@@ -4,12 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 use crate::journal::JournalError;
 
 /// Why a cgroup could not be made, read or removed.
 #[derive(Debug, thiserror::Error)]
-pub enum CgroupError {
+pub(crate) enum CgroupError {
     /// The path is part of no hierarchy, or the host has none.
     #[error("{} is part of no cgroup hierarchy; wasmvm needs cgroup v2 or v1, mounted", path.display())]
     Version {
@@ -124,10 +124,10 @@ impl CgroupError {
             source,
         }
     }
+}
 
-    /// containerd's status code for this error.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for CgroupError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Version { .. }
             | Self::InUse { .. }

@@ -14,7 +14,7 @@ use super::host::{Kind, version_of};
 use super::{Cgroup, CgroupError, Hierarchies, Place, Version};
 use crate::bundle::{CpuLimits, Limit, Resources};
 use crate::cleanup;
-use crate::error::ErrorCode;
+use crate::error::{Coded as _, ErrorCode};
 use crate::journal::{DirectoryIdentity, Journal, Step};
 
 /// A path of two parts that no other test uses.

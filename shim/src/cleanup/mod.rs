@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::{self, CgroupError};
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 use crate::hooks;
 use crate::host_process::HostProcess;
 use crate::journal::{self, ExitRecord, Journal, JournalError, LeftOver, Step};
@@ -42,7 +42,7 @@ impl Default for Outcome {
 
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]
-pub enum CleanupError {
+pub(crate) enum CleanupError {
     /// The journal itself.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -60,10 +60,8 @@ pub enum CleanupError {
     Cgroup(#[from] CgroupError),
 }
 
-impl CleanupError {
-    /// containerd's code for it.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for CleanupError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Journal(err) => err.code(),
             Self::Vmm { .. } | Self::Cgroup(_) => ErrorCode::Internal,
@@ -330,6 +328,10 @@ mod tests {
         let (tasks, earlier) = (root.path().join("tasks"), root.path());
         for left_in in [&tasks, earlier].repeat(20) {
             drop(create(left_in));
+            // A process that another test is just spawning holds a copy of its lock until its exec.
+            while journal::is_held(left_in, "default", "web") {
+                std::thread::yield_now();
+            }
             let begun: Vec<_> = std::thread::scope(|scope| {
                 let shims: Vec<_> = (0..4)
                     .map(|shim| {

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 
 mod layer;
 pub(crate) mod options;
@@ -97,7 +97,7 @@ impl Default for Config {
 
 /// Why the configuration or the installation cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// The file exists but cannot be read.
     #[error("{}: cannot be read", path.display())]
     Read {
@@ -147,10 +147,8 @@ pub enum ConfigError {
     },
 }
 
-impl ConfigError {
-    /// containerd's status code for this error.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for ConfigError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Executable(_) => ErrorCode::Internal,
             _ => ErrorCode::FailedPrecondition,

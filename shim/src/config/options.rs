@@ -21,7 +21,7 @@ use protobuf::{CodedInputStream, Message as _};
 use wasmvm_protocol::agent::containerd::shim::oci;
 
 use crate::config::{Config, ConfigError};
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 
 /// Name of the file in the bundle with the options that `start` was given.
 const OPTIONS_FILE: &str = "options";
@@ -56,10 +56,8 @@ pub(crate) enum OptionsError {
     },
 }
 
-impl OptionsError {
-    /// containerd's status code for this error.
-    #[must_use]
-    pub(crate) fn code(&self) -> ErrorCode {
+impl Coded for OptionsError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Decode { .. } => ErrorCode::InvalidArgument,
             Self::Config(error) => error.code(),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Config, ConfigError, GuestFiles, Sharing};
-use crate::error::ErrorCode;
+use crate::error::{Coded as _, ErrorCode};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::default().with_text(text, Path::new("/etc/wasmvm/config.toml"))

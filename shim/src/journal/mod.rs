@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 pub(crate) use self::step::{DirectoryIdentity, ExitRecord, Step};
 
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 
 /// What wasmvm has in memory of the host: the state of tasks, the artifacts, the queue of those who compile.
 pub(crate) const STATE_ROOT: &str = "/run/wasmvm";
@@ -47,7 +47,7 @@ pub(crate) struct Journal {
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum JournalError {
+pub(crate) enum JournalError {
     /// A leftover, or another shim's task.
     #[error("task state {0} exists already; remove the task of this id first")]
     Exists(PathBuf),
@@ -64,10 +64,8 @@ pub enum JournalError {
     },
 }
 
-impl JournalError {
-    /// containerd's code for it.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for JournalError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Exists(_) => ErrorCode::AlreadyExists,
             Self::State { .. } => ErrorCode::Internal,

@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 
 /// Why a program cannot be run.
 #[derive(Debug, thiserror::Error)]
-pub enum ProgramError {
+pub(crate) enum ProgramError {
     /// No such file.
     #[error("program {name:?} not found in the rootfs; looked for {looked}")]
     NotFound {
@@ -65,10 +65,8 @@ pub enum ProgramError {
     },
 }
 
-impl ProgramError {
-    /// containerd's status code for it.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for ProgramError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::NotFound { .. } => ErrorCode::NotFound,
             Self::Read { .. }

@@ -16,7 +16,7 @@ use wasmvm_protocol::slot::{SlotHeader, SlotKind};
 use super::{Program, ProgramError, ProgramKind, SealedProgram};
 use crate::bundle::TaskSpec;
 use crate::cgroup::Birth;
-use crate::error::{ErrorCode, chain};
+use crate::error::{Coded as _, ErrorCode, chain};
 
 /// An empty core module with one custom section, "name".
 const CORE: &[u8] = b"\0asm\x01\0\0\0\0\x05\x04name";

@@ -376,8 +376,7 @@ impl TaskService for Service {
         request: pb::UpdateTaskRequest,
     ) -> ttrpc::Result<pb::Empty> {
         let task = self.tasks.get(&request.id)?;
-        let resources = Resources::of_update(&request.resources.value)
-            .map_err(|error| Refusal::new(error.code(), &error))?;
+        let resources = Resources::of_update(&request.resources.value).map_err(Refusal::from)?;
         let listed = Request::new("Update", &request.id, "");
         let update = async move { Ok(task.update(resources).await?) };
         self.detached(listed, update).await?;

@@ -68,8 +68,7 @@ pub(super) fn exec_order(request: pb::ExecProcessRequest) -> Result<ExecOrder, R
     );
     Ok(ExecOrder {
         id: request.exec_id,
-        spec: ProcessSpec::parse(&spec.value)
-            .map_err(|error| Refusal::new(error.code(), &error))?,
+        spec: ProcessSpec::parse(&spec.value)?,
         stdio,
         terminal: request.terminal,
     })

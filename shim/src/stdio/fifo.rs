@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use tokio::net::unix::pipe;
 
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 
 /// Why a stream was refused.
 #[derive(Debug, thiserror::Error)]
-pub enum StdioError {
+pub(crate) enum StdioError {
     /// The name has no known form, or a form that this stream cannot have.
     #[error(
         "{stream} is {uri:?}; known are the path of a FIFO, fifo://, file:// and binary://, each with an absolute path"
@@ -67,10 +67,8 @@ pub enum StdioError {
     },
 }
 
-impl StdioError {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for StdioError {
+    fn code(&self) -> ErrorCode {
         match self {
             // Not Unimplemented: on that containerd 2.x repeats the request in an older dialect.
             Self::Scheme { .. } | Self::TwoLoggers { .. } | Self::NotFifo { .. } => {

@@ -57,7 +57,7 @@ pub(crate) struct Spawned {
 
 /// Why no VMM was spawned.
 #[derive(Debug, thiserror::Error)]
-pub enum SpawnError {
+pub(crate) enum SpawnError {
     /// A step before the child existed failed.
     #[error("cannot prepare the VMM's descriptors")]
     Prepare(#[source] io::Error),

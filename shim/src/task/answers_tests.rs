@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::fakes::{Answer, Scene, exec_order, order};
 use super::*;
 use crate::bundle::{Limit, Resources};
-use crate::error::ErrorCode;
+use crate::error::{Coded as _, ErrorCode};
 
 const KILL: u32 = 9;
 const TERM: u32 = 15;

@@ -9,7 +9,7 @@ use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
 
 use super::{LoadedVm, Move, Task, time_of_day, watcher};
 use crate::agent::{Agent, AgentError};
-use crate::error::{self, ErrorCode, Refusal};
+use crate::error::{self, Coded, ErrorCode, Refusal};
 use crate::events::Event;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioOwner};
 use crate::vm::{VmEnd, end_behind_silence};
@@ -17,7 +17,7 @@ use crate::workload::{Workload, WorkloadMaker};
 
 /// Why a task was not created.
 #[derive(Debug, thiserror::Error)]
-pub enum CreateError {
+pub(super) enum CreateError {
     /// A stream of the request cannot be opened.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -35,10 +35,8 @@ pub enum CreateError {
     Aborted(String),
 }
 
-impl CreateError {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for CreateError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Stdio(error) => error.code(),
             Self::TaskVm(refusal) => refusal.code,
@@ -46,12 +44,6 @@ impl CreateError {
             Self::VmEnded(_) => ErrorCode::Unavailable,
             Self::Aborted(_) => ErrorCode::FailedPrecondition,
         }
-    }
-}
-
-impl From<CreateError> for Refusal {
-    fn from(error: CreateError) -> Self {
-        Self::new(error.code(), &error)
     }
 }
 

@@ -5,12 +5,12 @@ use std::io;
 use super::{IllegalMove, signals};
 use crate::accounting::ChangeError;
 use crate::agent::AgentError;
-use crate::error::{ErrorCode, Refusal};
+use crate::error::{Coded, ErrorCode, Refusal};
 use crate::stdio::StdioError;
 
 /// Why a request about a task failed. Processes are named as in "task a" or "exec b of task a".
 #[derive(Debug, thiserror::Error)]
-pub enum TaskError {
+pub(crate) enum TaskError {
     /// The state of the process does not allow the request.
     #[error(transparent)]
     Illegal(#[from] IllegalMove),
@@ -118,10 +118,8 @@ pub enum TaskError {
     },
 }
 
-impl TaskError {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for TaskError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Illegal(illegal) => illegal.code(),
             Self::Finished(_) | Self::Unborn(_) | Self::NoProcess { .. } => ErrorCode::NotFound,
@@ -145,11 +143,5 @@ impl TaskError {
             | Self::Vm { source, .. }
             | Self::Destroy { source, .. } => source.code,
         }
-    }
-}
-
-impl From<TaskError> for Refusal {
-    fn from(error: TaskError) -> Self {
-        Self::new(error.code(), &error)
     }
 }

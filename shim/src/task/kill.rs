@@ -138,7 +138,7 @@ impl Task {
         }
     }
 
-    /// CompileQueue a refusal of the guest into containerd's answer: a program has finished only when the shim has
+    /// Turns a refusal of the guest into containerd's answer: a program has finished only when the shim has
     /// seen its exit.
     pub(super) async fn refused(&self, process: &Process, error: AgentError) -> TaskError {
         let seen = async {

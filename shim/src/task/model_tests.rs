@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::fakes::{Scene, exec_order, order};
 use super::*;
-use crate::error::ErrorCode;
+use crate::error::{Coded as _, ErrorCode};
 
 const KILL: u32 = 9;
 const TERM: u32 = 15;

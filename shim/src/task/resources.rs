@@ -108,6 +108,7 @@ mod tests {
     use super::super::fakes::{Answer, FakeMaker, Recorder, Scene, soon};
     use super::*;
     use crate::bundle::Limit;
+    use crate::error::Coded as _;
     use crate::error::ErrorCode;
 
     struct Fixture {

@@ -22,11 +22,11 @@
 
 use std::time::SystemTime;
 
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 
 /// The exit of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit {
+pub(crate) struct Exit {
     /// 0 to 255; 128+n when ended by signal n.
     pub status: u32,
     /// By the host's clock.
@@ -35,7 +35,7 @@ pub struct Exit {
 
 /// The state of a process, as in the diagram above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// Init only: the VM boots; containerd knows nothing of the task yet.
     Creating,
     /// The process waits for `Start`.
@@ -54,7 +54,7 @@ pub enum State {
 
 /// An event that moves a process from one state to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Move {
+pub(crate) enum Move {
     /// The program is loaded.
     Created,
     /// `Create` failed: the program will never be loaded.
@@ -80,7 +80,7 @@ pub enum Move {
 /// A move that the state does not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name} is {}; {}", self.state.word(), self.hint())]
-pub struct IllegalMove {
+pub(crate) struct IllegalMove {
     /// The process, as in "task a" or "exec b of task a".
     pub name: String,
     /// The state that does not allow the move.
@@ -89,16 +89,16 @@ pub struct IllegalMove {
     pub asked: Move,
 }
 
-impl IllegalMove {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for IllegalMove {
+    fn code(&self) -> ErrorCode {
         match self.state {
             State::Deleted(_) => ErrorCode::NotFound,
             _ => ErrorCode::FailedPrecondition,
         }
     }
+}
 
+impl IllegalMove {
     fn hint(&self) -> &'static str {
         match self.asked {
             Move::Start => "only what is created can be started, and once",
@@ -111,7 +111,7 @@ impl IllegalMove {
 impl State {
     /// The state after a move; `None` when it is not allowed.
     #[must_use]
-    pub fn after(self, asked: Move) -> Option<Self> {
+    pub(crate) fn after(self, asked: Move) -> Option<Self> {
         match (self, asked) {
             (Self::Creating, Move::Created) => Some(Self::Created),
             (Self::Creating, Move::CreateFailed(exit)) => Some(Self::Deleted(exit)),
@@ -130,7 +130,7 @@ impl State {
 
     /// The program's exit, once there is one.
     #[must_use]
-    pub const fn exit(self) -> Option<Exit> {
+    pub(crate) const fn exit(self) -> Option<Exit> {
         match self {
             Self::Stopped(exit) | Self::Deleting(exit) | Self::Deleted(exit) => Some(exit),
             Self::Creating | Self::Created | Self::Starting | Self::Running => None,
@@ -139,13 +139,13 @@ impl State {
 
     /// Whether the process has begun to start and has not ended.
     #[must_use]
-    pub const fn is_live(self) -> bool {
+    pub(crate) const fn is_live(self) -> bool {
         matches!(self, Self::Starting | Self::Running)
     }
 
     /// The state in messages, to stand behind "is".
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Creating => "being created",
             Self::Created => "created",

@@ -13,6 +13,7 @@ use super::slots::Slots;
 use super::steps::off_thread;
 use crate::bundle::{Network as SpecNetwork, TaskSpec};
 use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
+use crate::error::Refusal;
 use crate::host_process::start_time;
 use crate::journal::{Journal, Step};
 use crate::program::{Found, Program};
@@ -46,7 +47,7 @@ pub(super) async fn boot(
     ram_mib: u32,
     journal: &Arc<Journal>,
     resolver: &Resolver,
-) -> Result<Booted, TaskVmError> {
+) -> Result<Booted, Refusal> {
     let WorkloadOrder {
         namespace,
         id,
@@ -83,7 +84,7 @@ pub(super) async fn boot(
     let (vm, (tree, program)) = launch(launch_request, move || {
         let tree = tree::assemble(&spec, &rootfs)?;
         let program = Program::open(tree.root.as_fd(), &spec.process)?;
-        Ok::<_, TaskVmError>((tree, Arc::new(program)))
+        Ok::<_, Refusal>((tree, Arc::new(program)))
     })
     .await?;
     let start_time = start_time(vm.pid()).map_err(|source| TaskVmError::Step {
@@ -96,7 +97,7 @@ pub(super) async fn boot(
     })?;
     let state = hook_state(&id, &bundle, &task_spec, vm.pid());
     let hooks = run_create_hooks(&task_spec, state, journal);
-    let booted = async { Ok::<_, TaskVmError>(vm.ready(config.boot_timeout()).await?) };
+    let booted = async { Ok::<_, Refusal>(vm.ready(config.boot_timeout()).await?) };
     let resolved = async {
         tokio::select! {
             artifact = resolver.resolve(&program, journal) => artifact,
@@ -128,7 +129,7 @@ fn make_task_cgroup(
     id: &str,
     spec: &TaskSpec,
     journal: &Arc<Journal>,
-) -> Result<Cgroup, TaskVmError> {
+) -> Result<Cgroup, Refusal> {
     let inner = cgroup_path(spec.cgroup_path.as_deref(), namespace, id)?;
     let place = Hierarchies::find()?.place(&inner);
     Ok(Cgroup::create(&place, &spec.resources, journal)?)

@@ -8,12 +8,11 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::error::TaskVmError;
 use super::steps::off_thread;
 use crate::bundle::Resources;
 use crate::cgroup::{Cgroup, Hierarchies, Place};
 use crate::cleanup::{self, CleanupError};
-use crate::error::chain;
+use crate::error::{Refusal, chain};
 use crate::journal::Journal;
 
 /// The cgroup of all compiler VMs of the host, below the root of each hierarchy.
@@ -45,12 +44,8 @@ impl CompilerCgroup {
     /// Makes the cgroup with its limits. Blocks.
     ///
     /// # Errors
-    /// [`TaskVmError`]; then nothing is left.
-    pub(super) fn make(
-        inner: &Path,
-        limits: &Resources,
-        part: Journal,
-    ) -> Result<Self, TaskVmError> {
+    /// [`Refusal`]; then nothing is left.
+    pub(super) fn make(inner: &Path, limits: &Resources, part: Journal) -> Result<Self, Refusal> {
         let journal = Arc::new(part);
         let part = Part(Some(Arc::clone(&journal)));
         let hierarchies = Hierarchies::find()?;
@@ -67,8 +62,8 @@ impl CompilerCgroup {
     /// Removes the cgroup with what lives in it.
     ///
     /// # Errors
-    /// [`TaskVmError::Cleanup`]; the journal is kept then.
-    pub(super) async fn remove(mut self) -> Result<(), TaskVmError> {
+    /// [`Refusal`]; the journal is kept then.
+    pub(super) async fn remove(mut self) -> Result<(), Refusal> {
         match self.part.0.take() {
             Some(journal) => off_thread(move || cleanup::undo_part(journal.path())).await,
             None => Ok(()),

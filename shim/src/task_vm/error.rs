@@ -1,99 +1,35 @@
-//! Errors of making, using and removing a task's VM.
+//! Errors of a task's VM that no module below has.
 
 use std::io;
 
-use super::slots::SlotsError;
-use crate::artifact::compile::CompileError;
-use crate::artifact::{CompileQueueError, KeyError, StoreError};
-use crate::bundle::BundleError;
-use crate::cgroup::CgroupError;
-use crate::cleanup::CleanupError;
-use crate::config::ConfigError;
-use crate::error::{ErrorCode, Refusal, chain};
-use crate::hooks::HookError;
-use crate::journal::JournalError;
+use crate::error::{Coded, ErrorCode, chain};
 use crate::program::ProgramError;
-use crate::tree::TreeError;
-use crate::vm::VmError;
-use crate::vm::credentials::CredentialsError;
-use crate::vm::launch::LaunchError;
 
-/// Why a task's VM cannot be made, used or removed.
+/// Why a task's VM cannot be made, used or removed, where no module below says why.
 #[derive(Debug, thiserror::Error)]
-pub enum TaskVmError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    #[error(transparent)]
-    Tree(#[from] TreeError),
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    #[error(transparent)]
-    Launch(#[from] LaunchError),
-    #[error(transparent)]
-    Credentials(#[from] CredentialsError),
-    #[error(transparent)]
-    Vm(#[from] VmError),
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Turn(#[from] CompileQueueError),
-    #[error(transparent)]
-    Compile(#[from] CompileError),
-    #[error(transparent)]
-    Hook(#[from] HookError),
-    #[error(transparent)]
-    Cleanup(#[from] CleanupError),
+pub(super) enum TaskVmError {
+    /// The program of an exec cannot be run.
     #[error(
         "{}; exec can run WebAssembly modules of the container's file system",
         chain(.0)
     )]
     Exec(ProgramError),
-    #[error(transparent)]
-    Slots(#[from] SlotsError),
+    /// A step on the host failed that does not depend on the request.
     #[error("cannot {action}")]
     Step {
+        /// Step that failed, as in "read the VMM's start time".
         action: &'static str,
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-impl TaskVmError {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for TaskVmError {
+    fn code(&self) -> ErrorCode {
         match self {
-            Self::Config(err) => err.code(),
-            Self::Bundle(err) => err.code(),
-            Self::Journal(err) => err.code(),
-            Self::Cgroup(err) => err.code(),
-            Self::Tree(err) => err.code(),
-            Self::Program(err) | Self::Exec(err) => err.code(),
-            Self::Slots(err) => err.code(),
-            Self::Launch(err) => err.code(),
-            Self::Vm(err) => err.code(),
-            Self::Turn(err) => err.code(),
-            Self::Compile(err) => err.code(),
-            Self::Hook(err) => err.code(),
-            Self::Cleanup(err) => err.code(),
-            Self::Credentials(_) => ErrorCode::InvalidArgument,
-            Self::Key(_) => ErrorCode::FailedPrecondition,
-            Self::Store(err) => err.code(),
+            Self::Exec(err) => err.code(),
             Self::Step { .. } => ErrorCode::Internal,
         }
-    }
-}
-
-impl From<TaskVmError> for Refusal {
-    fn from(error: TaskVmError) -> Self {
-        Self::new(error.code(), &error)
     }
 }

@@ -7,6 +7,7 @@ use super::TaskVm;
 use super::error::TaskVmError;
 use super::steps::off_thread;
 use crate::bundle::ProcessSpec;
+use crate::error::Refusal;
 use crate::program::{Found, Program};
 use crate::workload::SlotLease;
 
@@ -14,11 +15,11 @@ impl TaskVm {
     /// Finds the program of an exec in the task's files, as they are now, and maps its artifact.
     ///
     /// # Errors
-    /// [`TaskVmError`]; its variant `Exec` says what can be executed.
+    /// [`Refusal`]; its variant `Exec` says what can be executed.
     pub(super) async fn find_and_map(
         &self,
         process: &ProcessSpec,
-    ) -> Result<(SlotLease, Found), TaskVmError> {
+    ) -> Result<(SlotLease, Found), Refusal> {
         let program = self.read_program(process).await?;
         let artifact = self.resolver.resolve(&program, &self.journal).await?;
         let found = program.found.clone();
@@ -39,8 +40,8 @@ impl TaskVm {
     /// place of the old one.
     ///
     /// # Errors
-    /// [`TaskVmError`].
-    pub(super) async fn recompile(&self) -> Result<(), TaskVmError> {
+    /// [`Refusal`].
+    pub(super) async fn recompile(&self) -> Result<(), Refusal> {
         let program = self.read_program(&self.spec.process).await?;
         let again = self.resolver.compile_again(&program, &self.journal);
         let artifact = self
@@ -53,7 +54,7 @@ impl TaskVm {
 
     /// Reads one program at a time: reading takes a processor of the host's, for longer the larger the file
     /// is.
-    async fn read_program(&self, process: &ProcessSpec) -> Result<Arc<Program>, TaskVmError> {
+    async fn read_program(&self, process: &ProcessSpec) -> Result<Arc<Program>, Refusal> {
         let (vmm, wanted) = (self.vm.process().clone(), process.clone());
         let _reading = self.resolver.reading().await;
         let program = off_thread(move || {

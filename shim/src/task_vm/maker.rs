@@ -8,7 +8,6 @@ use tokio::sync::Mutex;
 
 use super::TaskVm;
 use super::boot::{Booted, boot};
-use super::error::TaskVmError;
 use super::resolve::Resolver;
 use super::steps::{off_thread, undo};
 use crate::accounting::Accounting;
@@ -26,19 +25,18 @@ pub(crate) struct TaskVmMaker;
 #[async_trait]
 impl WorkloadMaker for TaskVmMaker {
     async fn create(&self, order: WorkloadOrder) -> Result<Arc<dyn Workload>, Refusal> {
-        let config = options::config(&order.bundle, order.options.as_ref())
-            .map_err(|error| Refusal::new(error.code(), &error))?;
+        let config = options::config(&order.bundle, order.options.as_ref())?;
         Ok(Arc::new(create(order, &config).await?))
     }
 
     async fn undo(&self, order: &WorkloadOrder) -> Result<(), Refusal> {
         let (namespace, id) = (order.namespace.clone(), order.id.clone());
-        Ok(undo(cleanup::undo, namespace, id).await?)
+        undo(cleanup::undo, namespace, id).await
     }
 }
 
 /// Makes all that a task needs. When a step fails, nothing is left.
-async fn create(order: WorkloadOrder, config: &Config) -> Result<TaskVm, TaskVmError> {
+async fn create(order: WorkloadOrder, config: &Config) -> Result<TaskVm, Refusal> {
     let wanted = order.clone();
     let (guest, spec, journal) = off_thread(move || begin(&wanted)).await?;
     let (spec, journal) = (Arc::new(spec), Arc::new(journal));
@@ -80,7 +78,7 @@ async fn create(order: WorkloadOrder, config: &Config) -> Result<TaskVm, TaskVmE
 
 /// Finds the guest's files, loads the spec and starts the journal; what a task of the same id has left
 /// after a crash is removed first.
-fn begin(request: &WorkloadOrder) -> Result<(GuestFiles, TaskSpec, Journal), TaskVmError> {
+fn begin(request: &WorkloadOrder) -> Result<(GuestFiles, TaskSpec, Journal), Refusal> {
     let guest = GuestFiles::find()?;
     let spec = TaskSpec::load(&request.bundle)?;
     let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);

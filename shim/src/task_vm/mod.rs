@@ -30,7 +30,6 @@ use tokio::sync::Mutex;
 use wasmvm_protocol::agent::Program;
 
 use self::description::describe;
-use self::error::TaskVmError;
 use self::resolve::Resolver;
 use self::run_hooks::{hook_state, run_poststart};
 use self::slots::Slots;
@@ -66,7 +65,7 @@ pub(crate) struct TaskVm {
 }
 
 impl TaskVm {
-    async fn end(&self, cleanup: Cleanup) -> Result<(), TaskVmError> {
+    async fn end(&self, cleanup: Cleanup) -> Result<(), Refusal> {
         self.vm.kill();
         self.vm.ended().await;
         self.accounting.close();
@@ -89,22 +88,22 @@ impl Workload for TaskVm {
     }
 
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
-        credentials::check_exec(&self.spec, &process.user).map_err(TaskVmError::from)?;
+        credentials::check_exec(&self.spec, &process.user)?;
         let (slot, found) = self.find_and_map(process).await?;
         let program = describe(self, process, &found, slot.index());
         Ok(LoadedProgram { program, slot })
     }
 
     async fn compile_again(&self) -> Result<(), Refusal> {
-        Ok(self.recompile().await?)
+        self.recompile().await
     }
 
     async fn pause(&self) -> Result<(), Refusal> {
-        Ok(self.vm.pause().await.map_err(TaskVmError::from)?)
+        Ok(self.vm.pause().await?)
     }
 
     async fn resume(&self) -> Result<(), Refusal> {
-        Ok(self.vm.resume().await.map_err(TaskVmError::from)?)
+        Ok(self.vm.resume().await?)
     }
 
     fn accounting(&self) -> &Arc<Accounting> {
@@ -112,7 +111,7 @@ impl Workload for TaskVm {
     }
 
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {
-        Ok(self.vm.connect(port).await.map_err(TaskVmError::from)?)
+        Ok(self.vm.connect(port).await?)
     }
 
     async fn vm_ended(&self) -> VmEnd {
@@ -125,8 +124,7 @@ impl Workload for TaskVm {
 
     async fn poststart(&self) -> Result<(), Refusal> {
         let state = hook_state(&self.id, &self.bundle, &self.spec, self.pid());
-        let ran = run_poststart(&self.spec, state).await;
-        Ok(ran.map_err(TaskVmError::from)?)
+        Ok(run_poststart(&self.spec, state).await?)
     }
 
     fn record_exit(&self, status: u32, exited_at: SystemTime) {
@@ -144,10 +142,10 @@ impl Workload for TaskVm {
     }
 
     async fn release(&self) -> Result<(), Refusal> {
-        Ok(self.end(cleanup::release).await?)
+        self.end(cleanup::release).await
     }
 
     async fn destroy(&self) -> Result<(), Refusal> {
-        Ok(self.end(cleanup::undo).await?)
+        self.end(cleanup::undo).await
     }
 }

@@ -18,6 +18,7 @@ use crate::artifact::{ArtifactKey, CacheDir, CompileQueue, Next, Store, Turn, pr
 use crate::bundle::{Limit, Resources, TaskSpec};
 use crate::cgroup::{Birth, Cgroup, CgroupError};
 use crate::config::{Config, GuestFiles, Sharing};
+use crate::error::Refusal;
 use crate::journal::{Journal, STATE_ROOT};
 use crate::program::Program;
 use crate::vm::launch::VmFiles;
@@ -68,12 +69,12 @@ impl Resolver {
     /// Finds or compiles the artifact of a program. Dropping the future ends the compiler VM.
     ///
     /// # Errors
-    /// [`TaskVmError`]
+    /// [`Refusal`]
     pub(super) async fn resolve(
         &self,
         program: &Arc<Program>,
         journal: &Journal,
-    ) -> Result<Artifact, TaskVmError> {
+    ) -> Result<Artifact, Refusal> {
         let key = self.key(program.sha256).await?;
         match self.find(&key).await? {
             Some(file) => Ok(Artifact { key, file }),
@@ -84,17 +85,17 @@ impl Resolver {
     /// Compiles a program whose stored artifact does not fit this host any more.
     ///
     /// # Errors
-    /// [`TaskVmError`]
+    /// [`Refusal`]
     pub(super) async fn compile_again(
         &self,
         program: &Arc<Program>,
         journal: &Journal,
-    ) -> Result<Artifact, TaskVmError> {
+    ) -> Result<Artifact, Refusal> {
         let key = self.key(program.sha256).await?;
         let (store, unfit) = (self.store(), key.clone());
         off_thread(move || {
             store.forget(&unfit);
-            Ok::<_, TaskVmError>(())
+            Ok::<_, Refusal>(())
         })
         .await?;
         self.compile_in_turn(program, key, journal).await
@@ -104,12 +105,12 @@ impl Resolver {
     /// `cgroup`.
     ///
     /// # Errors
-    /// [`TaskVmError::Step`].
+    /// [`Refusal`].
     pub(super) async fn own(
         &self,
         artifact: Artifact,
         cgroup: impl FnOnce() -> Result<Birth, CgroupError>,
-    ) -> Result<Artifact, TaskVmError> {
+    ) -> Result<Artifact, Refusal> {
         if self.config.sharing != Sharing::None {
             return Ok(artifact);
         }
@@ -122,12 +123,8 @@ impl Resolver {
     /// The files that the VM of `cgroup` is made of, shared with those VMs with which it may share memory.
     ///
     /// # Errors
-    /// [`TaskVmError`].
-    pub(super) async fn vm_files(
-        &self,
-        role: Role,
-        cgroup: &Cgroup,
-    ) -> Result<VmFiles, TaskVmError> {
+    /// [`Refusal`].
+    pub(super) async fn vm_files(&self, role: Role, cgroup: &Cgroup) -> Result<VmFiles, Refusal> {
         let mut files = vm_files(&self.guest, role);
         let Some(owner) = self.owner() else {
             return Ok(files);
@@ -146,7 +143,7 @@ impl Resolver {
                 *path = format!("/proc/self/fd/{}", copy.as_raw_fd()).into();
                 files.held.push(Arc::new(copy));
             }
-            Ok::<_, TaskVmError>(files)
+            Ok::<_, Refusal>(files)
         })
         .await
     }
@@ -156,12 +153,12 @@ impl Resolver {
         (self.config.sharing != Sharing::Host).then(|| self.tenant.clone())
     }
 
-    async fn key(&self, sha256: [u8; 32]) -> Result<ArtifactKey, TaskVmError> {
+    async fn key(&self, sha256: [u8; 32]) -> Result<ArtifactKey, Refusal> {
         let (compiler, owner) = (self.guest.compiler.clone(), self.owner());
         off_thread(move || ArtifactKey::new(&sha256, &compiler, owner.as_deref())).await
     }
 
-    async fn find(&self, key: &ArtifactKey) -> Result<Option<File>, TaskVmError> {
+    async fn find(&self, key: &ArtifactKey) -> Result<Option<File>, Refusal> {
         let (store, key) = (self.store(), key.clone());
         off_thread(move || store.find(&key)).await
     }
@@ -184,7 +181,7 @@ impl Resolver {
         program: &Arc<Program>,
         key: ArtifactKey,
         journal: &Journal,
-    ) -> Result<Artifact, TaskVmError> {
+    ) -> Result<Artifact, Refusal> {
         let _alone = self.compiling.lock().await;
         let turns = CompileQueue::new(
             Path::new(STATE_ROOT).join("compile"),
@@ -211,7 +208,7 @@ impl Resolver {
         looked_up: ArtifactKey,
         journal: &Journal,
         turn: Turn,
-    ) -> Result<Artifact, TaskVmError> {
+    ) -> Result<Artifact, Refusal> {
         let (path, bytes, kind) = (&program.path, program.bytes, program.kind);
         tracing::info!(?path, bytes, ?kind, "a program is compiled");
         let cgroup = self.make_cgroup(journal).await?;
@@ -224,7 +221,7 @@ impl Resolver {
         Ok(artifact)
     }
 
-    async fn make_cgroup(&self, journal: &Journal) -> Result<CompilerCgroup, TaskVmError> {
+    async fn make_cgroup(&self, journal: &Journal) -> Result<CompilerCgroup, Refusal> {
         let number = self.compilers.fetch_add(1, Ordering::Relaxed);
         let part = journal.part(&number.to_string())?;
         let memory = Limit::At(u64::from(COMPILER_MEMORY_MIB) << 20);
@@ -244,7 +241,7 @@ impl Resolver {
         program: &Arc<Program>,
         looked_up: ArtifactKey,
         turn: Arc<Turn>,
-    ) -> Result<Artifact, TaskVmError> {
+    ) -> Result<Artifact, Refusal> {
         let limit = self.config.compile_timeout();
         let birth: Birth = cgroup.birth()?;
         let (source, held) = (program.clone(), turn.clone());

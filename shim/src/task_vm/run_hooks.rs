@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::TaskVmError;
 use crate::bundle::{HookState, HookStatus, Stage, TaskSpec};
+use crate::error::Refusal;
 use crate::hooks::{self, HookError};
 use crate::journal::{Journal, Step};
 
@@ -25,7 +25,7 @@ pub(super) async fn run_create_hooks(
     spec: &TaskSpec,
     state: HookState,
     journal: &Journal,
-) -> Result<(), TaskVmError> {
+) -> Result<(), Refusal> {
     if !spec.hooks.poststop.is_empty() {
         journal.record(&Step::Poststop {
             hooks: spec.hooks.poststop.clone(),

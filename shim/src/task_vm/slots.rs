@@ -10,7 +10,7 @@ use std::sync::Arc;
 use wasmvm_protocol::slot::SLOTS_MAX;
 
 use crate::artifact::ArtifactKey;
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 use crate::vm::{Vm, VmError};
 use crate::workload::SlotLease;
 
@@ -25,7 +25,7 @@ pub(super) struct Artifact {
 
 /// Why an artifact cannot be mapped.
 #[derive(Debug, thiserror::Error)]
-pub enum SlotsError {
+pub(super) enum SlotsError {
     /// All slots are in use.
     #[error(
         "the task runs {SLOTS_MAX} different programs already, the most a VM can hold; end one first"
@@ -36,10 +36,8 @@ pub enum SlotsError {
     Map(#[from] VmError),
 }
 
-impl SlotsError {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for SlotsError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Full => ErrorCode::ResourceExhausted,
             Self::Map(err) => err.code(),

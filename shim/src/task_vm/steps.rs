@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::error::TaskVmError;
 use crate::cleanup::{CleanupError, Outcome};
+use crate::error::Refusal;
 use crate::hooks;
 use crate::journal;
 
@@ -13,12 +14,8 @@ pub(super) type Cleanup = fn(&Path, &str, &str) -> Result<Outcome, CleanupError>
 /// Undoes the journal off the runtime's thread: a cgroup takes a moment to empty.
 ///
 /// # Errors
-/// [`TaskVmError::Cleanup`].
-pub(super) async fn undo(
-    cleanup: Cleanup,
-    namespace: String,
-    id: String,
-) -> Result<(), TaskVmError> {
+/// [`Refusal`].
+pub(super) async fn undo(cleanup: Cleanup, namespace: String, id: String) -> Result<(), Refusal> {
     off_thread(move || {
         hooks::wait_for_cancelled(&id);
         let root = journal::root_of(&namespace, &id);
@@ -30,20 +27,21 @@ pub(super) async fn undo(
 /// Runs a step of a task's VM by [`crate::off_thread`].
 ///
 /// # Errors
-/// The step's, and [`TaskVmError::Step`] when the step panicked.
+/// The step's, and [`Refusal`] when the step panicked.
 pub(super) async fn off_thread<T, E>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, TaskVmError>
+) -> Result<T, Refusal>
 where
     T: Send + 'static,
     E: Send + 'static,
-    TaskVmError: From<E>,
+    Refusal: From<E>,
 {
     match crate::off_thread::off_thread(work).await {
         Ok(done) => Ok(done?),
         Err(source) => Err(TaskVmError::Step {
             action: "finish a step on a thread of its own",
             source,
-        }),
+        }
+        .into()),
     }
 }

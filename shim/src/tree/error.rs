@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 
 /// Why a tree could not be put together.
 #[derive(Debug, thiserror::Error)]
-pub enum TreeError {
+pub(crate) enum TreeError {
     /// A step failed that does not depend on the request.
     #[error("cannot {step}")]
     Host {
@@ -120,10 +120,8 @@ pub enum TreeError {
     },
 }
 
-impl TreeError {
-    /// containerd's status code for this error.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for TreeError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Host { .. } | Self::Attach { .. } => ErrorCode::Internal,
             Self::Rootfs { source, .. }

@@ -15,6 +15,7 @@ use wasmvm_protocol::control::{Credentials, FILE_CAPABILITIES, GROUPS_MAX};
 
 use super::label::{self, LabelError};
 use crate::bundle::{ProcessSpec, TaskSpec, User};
+use crate::error::{Coded, ErrorCode};
 
 /// The capabilities for creating and opening files as any user.
 const ACT_FOR_OTHERS: u64 = CapabilitySet::DAC_OVERRIDE.bits()
@@ -24,7 +25,7 @@ const ACT_FOR_OTHERS: u64 = CapabilitySet::DAC_OVERRIDE.bits()
 
 /// Why a process cannot be served as its spec asks.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CredentialsError {
+pub(crate) enum CredentialsError {
     /// A label is for a security module that the host lacks.
     #[error(transparent)]
     Label(#[from] LabelError),
@@ -44,6 +45,12 @@ pub enum CredentialsError {
         /// The task's user and group.
         own: String,
     },
+}
+
+impl Coded for CredentialsError {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::InvalidArgument
+    }
 }
 
 /// The credentials for a task.

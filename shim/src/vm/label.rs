@@ -7,7 +7,7 @@ use crate::bundle::Labels;
 /// A label that nothing on this host would look at.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("config.json: {field} = {value:?} is refused: {module} is not enabled on this host")]
-pub struct LabelError {
+pub(crate) struct LabelError {
     field: &'static str,
     value: String,
     module: &'static str,

@@ -23,7 +23,7 @@ use wasmvm_protocol::control::{self, BootConfig, ControlError, FromVmm, ToVmm};
 
 use crate::bundle::Sysctl;
 use crate::cgroup::Birth;
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 use crate::host_process::HostProcess;
 use crate::sys::spawn::{self, SpawnError, SpawnRequest};
 use crate::sys::watch::readable_within;
@@ -69,7 +69,7 @@ pub(crate) struct LaunchRequest {
 
 /// Why a VMM was not launched.
 #[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
+pub(crate) enum LaunchError {
     /// `/dev/kvm` cannot be opened.
     #[error("cannot open /dev/kvm; `wasmvm check` says what this host lacks")]
     Kvm(#[source] io::Error),
@@ -108,10 +108,8 @@ pub enum LaunchError {
     Vm(#[from] VmError),
 }
 
-impl LaunchError {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for LaunchError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Kvm(_) | Self::File { .. } => ErrorCode::FailedPrecondition,
             Self::Network(err) => err.code(),

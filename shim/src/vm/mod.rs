@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use wasmvm_protocol::control::{self, ControlError, ToVmm};
 
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 use crate::host_process::HostProcess;
 use crate::vm::answers::{Answers, Awaited};
 use crate::vm::driver::{Driver, State};
@@ -62,7 +62,7 @@ struct Inner {
 
 /// The end of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VmEnd {
+pub(crate) struct VmEnd {
     /// The reason, as a sentence for errors and the log.
     pub reason: String,
     /// The last of the guest's console, where there is any.
@@ -71,7 +71,7 @@ pub struct VmEnd {
 
 /// Why a VM does not carry out an order.
 #[derive(Debug, thiserror::Error)]
-pub enum VmError {
+pub(crate) enum VmError {
     /// The VMM has ended, or is about to.
     #[error("the microVM ended: {}{}", .0.reason, crate::error::console(&.0.console_tail))]
     Ended(VmEnd),
@@ -110,10 +110,8 @@ pub enum VmError {
     },
 }
 
-impl VmError {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for VmError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Timeout { .. } => ErrorCode::DeadlineExceeded,
             Self::Ended(_) | Self::Deaf | Self::Refused { .. } => ErrorCode::Unavailable,

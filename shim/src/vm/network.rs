@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::bundle::Sysctl;
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 use crate::sys::spawn::unshare_network;
 
 /// Namespaces that a task's settings must never reach: containerd's, in which shims run, and the first.
@@ -27,7 +27,7 @@ pub(crate) enum Network {
 
 /// Why a task's network namespace is not as the spec asks.
 #[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
+pub(crate) enum NetworkError {
     /// The namespace that the spec names cannot be entered.
     #[error("cannot enter config.json: linux.namespaces[network].path = {}", .path.display())]
     Enter {
@@ -64,10 +64,8 @@ pub enum NetworkError {
     },
 }
 
-impl NetworkError {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for NetworkError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Make(_) => ErrorCode::Internal,
             Self::Enter { .. } | Self::Hosts { .. } | Self::Sysctl { .. } => {

@@ -21,7 +21,7 @@ use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SlotHeade
 
 use super::store::content_sha256;
 use crate::cgroup::Birth;
-use crate::error::{ErrorCode, printable};
+use crate::error::{Coded, ErrorCode, printable};
 use crate::journal::STATE_ROOT;
 use crate::memory_file::memory_file;
 use crate::off_thread::off_thread;
@@ -56,7 +56,7 @@ pub(crate) struct Compile<'a> {
 
 /// Why there is no artifact.
 #[derive(Debug, thiserror::Error)]
-pub enum CompileError {
+pub(crate) enum CompileError {
     /// The compiler VM did not start.
     #[error("cannot start the compiler VM")]
     Launch(#[from] LaunchError),
@@ -111,10 +111,8 @@ pub enum CompileError {
     },
 }
 
-impl CompileError {
-    /// containerd's status code for this error.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for CompileError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Launch(err) => err.code(),
             Self::Vm(err) => err.code(),

@@ -1,4 +1,4 @@
-//! CompileQueue at compiling, among all shims of the host: a bounded number of compiler VMs at once, one
+//! The queue of those who compile, among all shims of the host: a bounded number of compiler VMs at once, one
 //! for each program, and in an order that is fair between tenants.
 //!
 //! A program is wanted by a *tenant*: the pod's namespace where there is one, else containerd's. Tenants
@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::ArtifactKey;
-use crate::error::ErrorCode;
+use crate::error::{Coded, ErrorCode};
 use crate::off_thread::off_thread;
 use fair_queue::{Queue, Seen, Ticket};
 
@@ -39,7 +39,7 @@ const LOOK_MAX: Duration = Duration::from_millis(500);
 
 /// Why there is no turn at compiling.
 #[derive(Debug, thiserror::Error)]
-pub enum CompileQueueError {
+pub(crate) enum CompileQueueError {
     /// The tenant has [`WAITING_MAX`] programs waiting.
     #[error(
         "cannot compile: {WAITING_MAX} other programs of tenant {tenant} wait already; try again later, \
@@ -63,10 +63,8 @@ pub enum CompileQueueError {
     Look(#[source] io::Error),
 }
 
-impl CompileQueueError {
-    /// containerd's status code for this error.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for CompileQueueError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Full { .. } => ErrorCode::ResourceExhausted,
             Self::File { .. } | Self::Look(_) => ErrorCode::Internal,

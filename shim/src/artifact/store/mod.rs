@@ -21,7 +21,7 @@ use super::folder::{Folder, FolderError};
 use super::memory::{HOST_MOUNTS, Memory};
 use super::room::{self, Budget};
 use crate::artifact::ArtifactKey;
-use crate::error::{ErrorCode, chain};
+use crate::error::{Coded, ErrorCode, chain};
 use crate::sha256::digest_of_rest;
 
 /// The setting that names the directory on disk.
@@ -47,7 +47,7 @@ pub(crate) struct Store {
 
 /// Why an artifact can be neither read nor kept.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// The directory on disk cannot be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -56,10 +56,8 @@ pub enum StoreError {
     Delivered(#[source] io::Error),
 }
 
-impl StoreError {
-    /// containerd's status code for this error.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for StoreError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Folder(FolderError::Refused { .. }) => ErrorCode::FailedPrecondition,
             Self::Folder(FolderError::Open { .. }) | Self::Delivered(_) => ErrorCode::Internal,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::super::fields::{self, Fate};
 use super::super::{AccessTimes, MountSource, Network, Sysctl};
 use super::{CRI_CONTAINER, CTR_RUN, CTR_RUN_DEVICE, CTR_RUN_OPTIONS, parse, with};
-use crate::error::{ErrorCode, chain};
+use crate::error::{Coded as _, ErrorCode, chain};
 
 /// What ctr, nerdctl and CRI write by default, in the shape of the versions named (made by hand, from the
 /// sources of containerd 1.7 and 2.x and of nerdctl 2.x).

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::TaskSpec;
 use super::super::memory::MEMORY_BYTES_MIN;
 use super::{CTR_RUN, parse, with};
-use crate::error::{ErrorCode, chain};
+use crate::error::{Coded as _, ErrorCode, chain};
 
 /// `-t`.
 const CTR_RUN_TERMINAL: &str = include_str!("../golden/ctr-1.6-run-terminal.json");

@@ -17,7 +17,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::bundle::{Hook, HookState, Stage};
-use crate::error::{ErrorCode, printable};
+use crate::error::{Coded, ErrorCode, printable};
 use crate::host_process::pin;
 use crate::sys::watch::poll_until;
 
@@ -34,7 +34,7 @@ const PIPE_BYTES: usize = 64 << 10;
 
 /// Why a hook failed.
 #[derive(Debug, thiserror::Error)]
-pub enum HookError {
+pub(crate) enum HookError {
     /// The hook could not even be run.
     #[error("cannot run {field}[{index}], {}", path.display())]
     Spawn {
@@ -67,10 +67,8 @@ pub enum HookError {
     Cancelled,
 }
 
-impl HookError {
-    /// The status code of containerd's answer.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
+impl Coded for HookError {
+    fn code(&self) -> ErrorCode {
         match self {
             Self::Spawn { .. } | Self::Failed { .. } | Self::Cancelled => {
                 ErrorCode::FailedPrecondition

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tokio::io::AsyncWriteExt as _;
 
 use super::*;
-use crate::error::{ErrorCode, chain};
+use crate::error::{Coded as _, ErrorCode, chain};
 
 const OWNER: StdioOwner<'static> = StdioOwner {
     namespace: "ns",

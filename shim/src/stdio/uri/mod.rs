@@ -146,6 +146,7 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Coded as _;
     use crate::error::ErrorCode;
 
     fn logger(name: &str) -> LoggerCommand {

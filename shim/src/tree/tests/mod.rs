@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::TreeError;
 use super::assemble::AssembledTree;
 use crate::bundle::TaskSpec;
-use crate::error::{ErrorCode, chain};
+use crate::error::{Coded as _, ErrorCode, chain};
 use crate::mountinfo;
 
 /// A bundle directory with an empty rootfs, and a directory of the host beside it.
