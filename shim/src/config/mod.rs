@@ -179,13 +179,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], with the line.
     pub(crate) fn with_file(self, path: &Path) -> Result<Self, ConfigError> {
-        let mut text = String::new();
-        File::open(path)
-            .and_then(|file| file.take(CONFIG_BYTES_MAX).read_to_string(&mut text))
-            .map_err(|source| ConfigError::Read {
-                path: path.to_owned(),
-                source,
-            })?;
+        let text = read_bounded(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         self.with_text(&text, path)
     }
 
@@ -271,4 +268,16 @@ impl GuestFiles {
             compiler: find("compiler.cpio", "the compiler's initramfs")?,
         })
     }
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(CONFIG_BYTES_MAX + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > CONFIG_BYTES_MAX {
+        let sentence = format!("it is longer than {CONFIG_BYTES_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, sentence));
+    }
+    Ok(text)
 }
