@@ -8,8 +8,8 @@ use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
 
 use super::Finding;
-use crate::arch::x86_64::offer::{RESTRICTIONS, Restriction};
-use crate::kvm::open_kvm;
+use wasmvm_vmm::arch::x86_64::offer::{RESTRICTIONS, Restriction};
+use wasmvm_vmm::kvm::open_kvm;
 
 /// Path of KVM's device.
 pub const KVM_PATH: &str = "/dev/kvm";

@@ -13,7 +13,7 @@
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::arch::x86_64::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
+use wasmvm_vmm::arch::x86_64::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
 
 /// I/O port that the guest writes its stage to.
 pub const STAGE_PORT: u16 = 0xe0;
@@ -319,7 +319,7 @@ pub fn syscall_msrs() -> [(u32, u64); 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::allocate;
+    use wasmvm_vmm::memory::allocate;
 
     #[test]
     fn the_tables_point_into_the_program() {

@@ -7,7 +7,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use wasmvm_vmm::check::{check, host::KVM_PATH, verdict};
+use check::{check, host::KVM_PATH, verdict};
+
+mod check;
 
 const USAGE: &str = "\
 usage: wasmvm check        say whether this host can run wasmvm's VMs

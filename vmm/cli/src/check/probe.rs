@@ -12,7 +12,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMm
 use super::Finding;
 use super::guest::{self, GuestError, RunEnd};
 use super::program::{self, Stage};
-use crate::arch::x86_64::offer::{MSRS, is_allowed};
+use wasmvm_vmm::arch::x86_64::offer::{MSRS, is_allowed};
 
 /// A probe: one instruction and its result, as guest and host share it in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -251,7 +251,7 @@ fn kept_out(reached: &str, good: &str, weak: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::allocate;
+    use wasmvm_vmm::memory::allocate;
 
     /// As on a KVM that keeps to the list.
     fn made() -> Vec<Probe> {

@@ -11,11 +11,11 @@ use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 
 use super::Finding;
 use super::program::{self, BRAND, BRAND_LEAF, BREAKPOINT, LOOP_INSTRUCTIONS, Notes, Stage};
-use crate::arch::RAM_MIB_MIN;
-use crate::arch::x86_64::cpuid::guest_cpuid;
-use crate::kvm::KvmError;
-use crate::memory::{self, MemoryError};
-use crate::vm::Vm;
+use wasmvm_vmm::arch::RAM_MIB_MIN;
+use wasmvm_vmm::arch::x86_64::cpuid::guest_cpuid;
+use wasmvm_vmm::kvm::KvmError;
+use wasmvm_vmm::memory::{self, MemoryError};
+use wasmvm_vmm::vm::Vm;
 
 /// The guest needs microseconds; where KVM emulates, seconds.
 pub const RUN_TIME_MAX: Duration = Duration::from_secs(10);
