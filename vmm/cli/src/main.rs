@@ -1,15 +1,16 @@
-//! The operator's command line.
+//! The operator's command line, over the VMM's library.
+//!
+//! The crate stands apart from the VMM, which is trusted with guests: nothing of the VMM uses the command line.
+//!
+//! * [`check`]: whether this host's KVM can run a guest.
 
 #![deny(unsafe_code)]
 #![warn(unreachable_pub)]
 
-use std::io::{self, Write};
-use std::path::Path;
-use std::process::ExitCode;
-
-use check::{check, host::KVM_PATH, verdict};
-
 mod check;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: wasmvm check        say whether this host can run wasmvm's VMs
@@ -24,8 +25,8 @@ exit status: 0  fine (this help, this version, or a host that will do)
              1  this host's KVM cannot be used
              2  wrong usage, or standard output cannot be written
 ";
+const VERSION: &str = concat!("wasmvm ", env!("CARGO_PKG_VERSION"), "\n");
 
-const UNUSABLE: u8 = 1;
 const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -34,36 +35,29 @@ fn main() -> ExitCode {
         .iter()
         .filter_map(|argument| argument.to_str())
         .collect();
-    let written = match arguments.as_slice() {
-        ["check"] => print_check(),
-        ["--help" | "-h" | "help"] => print(USAGE).map(|()| ExitCode::SUCCESS),
-        ["--version" | "-V"] => {
-            print(concat!("wasmvm ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| ExitCode::SUCCESS)
-        }
-        _ => {
-            eprint!("{USAGE}");
-            Ok(ExitCode::from(WRONG_USAGE))
-        }
-    };
-    written.unwrap_or_else(|error| {
+    run(&arguments, &mut io::stdout()).unwrap_or_else(|error| {
         eprintln!("wasmvm: cannot write: {error}");
         ExitCode::from(WRONG_USAGE)
     })
 }
 
-fn print_check() -> io::Result<ExitCode> {
-    let findings = check(Path::new(KVM_PATH));
-    let verdict = verdict(&findings);
-    for finding in findings.iter().chain([&verdict]) {
-        print(&format!("{finding}\n"))?;
+/// Runs the subcommand that `arguments` name and writes its answer to `out`; returns the exit status.
+///
+/// # Errors
+/// `out`'s, when the answer cannot be written.
+fn run(arguments: &[&str], out: &mut impl Write) -> io::Result<ExitCode> {
+    match arguments {
+        ["check"] => check::run(out),
+        ["--help" | "-h" | "help"] => print(USAGE, out),
+        ["--version" | "-V"] => print(VERSION, out),
+        _ => {
+            eprint!("{USAGE}");
+            Ok(ExitCode::from(WRONG_USAGE))
+        }
     }
-    Ok(if verdict.is_bad() {
-        ExitCode::from(UNUSABLE)
-    } else {
-        ExitCode::SUCCESS
-    })
 }
 
-fn print(text: &str) -> io::Result<()> {
-    io::stdout().write_all(text.as_bytes())
+fn print(text: &str, out: &mut impl Write) -> io::Result<ExitCode> {
+    out.write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
 }
