@@ -29,8 +29,8 @@ packages: ## install the Debian packages that building and testing need
 	@tests/crates take
 
 stage: packages ## build all that is installed, into build/stage-PROFILE
-	@tests/step "shim and VMM" $(CARGO) build --profile $(PROFILE) -p containerd-shim-wasmvm-v1
-	@tests/step "VMM" $(CARGO) build --profile $(PROFILE) -p wasmvm-vmm
+	@tests/step "shim" $(CARGO) build --profile $(PROFILE) -p containerd-shim-wasmvm-v1
+	@tests/step "VMM and command line" $(CARGO) build --profile $(PROFILE) -p wasmvm-vmm -p wasmvm-cli
 	@mkdir -p $(STAGE)/bin $(STAGE)/lib/wasmvm
 	@install $(BINARIES)/containerd-shim-wasmvm-v1 $(BINARIES)/wasmvm $(STAGE)/bin/
 	@install $(BINARIES)/wasmvm-vmm $(STAGE)/lib/wasmvm/

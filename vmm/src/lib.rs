@@ -14,7 +14,6 @@ pub mod arch;
 pub mod boot;
 pub mod builder;
 pub mod bus;
-pub mod check;
 pub mod console;
 pub mod control;
 pub mod descriptors;

@@ -1,7 +1,7 @@
 //! The processor's architecture: a folder for each, behind the names below, which are all that shared code uses.
 //! Shared code knows a device by its interrupt line (GSI) and its registers' address (MMIO).
 //!
-//! [`crate::check`] asks the host for what one architecture needs, and so uses the folder itself.
+//! `wasmvm check` (`vmm/cli/src/check`) asks the host for what one architecture needs, and so uses the folder itself.
 
 pub mod x86_64;
 

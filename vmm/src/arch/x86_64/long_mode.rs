@@ -1,4 +1,4 @@
-//! Long mode in ring 0, in which both guests start: Linux and the check's ([`crate::check`]).
+//! Long mode in ring 0, in which both guests start: Linux and that of `wasmvm check`.
 
 use kvm_bindings::{kvm_segment, kvm_sregs};
 

@@ -8,16 +8,16 @@
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::Kvm;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use wasmvm_vmm::arch::x86_64::offer::{MSRS, is_allowed};
 
 use super::Finding;
 use super::guest::{self, GuestError, RunEnd};
 use super::program::{self, Stage};
-use crate::arch::x86_64::offer::{MSRS, is_allowed};
 
 /// A probe: one instruction and its result, as guest and host share it in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Probe {
+pub(super) struct Probe {
     kind: u32,
     /// ECX: which register or counter.
     number: u32,
@@ -157,7 +157,7 @@ fn address(index: u64) -> GuestAddress {
 ///
 /// # Errors
 /// [`GuestError`].
-pub fn run(kvm: Kvm, probes: &[Probe]) -> Result<(Vec<Probe>, RunEnd), GuestError> {
+pub(super) fn run(kvm: Kvm, probes: &[Probe]) -> Result<(Vec<Probe>, RunEnd), GuestError> {
     let probes = probes.get(..PROBES_MAX).unwrap_or(probes);
     let registers = kvm_regs {
         rip: program::CODE_ADDRESS,
@@ -177,7 +177,7 @@ pub fn run(kvm: Kvm, probes: &[Probe]) -> Result<(Vec<Probe>, RunEnd), GuestErro
 
 /// All probes of the check: each counter, then each MSR read, then each foreign MSR written.
 #[must_use]
-pub fn probes() -> Vec<Probe> {
+pub(super) fn probes() -> Vec<Probe> {
     let probe = |kind| {
         move |number| Probe {
             kind,
@@ -194,7 +194,7 @@ pub fn probes() -> Vec<Probe> {
 
 /// Findings: one for each kind of probe, or a single one when the guest did not finish.
 #[must_use]
-pub fn findings(made: &[Probe], end: &RunEnd) -> Vec<Finding> {
+pub(super) fn findings(made: &[Probe], end: &RunEnd) -> Vec<Finding> {
     if *end != RunEnd::Finished {
         return vec![Finding::bad(format!(
             "the guest that tries what KVM offers ended by {end:?}"
@@ -251,7 +251,7 @@ fn kept_out(reached: &str, good: &str, weak: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::allocate;
+    use wasmvm_vmm::memory::allocate;
 
     /// As on a KVM that keeps to the list.
     fn made() -> Vec<Probe> {

@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use vm_memory::{GuestMemoryError, GuestMemoryMmap};
+use wasmvm_vmm::arch::RAM_MIB_MIN;
+use wasmvm_vmm::arch::x86_64::cpuid::guest_cpuid;
+use wasmvm_vmm::kvm::KvmError;
+use wasmvm_vmm::memory::{self, MemoryError};
+use wasmvm_vmm::vm::Vm;
 
 use super::Finding;
 use super::program::{self, BRAND, BRAND_LEAF, BREAKPOINT, LOOP_INSTRUCTIONS, Notes, Stage};
-use crate::arch::RAM_MIB_MIN;
-use crate::arch::x86_64::cpuid::guest_cpuid;
-use crate::kvm::KvmError;
-use crate::memory::{self, MemoryError};
-use crate::vm::Vm;
 
 /// The guest needs microseconds; where KVM emulates, seconds.
-pub const RUN_TIME_MAX: Duration = Duration::from_secs(10);
+const RUN_TIME_MAX: Duration = Duration::from_secs(10);
 /// Slower ring-0 code is not run by a processor. (Emulated SVM in the testbed: above 100.)
 const MIPS_MIN: f64 = 20.0;
 /// Exits after which the guest is given up; the program makes 12.
@@ -26,7 +26,7 @@ const EXITS_MAX: usize = 100;
 
 /// Why the guest could not even be started.
 #[derive(Debug, thiserror::Error)]
-pub enum GuestError {
+pub(super) enum GuestError {
     /// Guest RAM cannot be mapped.
     #[error("the guest's memory cannot be set up")]
     Memory(#[source] MemoryError),
@@ -43,18 +43,18 @@ pub enum GuestError {
 
 /// Result of a run of the guest.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Run {
+pub(super) struct Run {
     /// Notes that the guest left in its memory.
-    pub notes: Notes,
+    notes: Notes,
     /// Time of the fastest round of the guest's loop; `None` when no round ended.
-    pub fastest_loop: Option<Duration>,
+    fastest_loop: Option<Duration>,
     /// Why the run ended.
-    pub end: RunEnd,
+    end: RunEnd,
 }
 
 /// Why a run of the guest ended.
 #[derive(Clone, Debug, PartialEq)]
-pub enum RunEnd {
+pub(super) enum RunEnd {
     /// The guest reached its exception's handler.
     Finished,
     /// `KVM_RUN` failed, its exit was not a write to the stage port, or there were more than `EXITS_MAX` exits.
@@ -72,7 +72,7 @@ pub enum RunEnd {
 ///
 /// # Errors
 /// [`GuestError`].
-pub fn run(kvm: Kvm) -> Result<Run, GuestError> {
+pub(super) fn run(kvm: Kvm) -> Result<Run, GuestError> {
     let (memory, fastest_loop, end) = execute(kvm, &program::registers(), program::load)?;
     let notes = program::notes(&memory).map_err(GuestError::Program)?;
     Ok(Run {
@@ -212,7 +212,7 @@ fn rip(vcpu: &VcpuFd) -> u64 {
 
 /// Findings: one per step that the guest reached, and one for the guest's end.
 #[must_use]
-pub fn findings(run: &Run) -> Vec<Finding> {
+pub(super) fn findings(run: &Run) -> Vec<Finding> {
     let notes = &run.notes;
     let mut findings = vec![];
     findings.extend(run.fastest_loop.map(speed));

@@ -5,19 +5,26 @@
 //! does what Linux does: it enters ring 3, makes a system call, returns, takes an exception. Where the first
 //! guest works, a second one ([`probe`]) tries from ring 0 to get what no guest should get.
 
-pub mod guest;
-pub mod host;
-pub mod probe;
-pub mod program;
+mod guest;
+mod host;
+mod probe;
+mod program;
 
 use std::fmt;
+use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
 use wasmvm_protocol::error_chain;
 
+/// Path of KVM's device.
+const KVM_PATH: &str = "/dev/kvm";
+/// Exit status of the check of a host that cannot run guests.
+const UNUSABLE: u8 = 1;
+
 /// How good or bad a finding is for the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mark {
+enum Mark {
     /// The host is as guests need it.
     Good,
     /// Guests run; something that would confine guests better is missing.
@@ -28,11 +35,11 @@ pub enum Mark {
 
 /// A finding of the check, in one sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+struct Finding {
     /// Whether the finding is good, weak or bad.
-    pub mark: Mark,
+    mark: Mark,
     /// The finding in words, without the final full stop.
-    pub sentence: String,
+    sentence: String,
 }
 
 impl Finding {
@@ -55,7 +62,7 @@ impl Finding {
 
     /// Whether this host cannot run guests because of this finding.
     #[must_use]
-    pub fn is_bad(&self) -> bool {
+    fn is_bad(&self) -> bool {
         self.mark == Mark::Bad
     }
 }
@@ -71,9 +78,26 @@ impl fmt::Display for Finding {
     }
 }
 
+/// Writes all findings about this host's KVM and the verdict to `out`, a line each; returns the exit status.
+///
+/// # Errors
+/// `out`'s, when a line cannot be written.
+pub(super) fn run(out: &mut impl Write) -> io::Result<ExitCode> {
+    let findings = check(Path::new(KVM_PATH));
+    let verdict = verdict(&findings);
+    for finding in findings.iter().chain([&verdict]) {
+        out.write_all(format!("{finding}\n").as_bytes())?;
+    }
+    Ok(if verdict.is_bad() {
+        ExitCode::from(UNUSABLE)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
 /// All findings about the KVM at `path`, in the order of the checks. Runs guests for at most some seconds each.
 #[must_use]
-pub fn check(path: &Path) -> Vec<Finding> {
+fn check(path: &Path) -> Vec<Finding> {
     let (kvm, opened) = match host::open(path) {
         Ok(opened) => opened,
         Err(finding) => return vec![finding],
@@ -99,7 +123,7 @@ pub fn check(path: &Path) -> Vec<Finding> {
 
 /// The check's last line: whether the host can run wasmvm.
 #[must_use]
-pub fn verdict(findings: &[Finding]) -> Finding {
+fn verdict(findings: &[Finding]) -> Finding {
     let weak = findings.iter().filter(|finding| finding.mark == Mark::Weak);
     match findings.iter().filter(|finding| finding.is_bad()).count() {
         0 if weak.count() > 0 => Finding::good(

@@ -6,13 +6,11 @@ use std::path::Path;
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
+use wasmvm_vmm::arch::x86_64::offer::{RESTRICTIONS, Restriction};
+use wasmvm_vmm::kvm::open_kvm;
 
 use super::Finding;
-use crate::arch::x86_64::offer::{RESTRICTIONS, Restriction};
-use crate::kvm::open_kvm;
 
-/// Path of KVM's device.
-pub const KVM_PATH: &str = "/dev/kvm";
 /// The read-only slot lies at 32 GiB and may be 1 GiB long.
 const ADDRESS_BITS_MIN: u32 = 36;
 /// Leaf 0x40000001, EAX: kvm-clock (`KVM_FEATURE_CLOCKSOURCE2`).
@@ -52,7 +50,7 @@ const CAPABILITIES: [(Cap, &str, &str); 10] = [
 ///
 /// # Errors
 /// The finding why KVM cannot be used; there is nothing further to check.
-pub fn open(path: &Path) -> Result<(Kvm, Finding), Finding> {
+pub(super) fn open(path: &Path) -> Result<(Kvm, Finding), Finding> {
     let name = path.display();
     let file = File::options()
         .read(true)
@@ -81,7 +79,7 @@ pub fn open(path: &Path) -> Result<(Kvm, Finding), Finding> {
 
 /// Findings: one per capability and restriction, and those about CPUID.
 #[must_use]
-pub fn findings(kvm: &Kvm) -> Vec<Finding> {
+pub(super) fn findings(kvm: &Kvm) -> Vec<Finding> {
     let mut findings: Vec<_> = CAPABILITIES
         .into_iter()
         .map(|(capability, name, purpose)| has(kvm.check_extension(capability), name, purpose))

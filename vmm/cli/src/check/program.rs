@@ -12,21 +12,20 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
-
-use crate::arch::x86_64::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
+use wasmvm_vmm::arch::x86_64::long_mode::{CODE, DATA, LongMode, RFLAGS_RESERVED};
 
 /// I/O port that the guest writes its stage to.
-pub const STAGE_PORT: u16 = 0xe0;
+pub(super) const STAGE_PORT: u16 = 0xe0;
 /// Guest-physical address of the guest's [`Notes`].
-pub const NOTES_ADDRESS: u64 = 0x4000;
+const NOTES_ADDRESS: u64 = 0x4000;
 /// Instructions in one round of the loop.
-pub const LOOP_INSTRUCTIONS: u32 = 2 * LOOP_COUNT;
+pub(super) const LOOP_INSTRUCTIONS: u32 = 2 * LOOP_COUNT;
 /// CPUID leaf in which the host hides [`BRAND`]: the end of the brand string.
-pub const BRAND_LEAF: u32 = 0x8000_0004;
+pub(super) const BRAND_LEAF: u32 = 0x8000_0004;
 /// Value of EAX in [`BRAND_LEAF`] that the host sets and the guest has to read.
-pub const BRAND: u32 = u32::from_le_bytes(*b"wasm");
+pub(super) const BRAND: u32 = u32::from_le_bytes(*b"wasm");
 /// `#BP`, which INT3 raises.
-pub const BREAKPOINT: u32 = 3;
+pub(super) const BREAKPOINT: u32 = 3;
 
 const LOOP_COUNT: u32 = 100_000;
 const LOOP_ROUNDS: u32 = 5;
@@ -86,7 +85,7 @@ const MSR_SFMASK: u32 = 0xc000_0084;
 /// Progress of the guest, as written to [`STAGE_PORT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Stage {
+pub(super) enum Stage {
     /// A round of the loop begins.
     LoopStart = 1,
     /// A round of the loop has ended.
@@ -100,7 +99,7 @@ pub enum Stage {
 impl Stage {
     /// The stage that `byte` on the port stands for; `None` for any other byte.
     #[must_use]
-    pub fn of(byte: u8) -> Option<Self> {
+    pub(super) fn of(byte: u8) -> Option<Self> {
         [
             Self::LoopStart,
             Self::LoopEnd,
@@ -115,21 +114,21 @@ impl Stage {
 /// Notes of the guest; a field is 0 when the guest did not reach its step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Notes {
+pub(super) struct Notes {
     /// EAX of [`BRAND_LEAF`] in ring 0.
-    pub brand: u32,
+    pub(super) brand: u32,
     /// CS of the ring-3 code.
-    pub user_cs: u32,
+    pub(super) user_cs: u32,
     /// CS in the system call's handler.
-    pub syscall_cs: u32,
+    pub(super) syscall_cs: u32,
     /// CS after the return by SYSRETQ.
-    pub sysret_cs: u32,
+    pub(super) sysret_cs: u32,
     /// Number of the exception.
-    pub vector: u32,
+    pub(super) vector: u32,
     /// CS in the exception's handler.
-    pub exception_cs: u32,
+    pub(super) exception_cs: u32,
     /// EAX of [`BRAND_LEAF`] in ring 3.
-    pub user_brand: u32,
+    pub(super) user_brand: u32,
 }
 
 // SAFETY: only `u32`s in C order: no padding, every bit pattern is a value.
@@ -235,7 +234,7 @@ fn address_of(label: *const u8) -> u64 {
 ///
 /// # Errors
 /// vm-memory's, when RAM is smaller than the program.
-pub fn load(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+pub(super) fn load(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     load_tables(memory, address_of(&raw const wasmvm_check_stubs))?;
     memory.write_slice(code(), GuestAddress(CODE_ADDRESS))
 }
@@ -274,13 +273,13 @@ fn gate(handler: u64, kind: u64) -> [u64; 2] {
 ///
 /// # Errors
 /// vm-memory's, when RAM ends before the notes.
-pub fn notes(memory: &GuestMemoryMmap) -> Result<Notes, GuestMemoryError> {
+pub(super) fn notes(memory: &GuestMemoryMmap) -> Result<Notes, GuestMemoryError> {
     memory.read_obj(GuestAddress(NOTES_ADDRESS))
 }
 
 /// General registers at the start.
 #[must_use]
-pub fn registers() -> kvm_regs {
+pub(super) fn registers() -> kvm_regs {
     kvm_regs {
         rip: address_of(&raw const wasmvm_check_start),
         rsp: KERNEL_STACK,
@@ -290,7 +289,7 @@ pub fn registers() -> kvm_regs {
 }
 
 /// Long mode in ring 0, from the state at reset, with what system calls and exceptions take.
-pub fn set_special_registers(sregs: &mut kvm_sregs) {
+pub(super) fn set_special_registers(sregs: &mut kvm_sregs) {
     LONG_MODE.set(sregs);
     sregs.tr = kvm_segment {
         base: TSS_ADDRESS,
@@ -310,7 +309,7 @@ pub fn set_special_registers(sregs: &mut kvm_sregs) {
 
 /// Model-specific registers of SYSCALL: number and value.
 #[must_use]
-pub fn syscall_msrs() -> [(u32, u64); 3] {
+pub(super) fn syscall_msrs() -> [(u32, u64); 3] {
     let selectors = u64::from(USER_BASE) << 48 | u64::from(KERNEL_CODE) << 32;
     let handler = address_of(&raw const wasmvm_check_syscall);
     [(MSR_STAR, selectors), (MSR_LSTAR, handler), (MSR_SFMASK, 0)]
@@ -319,7 +318,7 @@ pub fn syscall_msrs() -> [(u32, u64); 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::allocate;
+    use wasmvm_vmm::memory::allocate;
 
     #[test]
     fn the_tables_point_into_the_program() {
