@@ -146,7 +146,6 @@ fn compile(thread: Thread) -> Result<BpfProgram, seccompiler::BackendError> {
 }
 
 #[cfg(test)]
-#[path = "interpreter_tests.rs"]
 mod interpreter;
 #[cfg(test)]
 mod tests {

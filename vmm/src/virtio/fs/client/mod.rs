@@ -117,5 +117,4 @@ fn failed(error: io::Error) -> ClientError {
 }
 
 #[cfg(test)]
-#[path = "client_tests.rs"]
 mod tests;

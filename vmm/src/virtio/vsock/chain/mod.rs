@@ -142,7 +142,6 @@ impl Chain {
 }
 
 #[cfg(feature = "fuzzing")]
-#[path = "chain_fuzz.rs"]
 pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {

@@ -80,7 +80,6 @@ impl QueueSetup {
 }
 
 #[cfg(feature = "fuzzing")]
-#[path = "queue_setup_fuzz.rs"]
 pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {

@@ -34,9 +34,7 @@ use crate::file_server::FileServer;
 use crate::gate::Gate;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
-#[path = "confined_tests.rs"]
 mod confined;
-#[path = "value_tests.rs"]
 mod values;
 
 const TABLE: u64 = 0x1000;

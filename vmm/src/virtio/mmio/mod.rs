@@ -215,8 +215,6 @@ fn has(features: u64, bit: u32) -> bool {
 }
 
 #[cfg(feature = "fuzzing")]
-#[path = "mmio_fuzz.rs"]
 pub(crate) mod fuzz;
 #[cfg(test)]
-#[path = "mmio_tests.rs"]
 mod tests;
