@@ -1,6 +1,6 @@
-//! What the task may use and what it has used, from its creation until `Delete`.
+//! The limits and the use of one task, from the task's creation until `Delete`.
 //!
-//! The cgroup goes when the VM has ended; what was counted last stays.
+//! The cgroup is removed once the VM has ended; the counters that were read last stay.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,25 +9,25 @@ use crate::cgroup::{Birth, Cgroup, CgroupError};
 use crate::error::{Coded, ErrorCode};
 use crate::stats::Metrics;
 
-/// Why limits do not change.
+/// Why the limits of a task do not change.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ChangeError {
-    /// The guest's RAM was fixed when its VM was made.
+    /// The limit is above the guest's RAM, which was fixed when the VM was made.
     #[error(
         "linux.resources.memory.limit = {bytes} cannot be held: the VM was made with the class of {ram_mib} MiB \
          of RAM, which cannot grow; create the task with a limit above {} MiB",
         ram_mib / 2
     )]
     Class {
-        /// What was wanted, bytes.
+        /// The memory limit that was asked for, bytes.
         bytes: u64,
-        /// What the VM has.
+        /// RAM of the VM, MiB.
         ram_mib: u32,
     },
-    /// The VM has ended.
+    /// The VM has ended, and the counters were read for the last time.
     #[error("the VM has ended; its limits are gone")]
     Ended,
-    /// The kernel, or what the VM holds, stands against it.
+    /// The kernel refuses the limit, or the VM uses more than the limit already.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
 }
@@ -41,7 +41,7 @@ impl Coded for ChangeError {
     }
 }
 
-/// One task's cgroup and what was counted in it.
+/// The cgroup of one task, and the counters that outlive the cgroup.
 #[derive(Debug)]
 pub(crate) struct Accounting {
     cgroup: Cgroup,
@@ -53,14 +53,14 @@ pub(crate) struct Accounting {
 struct State {
     memory_bytes_max: Option<u64>,
     guest_oom_kills: u64,
-    /// How many were told to containerd.
+    /// The OOM-kills, the guest's and the host's, that containerd has been told of.
     told_oom_kills: u64,
-    /// Set when the cgroup is about to go.
+    /// The last counters, set when the cgroup is about to be removed.
     last: Option<Metrics>,
 }
 
 impl Accounting {
-    /// For what is to be charged to the task.
+    /// The descriptors by which a process is born into the task's cgroup, so that the task is charged.
     ///
     /// # Errors
     /// [`CgroupError`].
@@ -68,7 +68,7 @@ impl Accounting {
         self.cgroup.birth()
     }
 
-    /// `memory_bytes_max` is the limit it was made with.
+    /// The accounting of a VM with `ram_mib` of RAM, in a cgroup that was made with the limit `memory_bytes_max`.
     #[must_use]
     pub(crate) fn new(cgroup: Cgroup, ram_mib: u32, memory_bytes_max: Option<u64>) -> Self {
         let state = Mutex::new(State {
@@ -89,7 +89,7 @@ impl Accounting {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As Stats reports it. Reads files.
+    /// The counters that Stats reports. Reads the cgroup's files while the cgroup is there.
     #[must_use]
     pub(crate) fn metrics(&self) -> Metrics {
         let state = self.state();
@@ -99,7 +99,7 @@ impl Accounting {
         metrics
     }
 
-    /// Keeps what is counted now: nothing more will be. To be called with the VM ended.
+    /// Reads the counters for the last time. To be called once the VM has ended.
     pub(crate) fn close(&self) {
         let mut state = self.state();
         if state.last.is_none() {
@@ -107,8 +107,7 @@ impl Accounting {
         }
     }
 
-    /// Whether the host's or the guest's kernel has ended a program for want of memory since this was
-    /// asked last.
+    /// Whether the host's or the guest's kernel has OOM-killed a program since the last call.
     pub(crate) fn take_oom_news(&self) -> bool {
         let mut state = self.state();
         let host = match &state.last {
@@ -119,18 +118,18 @@ impl Accounting {
         std::mem::replace(&mut state.told_oom_kills, kills) < kills
     }
 
-    /// How many the guest says its kernel has ended.
+    /// Notes how many programs the guest's kernel has OOM-killed, by the guest's report.
     pub(crate) fn set_guest_oom_kills(&self, kills: u64) {
         self.state().guest_oom_kills = kills;
     }
 
-    /// The most that an instance's linear memories may take now, bytes.
+    /// The most that an instance's linear memories may take under the present limit, bytes.
     #[must_use]
     pub(crate) fn wasm_memory_bytes_max(&self) -> u64 {
         wasm_memory_bytes_max(self.state().memory_bytes_max, self.ram_mib)
     }
 
-    /// What that would become.
+    /// The most that an instance's linear memories could take under these limits, bytes. Changes nothing.
     ///
     /// # Errors
     /// [`ChangeError::Class`].

@@ -1,11 +1,11 @@
-//! The daemon: serves one task (later one pod) until containerd has no more use for it.
+//! The daemon: serves the task for which `start` has started it, until `Shutdown`.
 //!
 //! ```text
 //! start ─ listener as standard input ─► serve ─► task v2 + v3 on one socket
 //!                                         └ ends: Shutdown, or no task for IDLE_MAX
 //! ```
 //!
-//! One thread runs everything here. What blocks (mounts, clone, compile) has threads of its own.
+//! One thread runs everything here. Work that blocks (mounts, clone, compile) has threads of its own.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -28,31 +28,31 @@ use crate::task_vm::TaskVmMaker;
 /// A daemon without a task ends by itself: containerd may have refused the reply of `start`, or died
 /// between two requests.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// For the last answers to leave; nothing else is on its way then.
+/// How long the server may take to send its last answers; nothing else is on its way then.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
-/// As `containerd-shim-protos` registers it.
+/// Name of the Task service as `containerd-shim-protos` registers it.
 const TASK_V3: &str = "containerd.task.v3.Task";
-/// What containerd 1.6 to 2.x asks for when it was told a bare address.
+/// Name of the Task service that containerd 1.6 to 2.x calls when the reply of `start` was a bare address.
 const TASK_V2: &str = "containerd.task.v2.Task";
 
 /// Why the daemon does not serve.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DaemonError {
-    /// Not started by `start`.
+    /// Standard input is no listening socket: the daemon was not started by `start`.
     #[error("standard input is not a listening socket; `serve` is run by `start` alone")]
     Listener(#[source] io::Error),
-    /// The process could not be set up.
+    /// A step of the process' set-up failed; holds the step, as in "start the runtime".
     #[error("cannot {0}")]
     SetUp(&'static str, #[source] io::Error),
-    /// ttrpc does not start.
+    /// The ttrpc server cannot start on the socket.
     #[error("cannot serve the socket")]
     Server(#[source] ttrpc::Error),
 }
 
-/// What `start` hands to the daemon, beside the listener.
+/// The settings that `start` hands to the daemon beside the listener, by command line and environment.
 #[derive(Clone, Debug)]
 pub(crate) struct DaemonOrder {
-    /// containerd's namespace.
+    /// containerd's namespace, in which the ids of tasks are unique.
     pub namespace: String,
     /// Id of the task for which the daemon was started.
     pub id: String,
@@ -62,10 +62,10 @@ pub(crate) struct DaemonOrder {
     pub debug: bool,
 }
 
-/// Serves until there is nothing left to serve.
+/// Serves the socket on standard input until `Shutdown`, or until there has been no task for [`IDLE_MAX`].
 ///
 /// # Errors
-/// [`DaemonError`], when it cannot begin to.
+/// [`DaemonError`], when the daemon cannot begin to serve.
 pub(crate) fn serve(order: &DaemonOrder) -> Result<(), DaemonError> {
     let (listener, path) = take_listener()?;
     // Fails only when we lead a session already, which is what we want.
@@ -86,7 +86,7 @@ pub(crate) fn serve(order: &DaemonOrder) -> Result<(), DaemonError> {
     served
 }
 
-/// The listener is standard input; in its place comes the null device.
+/// Takes the listener and its path from standard input, and puts the null device in its place.
 fn take_listener() -> Result<(UnixListener, PathBuf), DaemonError> {
     let listener = io::stdin()
         .as_fd()
@@ -133,7 +133,7 @@ async fn run(order: &DaemonOrder, listener: UnixListener, path: &Path) -> Result
         _ = wanted.wait_for(|shutdown| *shutdown) => "asked to",
         () = idle(tasks.count()) => "no task",
     };
-    // Before the socket closes: what is bound to the name afterwards is not ours.
+    // Removed before the socket closes: a socket that is bound to the name afterwards is not ours.
     if let Err(error) = std::fs::remove_file(path) {
         tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
     }
@@ -143,7 +143,7 @@ async fn run(order: &DaemonOrder, listener: UnixListener, path: &Path) -> Result
     Ok(())
 }
 
-/// One implementation under two names: the messages differ in the name of their package only.
+/// The Task service under its two names: the messages of v2 and v3 differ in the name of their package only.
 fn services<T: TaskService + Send + Sync + 'static>(
     service: &Arc<T>,
 ) -> std::collections::HashMap<String, ServiceTable> {
@@ -158,7 +158,7 @@ fn services<T: TaskService + Send + Sync + 'static>(
 /// Returns when there has been no task for [`IDLE_MAX`].
 async fn idle(mut count: watch::Receiver<usize>) {
     loop {
-        // Errors mean that the tasks are gone, and with them any use.
+        // An error means that the sender, the registry of tasks, is gone.
         if count.wait_for(|count| *count == 0).await.is_err() {
             return;
         }
@@ -170,7 +170,7 @@ async fn idle(mut count: watch::Receiver<usize>) {
     }
 }
 
-/// SIGUSR1 makes containerd's own shims write their stacks into the log; it has the same purpose here.
+/// Writes diagnostics into the log at each SIGUSR1, the signal at which containerd's own shims log their stacks.
 fn look_when_asked(service: Arc<Service>) -> Result<(), DaemonError> {
     let mut asked = signal(SignalKind::user_defined1())
         .map_err(|error| DaemonError::SetUp("handle signals", error))?;
@@ -182,7 +182,8 @@ fn look_when_asked(service: Arc<Service>) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// The task's end is containerd's to decide; a signal to the shim's group must not take it away.
+/// Ignores the signals that end a process by default: the task ends when containerd asks, not by a signal to the
+/// shim's process group.
 fn ignore_signals() -> Result<(), DaemonError> {
     for kind in [
         SignalKind::terminate(),

@@ -12,7 +12,7 @@ pub(crate) use wasmvm_protocol::error_chain as chain;
 /// Longest sentence sent to containerd, bytes: it goes into events, logs and terminals.
 pub(crate) const SENTENCE_BYTES_MAX: usize = 4096;
 
-/// What kind of refusal an error is. The status codes are gRPC's; containerd acts on them by number.
+/// The kind of refusal that an error is. The status codes are gRPC's; containerd acts on them by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
     /// The request, the bundle or the image is wrong: the same request will never succeed.
@@ -85,9 +85,9 @@ pub(crate) trait Coded: Error {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
 pub struct Refusal {
-    /// What containerd acts on.
+    /// The status code, on which containerd acts.
     pub code: ErrorCode,
-    /// What `ctr` prints.
+    /// The sentence that `ctr` prints: one line of at most 4096 bytes.
     pub sentence: String,
 }
 
@@ -120,7 +120,8 @@ impl From<Refusal> for ttrpc::Error {
     }
 }
 
-/// One line, bounded: parts of the sentence may come from the guest or from an image.
+/// Makes one line of at most [`SENTENCE_BYTES_MAX`] of a text, parts of which may come from the guest or from an
+/// image.
 #[must_use]
 pub(crate) fn printable(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(SENTENCE_BYTES_MAX));
@@ -138,7 +139,7 @@ pub(crate) fn printable(text: &str) -> String {
     line
 }
 
-/// What a sentence about the end of a VM adds of the guest's console.
+/// The end of a sentence about a VM's end: the guest's last console output, empty when there is none.
 #[must_use]
 pub(crate) fn console(tail: &str) -> String {
     match tail.trim() {

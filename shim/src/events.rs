@@ -41,24 +41,24 @@ const FORWARD_MAX: Duration = Duration::from_secs(5);
 /// How long the end of the shim waits for the queue.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
-/// What happened to a task.
+/// A change of a task that containerd is told of.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
     /// The VM exists, the program is loaded.
     Create(TaskCreate),
-    /// The program runs.
+    /// The agent has started init's program.
     Start(TaskStart),
     /// An exec is registered.
     ExecAdded(TaskExecAdded),
-    /// Its program runs.
+    /// The agent has started the program of an exec.
     ExecStarted(TaskExecStarted),
     /// The VM is stopped.
     Paused(TaskPaused),
-    /// It goes on.
+    /// The VM runs again after a pause.
     Resumed(TaskResumed),
-    /// A program was ended for want of memory.
+    /// The host's or the guest's kernel has OOM-killed a program.
     Oom(TaskOOM),
-    /// A program is over.
+    /// The program of init or of an exec has exited.
     Exit(TaskExit),
     /// Nothing of the task is left.
     Delete(TaskDelete),

@@ -1,22 +1,22 @@
-//! Deadlines for a guest that can be paused: time counts only while it runs.
+//! Deadlines for a guest that can be paused: time counts only while the guest runs.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Whether the guest runs, as the deadlines see it.
+/// The clock of the deadlines: whether the guest runs, and so whether time counts.
 #[derive(Clone, Debug)]
 pub(crate) struct GuestClock(watch::Receiver<bool>);
 
 impl GuestClock {
-    /// Of a guest that runs while `runs` is true.
+    /// The clock of a guest that runs while `runs` is true.
     #[must_use]
     pub(crate) fn new(runs: watch::Receiver<bool>) -> Self {
         Self(runs)
     }
 
-    /// Waits at most `limit` of the guest's time; `None` when that was not enough.
+    /// Waits for `work`, at most `limit` of the guest's time; `None` when `work` has taken longer.
     pub(crate) async fn within<T>(
         &self,
         limit: Duration,
@@ -26,7 +26,7 @@ impl GuestClock {
     }
 }
 
-/// What is left of a limit that several waits share.
+/// A limit of the guest's time that several waits share.
 #[derive(Debug)]
 pub(crate) struct GuestDeadline {
     clock: GuestClock,
@@ -34,13 +34,13 @@ pub(crate) struct GuestDeadline {
 }
 
 impl GuestDeadline {
-    /// `left` of the guest's time.
+    /// A deadline that is `left` of the guest's time away.
     #[must_use]
     pub(crate) fn new(clock: GuestClock, left: Duration) -> Self {
         Self { clock, left }
     }
 
-    /// Waits until the deadline; `None` when the deadline has passed.
+    /// Waits for `work` until the deadline; `None` when the deadline has passed before.
     pub(crate) async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         let runs = &mut self.clock.0;
@@ -53,7 +53,7 @@ impl GuestDeadline {
                 () = tokio::time::sleep(self.left), if counts => Some(None),
                 changed = runs.changed() => match changed {
                     Ok(()) => None,
-                    // Nobody is left who could let it run again, or stop it.
+                    // Nobody is left who could pause or resume the guest: from now on the host's time counts.
                     Err(_) => Some(tokio::time::timeout(self.left, &mut work).await.ok()),
                 },
             };

@@ -87,7 +87,7 @@ impl HostProcess {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open(format!("/proc/{}", self.pid), flags, Mode::empty())?;
         // A pid is used again only after its process was reaped. This process has not been, so the
-        // directory opened before belongs to it; and stays so.
+        // directory that was opened before is the directory of this process, and stays so.
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         waitid(WaitId::PidFd(self.pidfd.as_fd()), look)?;
         Ok(rustix::fs::openat(proc, "root", flags, Mode::empty())?)
@@ -134,7 +134,7 @@ impl HostProcess {
 /// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): ticks since boot when the process started.
 ///
 /// # Errors
-/// No such process, or not in the documented form.
+/// There is no such process, or its `stat` is not in the documented form.
 pub(crate) fn start_time(pid: u32) -> io::Result<u64> {
     stat_field(pid, 22)
 }
@@ -142,7 +142,7 @@ pub(crate) fn start_time(pid: u32) -> io::Result<u64> {
 /// Field 4 of `/proc/PID/stat` (`proc_pid_stat(5)`): the process's parent.
 ///
 /// # Errors
-/// No such process, or not in the documented form.
+/// There is no such process, or its `stat` is not in the documented form.
 pub(crate) fn parent(pid: u32) -> io::Result<u32> {
     stat_field(pid, 4)
 }

@@ -1,7 +1,7 @@
 //! `containerd-shim-wasmvm-v1`: the containerd runtime `io.containerd.wasmvm.v1`.
 //!
 //! containerd starts this program for every task, in one of three short roles (`start`, `delete`,
-//! `-info`) and, started by `start`, as the daemon that serves the task until it is deleted.
+//! `-info`) and, started by `start`, as the daemon that serves the task until the task is deleted.
 //!
 //! A library for the sake of one other program, the fuzz targets; all else enters by [`main`].
 #![deny(unsafe_code)]

@@ -1,4 +1,4 @@
-//! What a task runs, as the task sees it: a program in a VM of its own, or a fake in tests.
+//! The workload of a task, as the task sees it: a program in a VM of its own, or a fake in tests.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(crate) struct WorkloadOrder {
     pub id: String,
     /// Path of the bundle's directory.
     pub bundle: PathBuf,
-    /// Mounts that make the rootfs.
+    /// Mounts that make the rootfs, in their order.
     pub rootfs: Vec<Mount>,
     /// The runtime's options, of whatever type.
     pub options: Option<Any>,
@@ -42,7 +42,7 @@ pub(crate) struct LoadedProgram {
 #[derive(Clone, Debug)]
 pub(crate) struct SlotLease {
     index: u32,
-    /// Held for its count: the slot is free when nobody else has it.
+    /// Held for the count of its holders: the slot is free when no lease is left.
     _user: Arc<()>,
 }
 
@@ -67,36 +67,36 @@ pub(crate) trait WorkloadMaker: Send + Sync + 'static {
     /// [`WorkloadMaker::undo`] has to follow.
     async fn create(&self, order: WorkloadOrder) -> Result<Arc<dyn Workload>, Refusal>;
 
-    /// Removes what a dropped `create` has left.
+    /// Removes all that a dropped [`WorkloadMaker::create`] has left of this order.
     async fn undo(&self, order: &WorkloadOrder) -> Result<(), Refusal>;
 }
 
 /// The VM of one task and everything on the host that belongs to it.
 #[async_trait]
 pub(crate) trait Workload: Send + Sync + 'static {
-    /// The VMM's pid, which is the task's.
+    /// The VMM's pid on the host, which containerd knows as the task's.
     fn pid(&self) -> u32;
     /// The description of init's program that the agent gets, from the bundle.
     fn program(&self) -> Program;
-    /// How long the guest may take to load a program.
+    /// How long the guest may take to load a program, in the guest's time.
     fn load_limit(&self) -> Duration;
     /// Finds the program of an exec and has it mapped.
     async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal>;
-    /// Has init's program compiled again and mapped, as the artifact does not fit.
+    /// Has init's program compiled again and mapped, for a guest that cannot load the present artifact.
     async fn compile_again(&self) -> Result<(), Refusal>;
-    /// Stops the guest: afterwards nothing of it runs.
+    /// Stops the VM: afterwards nothing of the guest runs.
     async fn pause(&self) -> Result<(), Refusal>;
     /// Lets the guest run again. A guest that runs is not an error.
     async fn resume(&self) -> Result<(), Refusal>;
     /// The limits and the use of the task.
     fn accounting(&self) -> &Arc<Accounting>;
-    /// A byte stream to a port of the guest.
+    /// Opens a byte stream to a vsock port of the guest.
     async fn connect(&self, port: u32) -> Result<UnixStream, Refusal>;
     /// Waits for the end of the VM; any number of callers may wait.
     async fn vm_ended(&self) -> VmEnd;
     /// Ends the VM at once, whatever the guest does.
     fn kill_vm(&self);
-    /// Runs the hooks of a program that has started.
+    /// Runs the poststart hooks, once init's program has started.
     async fn poststart(&self) -> Result<(), Refusal>;
     /// Keeps the exit for a `delete` after the shim's death.
     fn record_exit(&self, status: u32, exited_at: SystemTime);

@@ -10,8 +10,8 @@
 //! wire become some fifty times as many in memory. So the bounds are on the size that a frame may have when
 //! it is decoded ([`REPLY_BYTES_MAX`] says why that is so small), on the lengths that are claimed in a
 //! frame ([`wire`]), and on the work that frames make in a second. The client takes the error for the end
-//! of the connection, and so does the task: a guest that floods its agent's connection has no agent any
-//! more.
+//! of the connection, and so does the task: a guest that floods its agent's connection loses the
+//! connection.
 
 use std::io;
 use std::pin::Pin;

@@ -1,8 +1,8 @@
 //! Errors of requests to the agent, and the meaning of a guest's status codes.
 //!
 //! containerd acts on status codes: NotFound means "gone already", Unimplemented "ask in another dialect",
-//! AlreadyExists "done already". A guest must not say any of that of the host. A guest's code is reduced to
-//! a [`Meaning`], by the method that was asked; [`meaning`] is the only place.
+//! AlreadyExists "done already". A guest must not say any of that of the host. [`meaning`] alone reduces a
+//! guest's code to a [`Meaning`], by the method that was asked.
 
 use std::time::Duration;
 

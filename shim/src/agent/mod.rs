@@ -1,8 +1,8 @@
 //! The guest's agent, as the shim talks to it: ttrpc and stdio streams over vsock.
 //!
-//! [`bounded`] bounds the guest's messages in size and rate, this module bounds the time to answer; of a
-//! guest's status codes only [`error::Meaning`] is left, and its numbers and sentences are checked before
-//! the shim uses them. A paused guest answers nothing, and that time does not count.
+//! [`bounded`] bounds the guest's messages in size and rate, this module bounds the time to answer; a
+//! guest's status code is reduced to an [`error::Meaning`], and the guest's numbers and sentences are checked before
+//! the shim uses them. A paused guest answers nothing, so the deadlines count the guest's time ([`GuestClock`]).
 
 mod bounded;
 mod error;

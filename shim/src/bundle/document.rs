@@ -1,4 +1,4 @@
-//! Typed parts of a JSON document.
+//! Reads parts of a JSON document, `config.json` or the spec of an exec, into their types.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;

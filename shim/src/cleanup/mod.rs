@@ -21,7 +21,7 @@ const UNDO_MAX: Duration = Duration::from_secs(4);
 /// `128 + SIGKILL`: how a task ends whose VM was killed.
 pub(crate) const STATUS_KILLED: u32 = 137;
 
-/// What there is to say of a task that is gone.
+/// The pid and the exit of a task that is gone, for the reply to `delete`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// The VMM's pid, 0 when there never was one.
@@ -31,7 +31,7 @@ pub(crate) struct Outcome {
 }
 
 impl Default for Outcome {
-    /// Of a task of which nothing is known.
+    /// The outcome of a task of which nothing is known.
     fn default() -> Self {
         Self {
             pid: 0,
@@ -40,22 +40,22 @@ impl Default for Outcome {
     }
 }
 
-/// Why something is left.
+/// Why something of a task is left.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CleanupError {
-    /// The journal itself.
+    /// The task's journal cannot be read, locked or removed.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// A VMM that does not die.
+    /// The VMM has not ended within [`KILL_MAX`] of SIGKILL, or cannot be killed.
     #[error("cannot end the VMM, pid {pid}")]
     Vmm {
-        /// On the host.
+        /// Pid of the VMM on the host.
         pid: u32,
-        /// What the operating system says.
+        /// Error of the system call, or a timeout.
         #[source]
         source: io::Error,
     },
-    /// A cgroup that does not go.
+    /// A cgroup of the task cannot be removed or reset.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
 }

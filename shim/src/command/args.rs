@@ -15,7 +15,7 @@ pub(crate) enum Action {
     Info,
     /// Print the version for a human.
     Version,
-    /// Run as the daemon. Only `start` asks for it; the listener is standard input.
+    /// Run as the daemon, whose listener is standard input. Only `start` asks for this action.
     Serve,
 }
 

@@ -31,14 +31,14 @@ pub(crate) enum BootstrapError {
 /// Dialect that containerd speaks to `start`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Dialect {
-    /// containerd 1.6 to 2.2: bare address. Has the runtime's options, if there are any.
+    /// containerd 1.6 to 2.2 takes a bare address. Holds the runtime's options, if there are any.
     Legacy(Option<Any>),
-    /// containerd 2.3 and later: protobuf both ways.
+    /// containerd 2.3 and later speaks protobuf both ways. Holds the parameters.
     Bootstrap(Box<BootstrapParams>),
 }
 
 impl Dialect {
-    /// The dialect of what containerd wrote to standard input.
+    /// The dialect of `input`, which containerd wrote to standard input.
     pub(super) fn of(input: &[u8], namespace: &str, id: &str) -> Self {
         match BootstrapParams::parse_from_bytes(input) {
             Ok(params) if params.instance_id == id && params.namespace == namespace => {

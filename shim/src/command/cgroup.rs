@@ -15,7 +15,7 @@ pub(crate) enum ShimCgroupError {
     /// The path has a `..`, which could lead out of the hierarchy.
     #[error("options: shim_cgroup = {0:?} is refused: '..' is not allowed")]
     Path(String),
-    /// The cgroup does not exist. As with runc's shim it has to.
+    /// The cgroup does not exist, and is not made, as runc's shim does not make its own.
     #[error("options: shim_cgroup = {0:?}: there is no such cgroup")]
     Absent(String),
     /// The kernel refused the move.

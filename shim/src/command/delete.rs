@@ -1,7 +1,7 @@
 //! `delete`: undo a task from outside.
 //!
-//! containerd runs `delete` after *every* task, crashed or not, for that task's id only: a daemon of the same pod
-//! may be alive and serve others. The journal has the steps to undo.
+//! containerd runs `delete` after *every* task, crashed or not, for that task's id only; the task's daemon may still
+//! be alive. The journal has the steps to undo.
 
 use std::io;
 

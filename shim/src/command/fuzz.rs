@@ -1,4 +1,4 @@
-//! What `start` is told: words, bootstrap parameters, options; and the names of streams.
+//! The input of `start`: words, bootstrap parameters, options; and the names of streams.
 
 use arbitrary::{Result, Unstructured};
 use protobuf::well_known_types::any::Any;

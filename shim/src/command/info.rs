@@ -34,7 +34,7 @@ pub(super) fn runtime_info() -> Vec<u8> {
 }
 
 /// The fields of a bundle that this runtime honours, as the OCI runtime specification's features.md has it. The
-/// kubelet's containerd reads `rro` in it, and that user namespaces are not offered.
+/// kubelet's containerd reads there that `rro` is offered, and that user namespaces are not.
 fn features() -> Value {
     let (no, yes) = (json!({ "enabled": false }), json!({ "enabled": true }));
     json!({

@@ -1,10 +1,11 @@
-//! The roles in which containerd executes this program, and the daemon that `start` leaves behind.
+//! The command line: the actions for which containerd executes this program, and `serve`, by which `start` executes
+//! the daemon ([`crate::daemon`]).
 //!
 //! ```text
 //! containerd ─ exec … start ──► start: bind socket, spawn daemon, print address, exit
 //!                                  └─ exec … serve, the listener is its standard input ──► daemon
 //! containerd ─ exec … delete ─► delete: undo what the journal names, print DeleteResponse, exit
-//! containerd ─ exec … -info ──► info: print RuntimeInfo, exit
+//! containerd ─ exec … -info ──► info: print RuntimeInfo, exit; -v prints the version
 //! ```
 //!
 //! `start`, `delete` and `-info` run for every task, so they start no async runtime. Any output
@@ -29,7 +30,7 @@ use std::io::{self, Read, Write};
 /// Longest standard input that is read: containerd's options, far below ttrpc's largest message.
 const STDIN_BYTES_MAX: u64 = 4 << 20;
 
-/// Why a launch failed; printed to standard error, which containerd quotes.
+/// Why a command failed; printed to standard error, which containerd quotes.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
     /// The command line is not containerd's.

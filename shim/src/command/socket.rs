@@ -13,7 +13,7 @@ use crate::sha256::hex;
 
 /// Scheme before the path in an address; without it containerd would dial an abstract socket.
 const SCHEME: &str = "unix://";
-/// File with the address in the bundle: containerd 1.6 and 1.7 read it after their restart.
+/// File with the address in the bundle, which containerd 1.6 and 1.7 read after their restart.
 const ADDRESS_FILE: &str = "address";
 
 /// Why there is no listening socket.
@@ -38,7 +38,7 @@ pub(crate) enum SocketError {
 pub(super) enum Bound {
     /// A new socket, to hand to a new daemon.
     New(UnixListener),
-    /// A living daemon of the same group serves the socket already.
+    /// A living daemon serves the socket already.
     Served,
 }
 
@@ -116,8 +116,8 @@ pub(super) fn noted(bundle: &Path) -> Option<PathBuf> {
     Some(unix_path(address.trim()).to_owned())
 }
 
-/// Removes a socket on which no process listens any more: a killed daemon cannot remove its own, and a
-/// living one may serve other tasks.
+/// Removes a socket on which no process listens any more: a killed daemon cannot remove its own. The socket of a
+/// living daemon stays.
 pub(super) fn remove_dead(path: &Path) {
     let refused = UnixStream::connect(path)
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);

@@ -1,4 +1,4 @@
-//! `start`: bind the socket, leave a daemon behind that inherits it, reply with its address.
+//! `start`: bind the socket, leave a daemon behind that inherits the socket, reply with the socket's address.
 //!
 //! The socket listens before the daemon runs, so containerd's first request waits in the socket's backlog
 //! and `start` need not wait for the daemon. The listener is the daemon's standard input: a descriptor
@@ -46,7 +46,7 @@ pub(crate) enum StartError {
     Spawn(PathBuf, #[source] io::Error),
 }
 
-/// Starts the daemon, unless one serves this group already, and returns what to print.
+/// Starts the daemon, unless a daemon serves the task's socket already, and returns the reply to print.
 pub(super) fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     let bundle = std::env::current_dir()
         .map_err(|error| StartError::Self_("the working directory", error))?;
@@ -55,7 +55,7 @@ pub(super) fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
 
 fn start_in(bundle: &Path, args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     let dialect = Dialect::of(input, &args.namespace, &args.id);
-    // No other task has this task's own id, so the task forms a group of one. Pods will be grouped by their sandbox.
+    // The task's own id names the socket, so each task has a daemon of its own.
     let path = socket::path(
         &dialect.socket_dir()?,
         &args.address,
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::command::Action;
 
-    /// The second container of a pod: its `start` finds the daemon, and its options are its own.
+    /// A second `start` finds the daemon, and keeps the options of its own bundle.
     #[test]
     fn options_are_kept_also_where_a_daemon_serves() {
         let (bundle, sockets) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

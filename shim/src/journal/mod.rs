@@ -1,11 +1,11 @@
-//! What the shim has done to the host for one task, written before it does it.
+//! The journal of one task: each step that the shim takes on the host, written before the step is taken.
 //!
-//! `/run/wasmvm/tasks/<namespace>/<id>/journal`, one JSON object a line, only ever appended to. After a
-//! crash [`crate::cleanup`] reads it from the end and undoes each step; every step can be undone
-//! whether or not it was really taken. The directory goes last.
+//! The file is `/run/wasmvm/tasks/<namespace>/<id>/journal`: one JSON object a line, only ever appended to. After a
+//! crash [`crate::cleanup`] reads the journal from the end and undoes each step; every step can be undone
+//! whether or not the step was really taken. The directory is removed last.
 //!
-//! What comes and goes while the task lives, a compile, has a journal of its own beside it
-//! ([`Journal::part`]), removed with what it names: so no journal grows with the task's age.
+//! A compile, which ends before the task does, has a journal of its own beside the task's
+//! ([`Journal::part`]), removed with all that it names: so no journal grows with the task's age.
 
 mod step;
 
@@ -22,20 +22,20 @@ pub(crate) use self::step::{DirectoryIdentity, ExitRecord, Step};
 
 use crate::error::{Coded, ErrorCode};
 
-/// What wasmvm has in memory of the host: the state of tasks, the artifacts, the queue of those who compile.
+/// The directory of all state, in the host's memory: the tasks' journals, the artifacts, the compile queue.
 pub(crate) const STATE_ROOT: &str = "/run/wasmvm";
-/// Where the state of all tasks lies, apart from all else, whatever containerd's namespaces are called.
+/// The directory of all tasks' state, apart from all else, whatever containerd's namespaces are called.
 pub(crate) const TASKS_ROOT: &str = "/run/wasmvm/tasks";
 /// A journal is at most this long, bytes: a few short lines, and the poststop hooks
 /// (`HOOKS_BYTES_MAX` of [`crate::bundle`]).
 const JOURNAL_BYTES_MAX: u64 = 1 << 20;
-/// In the task's directory.
+/// Name of the journal in the task's directory.
 const JOURNAL_FILE: &str = "journal";
-/// Before the name of a part.
+/// Begin of the name of a part's file, beside the journal.
 const PART_PREFIX: &str = "journal-";
-/// How often a directory that another task removes meanwhile is made again.
+/// Most tries to make a directory that another task removes meanwhile.
 const CREATE_TRIES_MAX: usize = 1024;
-/// How often a lock is asked for that only those hold who look whether it is held.
+/// Most tries to take a lock that is held only by those who look whether the task is held.
 const LOCK_TRIES_MAX: usize = 64;
 
 /// The journal of one task, or of a part of its life, open for appending.
@@ -48,17 +48,17 @@ pub(crate) struct Journal {
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JournalError {
-    /// A leftover, or another shim's task.
+    /// The id has a journal already: of another shim's task, or left by a dead shim; holds the task's directory.
     #[error("task state {0} exists already; remove the task of this id first")]
     Exists(PathBuf),
-    /// Disk full, permissions, …
+    /// A system call on the task's state failed, as when the disk is full.
     #[error("cannot {action} the task state {path}")]
     State {
         /// `create`, `write`, `read`, `list` or `remove`.
         action: &'static str,
-        /// The file or directory.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// What the operating system says.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
@@ -74,8 +74,8 @@ impl Coded for JournalError {
 }
 
 impl Journal {
-    /// Starts the journal of a new task below `root`. It gets its name with its first line written and its
-    /// lock taken, so that nobody ever sees a journal whose task seems to be nobody's.
+    /// Starts the journal of a new task below `root`. The file gets its name once the first line is written and
+    /// the lock is taken, so that nobody ever sees a journal whose task seems to be nobody's.
     ///
     /// # Errors
     /// [`JournalError::Exists`] when the id has a journal already.
@@ -106,14 +106,14 @@ impl Journal {
     /// Starts a journal of its own, beside this one, for something that ends before the task does.
     ///
     /// # Errors
-    /// [`JournalError::State`], also when there is one of this name.
+    /// [`JournalError::State`], also when there is a part of this name.
     pub(crate) fn part(&self, name: &str) -> Result<Self, JournalError> {
         let path = self.path.with_file_name(format!("{PART_PREFIX}{name}"));
         let file = create_file(&path).map_err(|source| state_error("create", &path, source))?;
         Ok(Self { path, file })
     }
 
-    /// Where it lies.
+    /// Absolute path of the journal's file.
     #[must_use]
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -151,7 +151,7 @@ fn is_of_removed_directory(err: &io::Error) -> bool {
     matches!(errno, Some(Errno::NOENT | Errno::PERM))
 }
 
-/// Makes the directory and those above. Those that are there need not stay: `NotFound` says so.
+/// Makes the directory and all above it. `NotFound` when one of them is removed meanwhile.
 fn make_directories(directory: &Path) -> io::Result<()> {
     let above: Vec<_> = directory.ancestors().collect();
     for directory in above
@@ -167,8 +167,8 @@ fn make_directories(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A file without a name is locked and written, then linked. The lock is held as long as this shim lives:
-/// the mark of a task that is somebody's.
+/// Makes the journal's file: without a name it is locked and written, then linked. The lock is held as long as this
+/// shim lives, and marks the task as held.
 fn try_create(directory: &Path, bundle: &Path) -> io::Result<File> {
     make_directories(directory)?;
     let file: File = rustix::fs::open(
@@ -180,7 +180,7 @@ fn try_create(directory: &Path, bundle: &Path) -> io::Result<File> {
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     let path = bundle.to_owned();
     write(&file, &Step::Bundle { path })?;
-    // linkat(2) by descriptor wants CAP_DAC_READ_SEARCH; by this link it does not.
+    // linkat(2) of a descriptor needs CAP_DAC_READ_SEARCH; of this link it needs no capability.
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     let path = directory.join(JOURNAL_FILE);
     linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
@@ -201,8 +201,8 @@ fn write(mut file: &File, step: &Step) -> io::Result<()> {
     file.write_all(&line)
 }
 
-/// The steps recorded for a task, oldest first; `None` when it has no state. A line that was cut off
-/// by a crash is passed over: its step was not taken.
+/// The steps recorded for a task, oldest first; `None` when the task has no state. A line that was cut off
+/// by a crash is passed over: the step of that line was not taken.
 ///
 /// # Errors
 /// [`JournalError::State`].
@@ -234,7 +234,7 @@ fn read_file(path: &Path) -> io::Result<Vec<Step>> {
         .collect())
 }
 
-/// The journals beside that of a task, of what has not ended.
+/// The paths of a task's parts: of the compiles that have not ended, or whose shim has died.
 ///
 /// # Errors
 /// [`JournalError::State`].
@@ -253,7 +253,7 @@ pub(crate) fn parts(root: &Path, namespace: &str, id: &str) -> Result<Vec<PathBu
     Ok(paths.filter(is_part).collect())
 }
 
-/// The steps of a part; none when it has ended.
+/// The steps of a part; none when the part has been removed.
 ///
 /// # Errors
 /// [`JournalError::State`].
@@ -275,15 +275,15 @@ pub(crate) fn forget_part(path: &Path) -> Result<(), JournalError> {
     }
 }
 
-/// Where the state of a task lies, or is to lie: below [`TASKS_ROOT`]. Earlier versions had the namespaces
-/// directly below [`STATE_ROOT`]; a task of theirs is still found there.
+/// The root of a task's state: [`TASKS_ROOT`], also for a new task. Earlier versions had the namespaces
+/// directly below [`STATE_ROOT`]; a task of such a version is still found there.
 #[must_use]
 pub(crate) fn root_of(namespace: &str, id: &str) -> &'static Path {
     let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);
     root_among(tasks, earlier, namespace, id)
 }
 
-/// [`root_of`] with other roots.
+/// As [`root_of`], with other roots than the host's.
 pub(crate) fn root_among<'a>(
     tasks: &'a Path,
     earlier: &'a Path,
@@ -302,28 +302,28 @@ pub(crate) fn root_among<'a>(
     }
 }
 
-/// Whether a living shim holds the task of this id. It asks by a shared lock, so that two who ask do not
+/// Whether a living shim holds the task of this id. A shared lock is tried, so that two callers do not
 /// take each other for the holder.
 #[cfg(test)]
 pub(crate) fn is_held(root: &Path, namespace: &str, id: &str) -> bool {
     let file = File::open(directory(root, namespace, id).join(JOURNAL_FILE));
-    // What cannot be opened is held by nobody: a journal has its lock before its name.
+    // A journal that cannot be opened is held by nobody: a journal has its lock before its name.
     file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-/// What became of a task that may have been left by a dead shim.
+/// The state of a task that a dead shim may have left.
 #[derive(Debug)]
 pub(crate) enum LeftOver {
-    /// There is none.
+    /// The task has no journal.
     Gone,
-    /// A shim holds it, or somebody else undoes it.
+    /// A shim holds the task, or another process undoes the task.
     Held,
-    /// Locked now, for as long as this lives: nobody else undoes it meanwhile, and so nobody undoes by its
-    /// name a task that was started since.
+    /// The journal is locked for as long as the value lives: nobody else undoes the task meanwhile, and so nobody
+    /// undoes by its name a task that was started since.
     Taken(#[expect(dead_code, reason = "held for its lock")] File),
 }
 
-/// Takes over what is left of a task, if it is nobody's.
+/// Takes over what is left of a task, unless a process holds the task.
 ///
 /// # Errors
 /// [`JournalError::State`] when the journal cannot be opened: whose the task is, is not known then.
@@ -356,7 +356,7 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Removes a task's state, if any. To be called by who holds the task, or has taken it over.
+/// Removes a task's state, if any. To be called by the process that holds the task or has taken the task over.
 ///
 /// # Errors
 /// [`JournalError::State`].
@@ -366,8 +366,8 @@ pub(crate) fn forget(root: &Path, namespace: &str, id: &str) -> Result<(), Journ
     Ok(())
 }
 
-/// Removes the task's directory when it is empty, and the namespace's with its last task; one that another
-/// task is just about to use is made again by that.
+/// Removes the task's directory when the directory is empty, and the namespace's with its last task. Another task
+/// that is about to use the directory makes the directory again.
 pub(crate) fn tidy(root: &Path, namespace: &str, id: &str) {
     let directory = directory(root, namespace, id);
     let _ = fs::remove_dir(&directory);

@@ -7,83 +7,83 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Hook, HookState};
 
-/// One step that outlives the shim.
+/// A step on the host whose effect outlives the shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Step {
-    /// The task is that of this bundle: two containerds may each have one of the same id.
+    /// The task is that of this bundle: two containerds may each have a task of the same id.
     Bundle {
-        /// Its directory, absolute.
+        /// Absolute path of the bundle's directory.
         path: PathBuf,
     },
     /// A cgroup, as earlier versions wrote it down: by its path alone, and before it was made.
     Cgroup {
-        /// Its directory, absolute.
+        /// Absolute path of the cgroup's directory.
         path: PathBuf,
     },
-    /// These directories of cgroups, parents included, do not exist and are about to be made. Nobody is in
-    /// them before [`Step::CgroupHeld`].
+    /// Directories of cgroups, parents included, do not exist and are about to be made. No process is in
+    /// the directories before [`Step::CgroupHeld`].
     CgroupWanted {
-        /// Absolute, the topmost first.
+        /// Absolute paths of the directories, the topmost first.
         paths: Vec<PathBuf>,
     },
     /// The task has its cgroup: a directory in each hierarchy.
     CgroupHeld {
-        /// Made by this task. Whatever runs in them is ours.
+        /// The directories that this task has made. All processes in these directories are the task's.
         made: Vec<DirectoryIdentity>,
-        /// Somebody's, and empty before.
+        /// The directories that existed, and had no process in them when the task joined.
         joined: Vec<DirectoryIdentity>,
     },
     /// A limit of a joined directory is about to be changed for the first time.
     CgroupLimit {
-        /// The directory.
+        /// The joined directory with the limit.
         directory: DirectoryIdentity,
-        /// Its file.
+        /// Name of the limit's file in the directory, as in `memory.max`.
         file: String,
-        /// What stood in it, and is to stand in it again.
+        /// Content of the file before the change, to be written back in the end.
         value: String,
     },
     /// The task's VMM runs.
     Vmm {
-        /// On the host.
+        /// Pid of the VMM on the host.
         pid: u32,
         /// Field 22 of `/proc/PID/stat`, clock ticks since boot: tells the process from a later one
         /// of the same pid.
         start_time: u64,
     },
-    /// A hook of `Create` is about to run: from now on these are owed, once all else is undone.
+    /// A hook of `Create` is about to run: from now on the poststop hooks are owed, once all else is undone.
     Poststop {
-        /// As in `config.json`.
+        /// The poststop hooks of `config.json`, in their order.
         hooks: Vec<Hook>,
-        /// What they are told.
+        /// The state that the hooks read from standard input.
         state: HookState,
     },
-    /// One of them was started.
+    /// A poststop hook was started.
     PoststopHook {
-        /// Its place in the list.
+        /// Index of the hook in [`Step::Poststop`]'s list, from 0.
         index: usize,
-        /// On the host.
+        /// Pid of the hook on the host.
         pid: u32,
-        /// As of [`Step::Vmm`].
+        /// Start time of the hook, in the unit of [`Step::Vmm`]'s.
         start_time: u64,
     },
     /// The init program has ended.
     Exit(ExitRecord),
-    /// All before is undone; what has its name from now on is somebody else's.
+    /// All steps before are undone; a cgroup, process or file of the same name from now on is somebody else's.
     Released,
 }
 
-/// How the init program ended.
+/// The exit of the init program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ExitRecord {
-    /// The module's own code, or 128 + signal.
+    /// Exit status: the program's own, or 128 + signal.
     pub status: u32,
-    /// Nanoseconds since the Unix epoch.
+    /// Time of the exit by the host's clock, nanoseconds since the Unix epoch.
     pub exited_at_ns: u64,
 }
 
 impl ExitRecord {
-    /// An exit that happens now.
+    /// The record of an exit at this moment.
     #[must_use]
     pub(crate) fn now(status: u32) -> Self {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -95,7 +95,7 @@ impl ExitRecord {
     }
 }
 
-/// Name of a directory in the journal. The kernel gives a number of cgroupfs to no second directory
+/// A directory as the journal names it. The kernel gives a number of cgroupfs to no second directory
 /// before the next boot (64 bits, counted up, `fs/kernfs/dir.c`), so a later directory of the same path has
 /// another identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -118,12 +118,12 @@ where
     }
 }
 
-/// One field's value.
+/// The value of a log event's field, as the field is printed.
 #[derive(Debug)]
 enum Value {
-    /// Anybody's words.
+    /// A text, perhaps the guest's, which is quoted and escaped.
     Text(String),
-    /// Cannot hold a quote or the end of a line.
+    /// A number or a boolean, which needs no quotes.
     Number(String),
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// Whether the mount's files are an interface to the host's kernel.
+    /// Whether the mount's files are an interface to the host's kernel, by the type of the file system.
     #[must_use]
     pub(crate) fn is_kernels(&self) -> bool {
         is_kernel_file_system(&self.kind)
@@ -36,7 +36,7 @@ impl Mount {
 /// Every mount of the calling thread's namespace.
 ///
 /// # Errors
-/// Those of reading the file, and of a line that is not as proc(5) has it.
+/// The error of reading the file, or [`io::ErrorKind::Other`] for a line that is not as proc(5) has it.
 pub(crate) fn read() -> io::Result<Vec<Mount>> {
     let mut text = Vec::new();
     std::fs::File::open("/proc/thread-self/mountinfo")

@@ -1,4 +1,4 @@
-//! Why a program cannot be run.
+//! Errors of the search for a program and of its copy.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,58 +8,58 @@ use crate::error::{Coded, ErrorCode};
 /// Why a program cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
-    /// No such file.
+    /// No file lies at any path that `args[0]` may mean.
     #[error("program {name:?} not found in the rootfs; looked for {looked}")]
     NotFound {
-        /// `args[0]`.
+        /// `args[0]` of the process, as the spec has it.
         name: String,
-        /// The paths that were tried.
+        /// The paths that were tried, inside the tree, separated by commas.
         looked: String,
     },
-    /// It is there but cannot be opened or read.
+    /// The program's file exists but cannot be opened or read.
     #[error("program {}: cannot be read", path.display())]
     Read {
-        /// Inside the tree.
+        /// Path of the program's file inside the tree.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// Something that is not a WebAssembly program.
+    /// The file is not a WebAssembly program.
     #[error("program {} {what}", path.display())]
     NotWasm {
-        /// Inside the tree.
+        /// Path of the program's file inside the tree.
         path: PathBuf,
-        /// As in "is a directory".
+        /// The end of the sentence about the file, as in "is a directory".
         what: String,
     },
-    /// A component has no functions that are called by name.
+    /// `args[0]` names a function of a component, which has no functions that are called by name.
     #[error(
         "program {} is a component, which is entered by its export wasi:cli/run; `#{function}` names a function of a \
          core module: leave it out", path.display()
     )]
     FunctionOfComponent {
-        /// Inside the tree.
+        /// Path of the program's file inside the tree.
         path: PathBuf,
-        /// Behind the `#` of `args[0]`.
+        /// Name of the function: the part of `args[0]` behind the `#`.
         function: String,
     },
-    /// Larger than what can be compiled.
+    /// The program is larger than what can be compiled.
     #[error("program {} has {bytes} bytes; at most {bytes_max} are supported", path.display())]
     TooLarge {
-        /// Inside the tree.
+        /// Path of the program's file inside the tree.
         path: PathBuf,
-        /// Its size.
+        /// Size of the program's file, bytes.
         bytes: u64,
-        /// The limit.
+        /// Largest size that is supported, bytes.
         bytes_max: u64,
     },
     /// The copy in memory cannot be made.
     #[error("cannot keep a copy of the program {}", path.display())]
     Copy {
-        /// Inside the tree.
+        /// Path of the program's file inside the tree.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },

@@ -13,16 +13,16 @@ use rustix::fs::{FileType, OFlags};
 use crate::bundle::ProcessSpec;
 use crate::tree::open_inside;
 
-/// Where users are listed, inside the tree.
+/// Path of the list of users inside the tree.
 const PASSWD: &str = "/etc/passwd";
 /// The home directory of a user that the tree does not know, as runc has it.
 const HOME_DEFAULT: &str = "/";
-/// As much of the list as is read, bytes.
+/// Most of the list that is read, bytes.
 const PASSWD_BYTES_MAX: u64 = 1 << 20;
-/// Longest line of it that counts, bytes.
+/// Longest line of the list that counts, bytes.
 const LINE_BYTES_MAX: u64 = 4096;
 
-/// What `HOME` has to be; `None` when the spec sets it.
+/// The value that `HOME` gets; `None` when the spec sets `HOME`.
 pub(super) fn of(root: BorrowedFd<'_>, spec: &ProcessSpec) -> Option<String> {
     let set = |entry: &String| entry.len() > "HOME=".len() && entry.starts_with("HOME=");
     if spec.env.iter().any(set) {
@@ -36,7 +36,7 @@ pub(super) fn of(root: BorrowedFd<'_>, spec: &ProcessSpec) -> Option<String> {
     Some(home.unwrap_or_else(|| HOME_DEFAULT.to_owned()))
 }
 
-/// Never waits for the other end of a FIFO.
+/// Opens the list; never waits for the other end of a FIFO.
 fn open(root: BorrowedFd<'_>) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = File::from(open_inside(root, Path::new(PASSWD), flags)?);

@@ -22,7 +22,7 @@ const FUNCTION_SPLITS_MAX: usize = 4;
 /// A program's file, and how it is entered.
 pub(super) struct Located {
     pub path: PathBuf,
-    /// Opened for reading.
+    /// The program's file, opened for reading.
     pub file: File,
     /// The part of `args[0]` behind the `#`.
     pub function: Option<String>,
@@ -51,7 +51,7 @@ pub(super) fn find(root: BorrowedFd<'_>, spec: &ProcessSpec) -> Result<Located, 
     })
 }
 
-/// What a name can mean: a file, and the function behind one of its last `#`. Longest file name first.
+/// The readings of a name: a file, and the function behind one of its last `#`. Longest file name first.
 fn readings(name: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
     let splits = name.rmatch_indices('#').take(FUNCTION_SPLITS_MAX);
     let split = splits.map(|(at, _)| (&name[..at], Some(&name[at + 1..])));

@@ -26,7 +26,7 @@ mod seal;
 #[cfg(test)]
 mod tests;
 
-/// What a WebAssembly binary is.
+/// The kind of a WebAssembly binary, by its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProgramKind {
     /// A core module (WASI preview 1).
@@ -38,20 +38,20 @@ pub(crate) enum ProgramKind {
 /// A program as it lies in the tree, where its tenant may change it at any time.
 #[derive(Debug)]
 pub(crate) struct Program {
-    /// Where it was found, inside the tree.
+    /// Path of the program's file inside the tree.
     pub path: PathBuf,
-    /// SHA-256 of what it held when it was read.
+    /// SHA-256 of the program when it was read.
     pub sha256: [u8; 32],
-    /// Its length then, bytes.
+    /// Length of the program when it was read, bytes.
     pub bytes: u64,
-    /// By its header.
+    /// The kind of the program, by its header.
     pub kind: ProgramKind,
-    /// What else its process is to be told.
+    /// The further findings in the tree, which the process is told.
     pub found: Found,
     file: File,
 }
 
-/// What the tree says of a process beyond its program.
+/// The findings in the tree about a process, besides its program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Found {
     /// The exported function to call, where `args[0]` names one.
@@ -94,10 +94,10 @@ impl Program {
         })
     }
 
-    /// Copies it, as it is now, into memory that is charged to `cgroup`. Blocks, no longer than `limit`.
+    /// Copies the program, as the file is now, into memory that is charged to `cgroup`. Blocks, no longer than `limit`.
     ///
     /// # Errors
-    /// [`ProgramError`]; also when it is no program any more.
+    /// [`ProgramError`]; also when the file is no program any more.
     pub(crate) fn seal(
         &self,
         cgroup: &Birth,

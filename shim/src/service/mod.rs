@@ -45,7 +45,8 @@ impl Service {
         }
     }
 
-    /// Writes into the log what everything does, a line each.
+    /// Writes the diagnostics into the log, a line each: the requests that are being worked on, then each task's
+    /// processes and threads.
     pub(crate) async fn look(&self) {
         for request in self.requests.list() {
             tracing::info!(task_id = request.task(), "look: {request}");
@@ -84,7 +85,7 @@ impl Service {
     }
 }
 
-/// What a request is about: a task's init, or one of its execs.
+/// The process that a request is about: a task's init, or one of the task's execs.
 struct Found {
     task: Arc<Task>,
     exec: Option<Arc<Exec>>,
@@ -128,7 +129,7 @@ impl Found {
     }
 }
 
-/// What runs in a VM that does not is paused.
+/// The status of a process in containerd's words: a running process of a VM that is stopped is paused.
 fn status(state: State, flow: Flow) -> pb::Status {
     match (state, flow) {
         (State::Creating, _) => pb::Status::UNKNOWN,
@@ -313,7 +314,7 @@ impl TaskService for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: pb::ShutdownRequest) -> ttrpc::Result<pb::Empty> {
-        // containerd asks after every task, also while others of the pod live.
+        // containerd asks after every task, also while the shim has another one.
         if *self.tasks.count().borrow() == 0 {
             self.shutdown.send_replace(true);
         }

@@ -1,4 +1,4 @@
-//! The door: requests parsed once into types.
+//! Requests of containerd, parsed once into the types that the tasks use.
 
 use wasmvm_protocol::agent::containerd::api as pb;
 
@@ -8,7 +8,7 @@ use crate::stdio::StdioNames;
 use crate::task::{ExecOrder, TaskOrder};
 use crate::workload::WorkloadOrder;
 
-/// A Create.
+/// Parses a Create into the order of a task in `namespace`.
 pub(super) fn order(namespace: &str, request: pb::CreateTaskRequest) -> Result<TaskOrder, Refusal> {
     let refused = |sentence: String| Err(Refusal::say(ErrorCode::InvalidArgument, sentence));
     if !request.checkpoint.is_empty() {
@@ -46,7 +46,7 @@ fn stdio(terminal: bool, stdin: String, stdout: String, stderr: String) -> Stdio
     }
 }
 
-/// An Exec.
+/// Parses an Exec, whose spec is an OCI process.
 pub(super) fn exec_order(request: pb::ExecProcessRequest) -> Result<ExecOrder, Refusal> {
     let refused = |sentence: String| Refusal::say(ErrorCode::InvalidArgument, sentence);
     let spec = request

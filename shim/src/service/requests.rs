@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// One request.
+/// A request that is being worked on, as diagnostics name it.
 #[derive(Debug)]
 pub(super) struct Request {
     method: &'static str,
@@ -14,7 +14,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// `exec` is empty when it is about init.
+    /// A request that begins now; `exec` is empty for a request about init.
     #[must_use]
     pub(super) fn new(method: &'static str, task: &str, exec: &str) -> Self {
         Self {
@@ -25,14 +25,14 @@ impl Request {
         }
     }
 
-    /// The id of the task that it is about.
+    /// The id of the task that the request is about.
     #[must_use]
     pub(super) fn task(&self) -> &str {
         &self.task
     }
 }
 
-/// As in "Delete of exec a has taken 2.5 s".
+/// Prints a request as in "Delete of exec a has taken 2.5 s".
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { method, exec, .. } = self;
@@ -42,7 +42,7 @@ impl fmt::Display for Request {
     }
 }
 
-/// All of them, the oldest first.
+/// All requests that are being worked on, the oldest first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Requests(Arc<Mutex<Vec<Arc<Request>>>>);
 
@@ -58,13 +58,13 @@ impl Requests {
         }
     }
 
-    /// Those that have not come to their end.
+    /// The requests that have not come to their end.
     #[must_use]
     pub(super) fn list(&self) -> Vec<Arc<Request>> {
         self.lock().clone()
     }
 
-    /// Whole after every statement.
+    /// The list is whole after every statement, so a panic elsewhere has not broken it.
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Request>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Describes what every process and thread of a task does, in sentences for the log, when an operator asks.
+//! Diagnostics: what every process and thread of a task does, in sentences for the log, at an operator's SIGUSR1.
 //!
 //! ```text
 //! task web is running; pid 4711; standard input is open; output flows, 1 of it waiting for a reader

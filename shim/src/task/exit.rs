@@ -1,4 +1,4 @@
-//! The exit of a program, as init's watcher and the execs' share it.
+//! The parts of an exit that init's watcher and the execs' watchers share.
 
 use std::time::SystemTime;
 

@@ -18,10 +18,10 @@ use tokio::time::Instant;
 use super::signals;
 use crate::cleanup::STATUS_KILLED;
 
-/// How long the guest may take to end a program. SIGKILL: by the host's clock, and no longer than the VM
-/// runs. Other signals: the guest's own time.
+/// How long the guest may take to end a program: by the host's clock for SIGKILL, and no longer than the VM
+/// runs; in the guest's own time for other signals.
 pub(super) const OBEYED_MAX: Duration = Duration::from_secs(3);
-/// From the request until only the end of the VM delays TaskExit.
+/// How long after the request the output may delay TaskExit; from then on only the VM's end does.
 const EXIT_TOLD_MAX: Duration = Duration::from_millis(4400);
 
 /// The signal that is to end one process, once containerd has asked for it.
@@ -50,7 +50,7 @@ impl FatalSignal {
     }
 
     /// The exit status of a process: 128+n for the signal that was asked for, whatever the guest reports
-    /// afterwards. Without such a signal the guest's report, or the status of SIGKILL without a report.
+    /// afterwards. Without such a signal it is the guest's report, or the status of SIGKILL without a report.
     pub(super) fn status(&self, reported: Option<u32>) -> u32 {
         let asked = *self.0.borrow();
         let reported = reported.unwrap_or(STATUS_KILLED);

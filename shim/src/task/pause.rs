@@ -3,7 +3,7 @@
 //! ```text
 //!            pause            the VMM is done
 //!  Running ────────► Pausing ────────────────► Paused
-//!     ▲  ▲              │ it failed              │ resume
+//!     ▲  ▲              │ a failure              │ resume
 //!     │  └──────────────┘                        ▼
 //!     └──────────────────────────────────── Resuming
 //! ```

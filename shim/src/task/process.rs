@@ -33,7 +33,7 @@ pub(super) enum Claim {
 /// Init or an exec: state, streams, terminal, and the signal that is to end the program.
 #[derive(Debug)]
 pub(super) struct Process {
-    /// As in "task a" or "exec b of task a".
+    /// The name in messages, as in "task a" or "exec b of task a".
     name: String,
     pub stdio: StdioNames,
     pub terminal: bool,

@@ -1,4 +1,4 @@
-//! The tasks of this shim, by id. One today; the containers of a pod later.
+//! The tasks of this shim, by id. `start` leaves a daemon behind for each task, so a shim has one task as a rule.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -27,9 +27,9 @@ use crate::error::{Coded, ErrorCode};
 /// The exit of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
-    /// 0 to 255; 128+n when ended by signal n.
+    /// Exit status, 0 to 255; 128+n when ended by signal n.
     pub status: u32,
-    /// By the host's clock.
+    /// Time of the exit by the host's clock.
     pub at: SystemTime,
 }
 

@@ -9,12 +9,12 @@ use crate::bundle::{ProcessSpec, TaskSpec, cleaned};
 use crate::program::Found;
 use crate::vm::credentials;
 
-/// The environment of a program: the spec's, and what the spec leaves to the runtime: `HOME`, as runc sets it, and the host name,
-/// which WASI has no other way to tell.
+/// The environment of a program: the spec's, and the variables that the spec leaves to the runtime: `HOME`, as runc
+/// sets it, and `HOSTNAME`, as WASI has no other way to tell the host name.
 fn environment(given: &[String], hostname: &str, found: &Found) -> Vec<String> {
     let mut env = given.to_vec();
     if let Some(home) = &found.home {
-        // The variable may be there and empty.
+        // The spec may set `HOME`, but empty.
         env.retain(|variable| !variable.starts_with("HOME="));
         env.push(format!("HOME={home}"));
     }

@@ -1,11 +1,11 @@
-//! Errors of a task's VM that no module below has.
+//! Errors of a task's VM that belong to no other module.
 
 use std::io;
 
 use crate::error::{Coded, ErrorCode, chain};
 use crate::program::ProgramError;
 
-/// Why a task's VM cannot be made, used or removed, where no module below says why.
+/// Why a task's VM cannot be made, used or removed, where no other module says why.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TaskVmError {
     /// The program of an exec cannot be run.

@@ -1,4 +1,4 @@
-//! Programs of a running task: found in its tree, and mapped into its VM.
+//! Loads the programs of a running task: found in the task's tree, and mapped into its VM.
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ impl TaskVm {
     /// Finds the program of an exec in the task's files, as they are now, and maps its artifact.
     ///
     /// # Errors
-    /// [`Refusal`]; its variant `Exec` says what can be executed.
+    /// [`Refusal`]; the sentence of [`TaskVmError::Exec`] says what can be executed.
     pub(super) async fn find_and_map(
         &self,
         process: &ProcessSpec,

@@ -1,4 +1,4 @@
-//! The maker of task VMs: from a `Create` request to a guest that waits for the agent's Create.
+//! [`TaskVmMaker`]: from a `Create` request of containerd to a [`TaskVm`] whose guest waits for the agent's Create.
 
 use std::path::Path;
 use std::sync::Arc;

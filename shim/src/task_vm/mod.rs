@@ -1,4 +1,5 @@
-//! The VM of one task, from a bundle to an agent that listens, and back to nothing.
+//! [`TaskVm`]: the VM of one task as its [`Workload`], from a bundle to an agent that listens, to the removal of all
+//! that belongs to the VM.
 //!
 //! ```text
 //! TaskSpec ─► journal ─► cgroup ─► launch thread: tree, program, VMM ─┬─► guest boots ───────┬─► slot ─► ready

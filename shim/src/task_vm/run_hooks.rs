@@ -1,4 +1,4 @@
-//! The hooks of a task, at their places in its life.
+//! Runs the hooks of a task's `Create` and `Start`.
 
 use std::path::Path;
 
@@ -19,8 +19,8 @@ pub(super) fn hook_state(id: &str, bundle: &Path, spec: &TaskSpec, pid: u32) -> 
     }
 }
 
-/// Runs the hooks of `Create`: the VMM holds its namespaces by now, so the hooks can set up the network in
-/// them.
+/// Runs the hooks of `Create`: the VMM holds its namespaces by now, so the hooks can set up the network
+/// there.
 pub(super) async fn run_create_hooks(
     spec: &TaskSpec,
     state: HookState,

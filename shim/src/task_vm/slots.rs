@@ -1,6 +1,6 @@
 //! The artifacts in the slots of a VM, and the leases of the instances that run them.
 //!
-//! Instances of one program share its slot. A slot without users keeps its artifact, as the next exec is
+//! Instances of one program share one slot. A slot without users keeps its artifact, as the next exec is
 //! likely to want the same artifact, until another artifact needs the place.
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::error::{Coded, ErrorCode};
 use crate::vm::{Vm, VmError};
 use crate::workload::SlotLease;
 
-/// A program as VMs map it.
+/// A compiled program, as VMs map it into a slot.
 #[derive(Debug)]
 pub(super) struct Artifact {
     /// The key of the artifact, by which its slot is found.

@@ -1,4 +1,4 @@
-//! Steps that block, on threads of their own.
+//! The steps of a task's VM that block, run off the runtime's thread.
 
 use std::path::Path;
 

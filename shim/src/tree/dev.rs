@@ -1,4 +1,4 @@
-//! The tree's `/dev`, below the guest's own: mount points and links.
+//! The tree's `/dev`, on which the guest mounts its devices: mount points and links.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -16,8 +16,8 @@ const DEV_BYTES: &str = "262144";
 const DEV_INODES: &str = "1024";
 /// Empty files of the tree's `/dev`: mount points for the guest's devices of these names.
 const DEV_POINTS: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
-/// Links of the tree's `/dev`, as the OCI specification has them (config-linux, "Dev symbolic links"): where
-/// the guest's proc is mounted they lead to the program's own descriptors.
+/// Links of the tree's `/dev`, by the OCI specification (config-linux, "Dev symbolic links"): where the guest's
+/// proc is mounted, the links lead to the program's own descriptors.
 const DEV_LINKS: [(&str, &str); 4] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -25,7 +25,7 @@ const DEV_LINKS: [(&str, &str); 4] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Mounts the file system below the guest's own device files: so the rootfs itself gets no mount points.
+/// Mounts a tmpfs with the tree's `/dev`: so the rootfs itself gets no mount points for the guest's devices.
 pub(super) fn mount(root: BorrowedFd<'_>, spec: &TaskSpec) -> Result<(), TreeError> {
     let destination = Path::new("/dev");
     let own = [

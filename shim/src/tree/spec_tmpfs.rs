@@ -1,4 +1,4 @@
-//! The spec's tmpfs mounts.
+//! The tmpfs mounts that the spec asks for, with the parameters that the spec leaves out.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -9,8 +9,8 @@ use super::tmpfs::{attach, create, failed, label};
 use super::{TreeError, copy_up, point};
 use crate::bundle::{TaskSpec, TmpfsOptions};
 
-/// Mounts a tmpfs on `destination`. Without a size of its own it is as large as the task's memory, or half of
-/// the host's; without a mode it takes the mode of the directory that it hides, as under runc.
+/// Mounts a tmpfs on `destination`. A tmpfs without a size in the spec is as large as the task's memory limit, or half
+/// of the host's memory; one without a mode takes the mode of the directory that the mount hides, as under runc.
 pub(super) fn mount(
     root: BorrowedFd<'_>,
     options: &TmpfsOptions,

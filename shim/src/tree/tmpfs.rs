@@ -1,4 +1,4 @@
-//! Empty file systems in the tree. Their pages are charged to the process that writes them: the VMM.
+//! Makes and attaches each tmpfs of the tree. A tmpfs's pages are charged to the process that writes them: the VMM.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -65,7 +65,7 @@ pub(super) fn create(
         .map_err(failed)
 }
 
-/// Mounts a new file system on `destination`, which is made where it does not exist.
+/// Mounts a new tmpfs on `destination`, which is made where it does not exist.
 pub(super) fn attach(
     root: BorrowedFd<'_>,
     tmpfs: &OwnedFd,

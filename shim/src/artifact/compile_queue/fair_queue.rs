@@ -1,14 +1,14 @@
-//! The queue's files. All reads and changes are made under the lock of `queue`, for microseconds.
+//! The files of the compile queue. All reads and changes are made under the lock of `queue`, for microseconds.
 //!
 //! | file | locked by | what |
 //! |---|---|---|
-//! | `queue` | who looks | the round that was served last, and the next number |
-//! | `wait.ROUND.NUMBER.TENANT.KEY` | who waits | a ticket; its time is when its owner looked last |
-//! | `compiler-N` | who compiles | the turn: round, tenant and key |
+//! | `queue` | the shim that looks | the round that was served last, and the next number |
+//! | `wait.ROUND.NUMBER.TENANT.KEY` | the shim that waits | a ticket; the file's time is that of the shim's last look |
+//! | `compiler-N` | the shim that compiles | the turn: round, number, tenant and key |
 //!
-//! Tickets are served by round, then by number. A tenant has one ticket a round: its first gets the round
-//! that is being served, each further one the round after its last. So between two turns of one tenant
-//! every other tenant that waits gets a turn (start-time fair queueing).
+//! Tickets are served by round, then by number. A tenant has one ticket a round: the tenant's first ticket gets
+//! the round that is being served, each further ticket the round after the tenant's last. So between two turns of one
+//! tenant every other tenant that waits gets a turn (start-time fair queueing).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -23,9 +23,9 @@ use sha2::{Digest, Sha256};
 use super::{CompileQueueError, WAITING_MAX, Want};
 use crate::sha256::hex;
 
-/// Time after which a ticket is passed over whose owner, a stopped shim, has not looked; until it looks again.
+/// Time after which a ticket is passed over whose owner, a stopped shim, has not looked; until the owner looks again.
 const SILENT_MAX: Duration = Duration::from_secs(10);
-/// How long the queue's own lock may be held before something is wrong.
+/// How long a shim waits for the queue's own lock before the look fails.
 const LOCK_MAX: Duration = Duration::from_secs(30);
 /// Time between two tries to take the queue's own lock.
 const LOCK_RETRY: Duration = Duration::from_millis(1);
@@ -280,8 +280,8 @@ impl Drop for State {
 }
 
 impl State {
-    /// Whether to follow another task, and whether that is another tenant's: a running one of the same tenant, or of
-    /// any if the want follows strangers, or one of the same tenant that waits.
+    /// Whether to follow another task, and whether that task is another tenant's: a task of the same tenant that
+    /// compiles or waits, or a task of any tenant that compiles if the want follows strangers.
     fn compiled_by(&self, want: &Want, has_ticket: bool) -> Option<bool> {
         let tenant = tenant_name(&want.tenant);
         let same = |place: &&Place| place.key == want.key.as_str();
@@ -341,7 +341,7 @@ impl Counters {
     }
 }
 
-/// Whether the ticket's owner lives, and if so, whether it has been silent for [`SILENT_MAX`].
+/// Whether the ticket's owner lives, and if so, whether the owner has been silent for [`SILENT_MAX`].
 fn waits(path: &Path) -> Result<Option<bool>, CompileQueueError> {
     let file = match File::open(path) {
         Ok(file) => file,

@@ -1,14 +1,14 @@
-//! The queue of those who compile, among all shims of the host: a bounded number of compiler VMs at once, one
+//! The queue for compiler VMs, among all shims of the host: a bounded number of compilers at once, one
 //! for each program, and in an order that is fair between tenants.
 //!
 //! A program is wanted by a *tenant*: the pod's namespace where there is one, else containerd's. Tenants
-//! take turns, whatever number of programs each of them wants, so that a tenant waits for the programs that
+//! take turns, whatever number of programs a tenant wants, so that a tenant waits for the programs that
 //! run and for one program of each tenant before it, never for another tenant's whole queue. No tenant fails because
 //! others compile; a tenant that has [`WAITING_MAX`] programs waiting already is refused.
 //!
 //! ```text
 //! want ─► compiled right now? ──yes──► follow: wait for its end, look in the store, else want again
-//!            └no─► ticket ─► wait ─► a compiler is free, and nobody is before ─► turn
+//!            └no─► ticket ─► wait ─► a compiler is free for the ticket ─► turn
 //! ```
 //!
 //! A program that another *tenant* compiles is followed once only: a tenant that starts and gives up again and again
@@ -93,14 +93,14 @@ struct Want {
     follows_strangers: bool,
 }
 
-/// The queue of a host.
+/// The queue for the compiler VMs of a host.
 #[derive(Clone, Debug)]
 pub(crate) struct CompileQueue {
     queue: Queue,
 }
 
 impl CompileQueue {
-    /// A queue in `directory`, which is made when needed; at most `compilers_max` compile at once.
+    /// The queue whose files lie in `directory`, which is made when needed; at most `compilers_max` compile at once.
     #[must_use]
     pub(crate) fn new(directory: PathBuf, compilers_max: u64) -> Self {
         let queue = Queue::new(directory, compilers_max);

@@ -29,7 +29,7 @@ const DISK_SETTING: &str = "artifact_dir";
 /// Part of the disk that artifacts leave to others, per cent.
 const DISK_RESERVE_PERCENT: u64 = 10;
 
-/// A directory and its size.
+/// A directory of artifacts and the most that it may hold.
 #[derive(Clone, Debug)]
 pub(crate) struct CacheDir {
     /// Path of the directory; made at the first insert.

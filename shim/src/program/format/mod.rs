@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes; and whether all of it is there.
+//! The format of a file by its first bytes, and whether the file is complete.
 
 use std::fs::File;
 use std::io;
@@ -7,17 +7,17 @@ use std::path::Path;
 
 use super::{ProgramError, ProgramKind};
 
-/// Bytes looked at to say what a file is.
+/// Bytes that are read of a file to find its format.
 const HEAD_BYTES: usize = 64;
 /// First bytes of every WebAssembly binary.
 const WASM_MAGIC: &[u8; 4] = b"\0asm";
-/// Magic and version.
+/// Length of a WebAssembly header: magic and version, four bytes each.
 const WASM_HEADER_BYTES: usize = 8;
 /// Sections walked to find a cut-off end; the compiler judges the rest.
 const SECTIONS_MAX: usize = 10_000;
 /// `EI_OSABI` of wasmtime's artifacts (`wasmtime_environ::obj`).
 const ELFOSABI_WASMTIME: u8 = 200;
-/// What clients put before the program when they are told `--init`.
+/// Names of the init programs that clients put before the program for the option `--init`.
 const INITS: [&str; 6] = [
     "catatonit",
     "docker-init",
@@ -27,7 +27,7 @@ const INITS: [&str; 6] = [
     "tini-static",
 ];
 
-/// What the first bytes of a file say; enough to refuse what was never meant to be WebAssembly.
+/// The kind of program by the first bytes of a file; enough to refuse a file that was never meant to be WebAssembly.
 pub(super) fn probe_format(file: &File, path: &Path) -> Result<ProgramKind, ProgramError> {
     glance_at(file, path, 0)
 }
@@ -137,7 +137,7 @@ fn describe(head: &[u8], path: &Path) -> String {
     )
 }
 
-/// What its user can do.
+/// The advice for the user of a native program, as the end of a sentence.
 fn instead_of_elf(path: &Path) -> &'static str {
     let name = path.file_name().unwrap_or_default();
     if INITS.iter().any(|init| name == *init) {

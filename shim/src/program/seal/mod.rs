@@ -29,7 +29,7 @@ pub(super) const PROGRAM_BYTES_MAX: u64 = 256 << 20;
 /// A copy that no tenant can change any more, as the compiler's VM maps it: header page, content.
 #[derive(Debug)]
 pub(crate) struct SealedProgram {
-    /// Opened read-only.
+    /// The memory file with header page and content, opened read-only.
     pub slot: File,
     /// SHA-256 of the content.
     pub sha256: [u8; 32],
