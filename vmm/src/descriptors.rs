@@ -2,26 +2,25 @@
 #![allow(unsafe_code, reason = "a raw descriptor has no owner")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_ioctls::Kvm;
 use vmm_sys_util::eventfd::EventFd;
 use wasmvm_protocol::control::CONTROL_FD;
 
-/// Takes over the control socket that the shim left at [`CONTROL_FD`], once.
+/// Takes over the control socket that the shim left at [`CONTROL_FD`].
 ///
 /// # Errors
-/// `getsockname(2)`'s, when the descriptor is no socket; `AlreadyExists` the second time.
-pub fn inherited_control() -> io::Result<OwnedFd> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
-    if TAKEN.swap(true, Ordering::SeqCst) {
-        return Err(io::ErrorKind::AlreadyExists.into());
-    }
-    // SAFETY: nothing else in this process was given the descriptor.
-    let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
-    rustix::net::getsockname(control.as_fd())?;
-    Ok(control)
+/// `getsockname(2)`'s, when the descriptor is no socket. The descriptor is left as it was then.
+///
+/// # Safety
+/// No object of the process owns descriptor [`CONTROL_FD`].
+pub unsafe fn inherited_control() -> io::Result<OwnedFd> {
+    // SAFETY: the borrow ends with the call; a descriptor that is not open makes the call fail.
+    let looked_at = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
+    rustix::net::getsockname(looked_at)?;
+    // SAFETY: the descriptor is open, and the caller says that nothing owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) })
 }
 
 /// The descriptor as that of KVM, whichever file it is of.

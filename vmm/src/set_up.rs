@@ -63,7 +63,7 @@ pub struct Running {
 /// Needs a process of one thread in which no object owns a descriptor above the control socket.
 ///
 /// # Errors
-/// [`SetUpError`]. The process is then half jailed and must end.
+/// [`SetUpError`]. What was set up before is dropped by then, and the process, which is half jailed, must end.
 pub fn set_up(reporter: &Reporter) -> Result<Running, SetUpError> {
     jail::close_unknown_fds(CONTROL_FD)?;
     let (config, parts) = await_boot(reporter.socket())?;

@@ -116,7 +116,7 @@ fn a_file_that_is_too_long_is_refused_and_not_cut() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.toml");
     let comment = format!("#{}\n", " ".repeat(1 << 20));
-    std::fs::write(&path, comment + "console = true\n").unwrap();
+    fs::write(&path, comment + "console = true\n").unwrap();
     let error = Config::default().with_file(&path).unwrap_err();
     let sentence = crate::error::chain(&error);
     assert!(

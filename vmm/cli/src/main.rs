@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let arguments: Vec<_> = arguments
         .iter()
-        .filter_map(|argument| argument.to_str())
+        .map(|argument| argument.to_str().unwrap_or_default())
         .collect();
     run(&arguments, &mut io::stdout()).unwrap_or_else(|error| {
         eprintln!("wasmvm: cannot write: {error}");

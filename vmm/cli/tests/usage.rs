@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Output};
 
 fn wasmvm(arguments: &[&str]) -> Output {
@@ -53,6 +55,13 @@ fn any_other_words_get_the_help_on_standard_error() {
         assert_eq!(said.status.code(), Some(2), "{words:?}");
         assert_eq!((said.stdout, said.stderr), (vec![], help.clone()));
     }
+}
+
+#[test]
+fn a_word_that_is_no_text_is_a_wrong_word() {
+    let word = OsStr::from_bytes(b"\xff");
+    let said = command(&["check"]).arg(word).output().unwrap();
+    assert_eq!((said.status.code(), said.stdout), (Some(2), vec![]));
 }
 
 #[test]

@@ -14,7 +14,13 @@ use wasmvm_vmm::set_up::set_up;
 const USAGE_STATUS: i32 = 2;
 
 fn main() {
-    let control = inherited_control().unwrap_or_else(|err| {
+    #[allow(
+        unsafe_code,
+        reason = "only the program knows who owns its descriptors"
+    )]
+    // SAFETY: nothing has been opened yet, and nothing else was given the descriptor.
+    let control = unsafe { inherited_control() };
+    let control = control.unwrap_or_else(|err| {
         eprintln!(
             "wasmvm-vmm is started by containerd-shim-wasmvm-v1: \
              descriptor {CONTROL_FD} is not its control socket: {err}"

@@ -123,7 +123,7 @@ fn live(jail: &Jail, credentials: &Credentials, socket: &OwnedFd) -> ! {
 
 fn serve_in(jail: &Jail, credentials: &Credentials, socket: &OwnedFd) -> Result<(), ServeError> {
     // SAFETY: all that is used from here on is the jail, the socket and what is opened below; the process ends
-    // without a drop of what the VMM's main function owns.
+    // without a drop of what the VMM owns.
     unsafe { jail.close_all_but(&[socket.as_fd()]) }?;
     let inside = jail.enter(Inmate::FileServer(credentials))?;
     let tree = Tree::new(Path::new("/"), inside.proc_self_fd, inside.guest_fds)

@@ -167,7 +167,7 @@ pub(super) fn session_keyring() -> Option<libc::c_long> {
 
 /// Enters a new user namespace. The kernel refuses that to a process of several threads.
 pub(super) fn enter_new_user_namespace() -> rustix::io::Result<()> {
-    // SAFETY: no file descriptor table or memory is unshared, and this is the only thread.
+    // SAFETY: no file descriptor table or memory is unshared, and the kernel refuses the call to several threads.
     unsafe { unshare_unsafe(UnshareFlags::NEWUSER) }
 }
 
