@@ -329,7 +329,9 @@ mod tests {
         for left_in in [&tasks, earlier].repeat(20) {
             drop(create(left_in));
             // A process that another test is just spawning holds a copy of its lock until its exec.
+            let start = Instant::now();
             while journal::is_held(left_in, "default", "web") {
+                assert!(start.elapsed() < Duration::from_secs(10), "still held");
                 std::thread::yield_now();
             }
             let begun: Vec<_> = std::thread::scope(|scope| {

@@ -271,13 +271,13 @@ impl GuestFiles {
 }
 
 fn read_bounded(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     File::open(path)?
         .take(CONFIG_BYTES_MAX + 1)
-        .read_to_string(&mut text)?;
-    if text.len() as u64 > CONFIG_BYTES_MAX {
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > CONFIG_BYTES_MAX {
         let sentence = format!("it is longer than {CONFIG_BYTES_MAX} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, sentence));
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))
 }

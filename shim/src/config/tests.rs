@@ -115,7 +115,8 @@ fn the_first_missing_guest_file_is_named() {
 fn a_file_that_is_too_long_is_refused_and_not_cut() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.toml");
-    let comment = format!("#{}\n", " ".repeat(1 << 20));
+    // A letter of two bytes is in two at the limit.
+    let comment = format!("##{}\n", "é".repeat(1 << 20));
     fs::write(&path, comment + "console = true\n").unwrap();
     let error = Config::default().with_file(&path).unwrap_err();
     let sentence = crate::error::chain(&error);
