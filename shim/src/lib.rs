@@ -10,6 +10,7 @@
 mod accounting;
 mod agent;
 mod artifact;
+mod bounded_file;
 mod bundle;
 mod cgroup;
 mod cleanup;

@@ -1,8 +1,7 @@
 //! From `config.json` to a [`TaskSpec`].
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Root};
@@ -14,6 +13,7 @@ use super::fields::{self, refused};
 use super::{
     BundleError, Capabilities, Network, ProcessSpec, Resources, TaskSpec, confine, hooks, mounts,
 };
+use crate::bounded_file;
 
 /// Largest `config.json`, bytes. Those of ctr and CRI have some ten thousand.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -27,7 +27,7 @@ impl TaskSpec {
     /// [`BundleError`], with the field and its value.
     pub(crate) fn load(bundle: &Path) -> Result<Self, BundleError> {
         let path = bundle.join("config.json");
-        let spec = Self::parse(&read_bounded(&path)?, &path, bundle)?;
+        let spec = Self::parse(&read_config(&path)?, &path, bundle)?;
         check_rootfs(&spec.rootfs)?;
         Ok(spec)
     }
@@ -115,21 +115,16 @@ fn preopen_cwd(annotations: &BTreeMap<String, String>) -> Result<bool, BundleErr
     }
 }
 
-fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut bytes))
-        .map_err(|source| BundleError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-    if bytes.len() as u64 > CONFIG_BYTES_MAX {
-        return Err(BundleError::TooLong {
-            path: path.to_owned(),
-            bytes_max: CONFIG_BYTES_MAX,
-        });
-    }
-    Ok(bytes)
+fn read_config(path: &Path) -> Result<Vec<u8>, BundleError> {
+    let read = bounded_file::read(path, CONFIG_BYTES_MAX);
+    let bytes = read.map_err(|source| BundleError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    bytes.ok_or_else(|| BundleError::TooLong {
+        path: path.to_owned(),
+        bytes_max: CONFIG_BYTES_MAX,
+    })
 }
 
 /// A root for a document without a `root` section; `Root::default()` would name a directory.

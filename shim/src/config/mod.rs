@@ -13,13 +13,13 @@
 //! sharing = "host"              # whose VMs share memory pages of programs: "host", "tenant", "none"
 //! ```
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::bounded_file;
 use crate::error::{Coded, ErrorCode};
 
 mod layer;
@@ -179,7 +179,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], with the line.
     pub(crate) fn with_file(self, path: &Path) -> Result<Self, ConfigError> {
-        let text = read_bounded(path).map_err(|source| ConfigError::Read {
+        let text = read_text(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;
@@ -270,14 +270,11 @@ impl GuestFiles {
     }
 }
 
-fn read_bounded(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(CONFIG_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > CONFIG_BYTES_MAX {
+fn read_text(path: &Path) -> io::Result<String> {
+    let too_long = || {
         let sentence = format!("it is longer than {CONFIG_BYTES_MAX} bytes");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, sentence));
-    }
+        io::Error::new(io::ErrorKind::FileTooLarge, sentence)
+    };
+    let bytes = bounded_file::read(path, CONFIG_BYTES_MAX)?.ok_or_else(too_long)?;
     String::from_utf8(bytes).map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))
 }
