@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::exit::{exit_event, finish_output, is_kill, now};
+use super::exit::{exit_event, finish_output, is_kill};
 use super::pause::Flow;
-use super::{Exec, LoadedVm, Move, State, Task};
+use super::{Exec, Exit, LoadedVm, Move, State, Task};
 use crate::events::Event;
 use crate::stdio::Pumps;
 
@@ -28,7 +28,7 @@ pub(super) async fn watch(task: Arc<Task>, exec: Arc<Exec>, mut pumps: Pumps) {
     if reported.is_none() {
         task.keep_lingering(&exec);
     }
-    let exit = now(exec.process.fatal.status(reported));
+    let exit = Exit::now(exec.process.fatal.status(reported));
     let told = exec.process.transition_and_publish(Move::Exit(exit), |_| {
         let event = exit_event(&task, exec.id(), exec.pid(), exit);
         task.events.publish(Event::Exit(event));

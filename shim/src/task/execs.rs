@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
 
 use wasmvm_protocol::agent::containerd::events::task::{TaskExecAdded, TaskExecStarted};
 use wasmvm_protocol::stream::ID_BYTES_MAX;
@@ -90,9 +89,7 @@ impl Task {
                     self.keep_lingering(exec);
                     tokio::spawn(discard(self.clone(), exec.clone()));
                 }
-                let at = SystemTime::now();
-                exec.process
-                    .transition(Move::NeverRan(Exit { status, at }))?;
+                exec.process.transition(Move::NeverRan(Exit::now(status)))?;
                 Err(error)
             }
         }

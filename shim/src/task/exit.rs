@@ -1,7 +1,5 @@
 //! The parts of an exit that init's watcher and the execs' watchers share.
 
-use std::time::SystemTime;
-
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use wasmvm_protocol::agent::containerd::events::task::TaskExit;
@@ -20,11 +18,6 @@ pub(super) async fn finish_output(process: &Process, pumps: &mut Pumps) {
         let name = process.name();
         tracing::warn!(name, "the client did not read all output in time");
     }
-}
-
-pub(super) fn now(status: u32) -> Exit {
-    let at = SystemTime::now();
-    Exit { status, at }
 }
 
 pub(super) fn exit_event(task: &Task, id: &str, pid: u32, exit: Exit) -> TaskExit {

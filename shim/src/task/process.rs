@@ -1,7 +1,6 @@
 //! A process as containerd knows it, init or an exec: its state, its streams, its terminal.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -184,8 +183,5 @@ impl Process {
 
 /// The exit of a program that never ran: status 0, now.
 pub(super) fn never_ran() -> Exit {
-    Exit {
-        status: 0,
-        at: SystemTime::now(),
-    }
+    Exit::now(0)
 }

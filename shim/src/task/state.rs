@@ -33,6 +33,14 @@ pub(crate) struct Exit {
     pub at: SystemTime,
 }
 
+impl Exit {
+    /// An exit that happens now.
+    pub(crate) fn now(status: u32) -> Self {
+        let at = SystemTime::now();
+        Self { status, at }
+    }
+}
+
 /// The state of a process, as in the diagram above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {

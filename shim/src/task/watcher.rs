@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::exit::{exit_event, finish_output, is_kill, now};
+use super::exit::{exit_event, finish_output, is_kill};
 use super::{Exit, LoadedVm, Move, State, Task, signals};
 use crate::cleanup::STATUS_KILLED;
 use crate::events::Event;
@@ -61,7 +61,7 @@ pub(super) async fn watch(task: Arc<Task>, mut pumps: Pumps) {
         async move { task.unpause().await }
     });
     task.end_execs(vm).await;
-    let exit = now(by_report.unwrap_or_else(|| task.init.fatal.status(None)));
+    let exit = Exit::now(by_report.unwrap_or_else(|| task.init.fatal.status(None)));
     // If the shim is killed from here on, `delete` reports the exit.
     vm.workload.record_exit(exit.status, exit.at);
     if is_kill(reported) {
