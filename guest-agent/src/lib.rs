@@ -41,7 +41,6 @@
 //! An instance's status is its process' wait status: the module's own code modulo 256, as on Linux;
 //! 128+n when signal n ended it; 134 after a trap, whose message and Wasm backtrace are on stderr.
 #![deny(unsafe_code)]
-#![warn(unreachable_pub)]
 
 #[cfg(feature = "compiler")]
 pub mod compiler;

@@ -5,7 +5,6 @@
 //! insists on `/dev/null`, which only we can make.
 #![no_main]
 #![deny(unsafe_code)]
-#![warn(unreachable_pub)]
 
 use std::ffi::{c_char, c_int};
 

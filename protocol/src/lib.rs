@@ -15,7 +15,6 @@
 //!
 //! The protocol belongs to neither end: no crate of ours stands below this one.
 #![forbid(unsafe_code)]
-#![warn(unreachable_pub)]
 
 #[cfg(feature = "agent")]
 pub mod agent;

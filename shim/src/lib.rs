@@ -5,7 +5,6 @@
 //!
 //! A library for the sake of one other program, the fuzz targets; all else enters by [`main`].
 #![deny(unsafe_code)]
-#![warn(unreachable_pub)]
 
 mod accounting;
 mod agent;

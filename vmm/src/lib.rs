@@ -8,7 +8,6 @@
 //! [`control`] takes the shim's orders, [`report`] notifies the shim.
 
 #![deny(unsafe_code)]
-#![warn(unreachable_pub)]
 
 pub mod arch;
 pub mod boot;

@@ -28,31 +28,31 @@ use wasmvm_protocol::agent::{
     CHANGE_TYPE_URL, CompileRequest, CompilerClient, Instance, ModuleKind, PROGRAM_TYPE_URL, Usage,
     create_compiler,
 };
-pub use wasmvm_protocol::agent::{Change, Program};
+pub(crate) use wasmvm_protocol::agent::{Change, Program};
 use wasmvm_protocol::slot::{SLOT_HEADER_BYTES, SlotHeader, SlotKind, slot_address};
 use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 
 use crate::process::Process;
 
-pub const TASK: &str = "web";
+pub(crate) const TASK: &str = "web";
 const EXE: &str = env!("CARGO_BIN_EXE_wasmvm-agent");
 
-pub type Refusal = (Code, String);
+pub(crate) type Refusal = (Code, String);
 type Artifact = (ModuleKind, Vec<u8>);
 
 /// What a Create or Exec request says of stdio: tokens, and whether it is a terminal.
 #[derive(Default)]
-pub struct Streams {
+pub(crate) struct Streams {
     tokens: [String; 3],
     terminal: bool,
 }
 
 impl Streams {
-    pub fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self::default()
     }
 
-    pub fn terminal(self) -> Self {
+    pub(crate) fn terminal(self) -> Self {
         Self {
             terminal: true,
             ..self
@@ -60,14 +60,14 @@ impl Streams {
     }
 }
 
-pub struct Ended {
+pub(crate) struct Ended {
     pub status: u32,
     pub stdout: String,
     pub stdout_bytes: Vec<u8>,
     pub stderr: String,
 }
 
-pub struct Guest {
+pub(crate) struct Guest {
     directory: TempDir,
     client: TaskClient,
     tokens: AtomicU64,
@@ -77,7 +77,7 @@ pub struct Guest {
 }
 
 /// Code and sentence of an RPC's refusal.
-pub fn refusal(error: ttrpc::Error) -> Refusal {
+pub(crate) fn refusal(error: ttrpc::Error) -> Refusal {
     match error {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message),
         other => panic!("not a status: {other:?}"),
@@ -120,11 +120,11 @@ fn address(path: &Path) -> String {
 
 impl Guest {
     /// With a program in text format.
-    pub async fn with(wat: &str) -> Self {
+    pub(crate) async fn with(wat: &str) -> Self {
         Self::of_artifact(compile(&wat::parse_str(wat).unwrap()).unwrap()).await
     }
 
-    pub async fn of_artifact(artifact: Artifact) -> Self {
+    pub(crate) async fn of_artifact(artifact: Artifact) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         write_artifact(&at("slots"), 0, &artifact);
@@ -164,37 +164,37 @@ impl Guest {
     }
 
     /// Fills another slot.
-    pub fn fill_slot(&self, slot: u32, wat: &str) {
+    pub(crate) fn fill_slot(&self, slot: u32, wat: &str) {
         let artifact = compile(&wat::parse_str(wat).unwrap()).unwrap();
         write_artifact(&self.directory.path().join("slots"), slot, &artifact);
     }
 
-    pub fn tree(&self, name: &str) -> PathBuf {
+    pub(crate) fn tree(&self, name: &str) -> PathBuf {
         self.directory.path().join("tree").join(name)
     }
 
-    pub fn write_file(&self, name: &str, content: &[u8], mode: u32) {
+    pub(crate) fn write_file(&self, name: &str, content: &[u8], mode: u32) {
         fs::write(self.tree(name), content).unwrap();
         fs::set_permissions(self.tree(name), fs::Permissions::from_mode(mode)).unwrap();
         // Other users may enter the tree.
         fs::set_permissions(self.tree(""), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    pub fn make_directory(&self, name: &str) {
+    pub(crate) fn make_directory(&self, name: &str) {
         fs::create_dir(self.tree(name)).unwrap();
     }
 
     /// Permission bits.
-    pub fn mode(&self, name: &str) -> u32 {
+    pub(crate) fn mode(&self, name: &str) -> u32 {
         fs::metadata(self.tree(name)).unwrap().permissions().mode() & 0o7777
     }
 
-    pub fn chown(&self, name: &str, uid: u32) {
+    pub(crate) fn chown(&self, name: &str, uid: u32) {
         std::os::unix::fs::chown(self.tree(name), Some(uid), Some(uid)).unwrap();
     }
 
     /// Overwrites the version that wasmtime writes into an artifact.
-    pub fn spoil_artifact(&self) {
+    pub(crate) fn spoil_artifact(&self) {
         let path = self.directory.path().join("slots");
         // The open descriptor of the site must see it: same file.
         let mut file = File::options().read(true).write(true).open(path).unwrap();
@@ -213,11 +213,11 @@ impl Guest {
     }
 
     /// Opens three streams; the shim's ends of stdin, stdout and stderr.
-    pub async fn streams(&self) -> (Streams, [UnixStream; 3]) {
+    pub(crate) async fn streams(&self) -> (Streams, [UnixStream; 3]) {
         self.streams_of("").await
     }
 
-    pub async fn streams_of(&self, exec: &str) -> (Streams, [UnixStream; 3]) {
+    pub(crate) async fn streams_of(&self, exec: &str) -> (Streams, [UnixStream; 3]) {
         let mut streams = Streams::none();
         let ends = [StdioFd::Stdin, StdioFd::Stdout, StdioFd::Stderr].map(|fd| {
             let token = self.tokens.fetch_add(1, Ordering::Relaxed);
@@ -235,7 +235,7 @@ impl Guest {
         (streams, ends)
     }
 
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         edit: impl FnOnce(&mut Program),
         streams: Streams,
@@ -249,7 +249,7 @@ impl Guest {
         response.map(drop).map_err(refusal)
     }
 
-    pub async fn exec(
+    pub(crate) async fn exec(
         &self,
         exec: &str,
         edit: impl FnOnce(&mut Program),
@@ -266,23 +266,23 @@ impl Guest {
     }
 
     /// The task's first program.
-    pub fn init(&self) -> Process<'_> {
+    pub(crate) fn init(&self) -> Process<'_> {
         self.process("")
     }
 
-    pub fn process<'a>(&'a self, exec: &'a str) -> Process<'a> {
+    pub(crate) fn process<'a>(&'a self, exec: &'a str) -> Process<'a> {
         Process::new(&self.client, exec)
     }
 
-    pub async fn start(&self) -> Result<u32, Refusal> {
+    pub(crate) async fn start(&self) -> Result<u32, Refusal> {
         self.init().start().await
     }
 
-    pub async fn kill(&self, signal: u32) -> Result<(), Refusal> {
+    pub(crate) async fn kill(&self, signal: u32) -> Result<(), Refusal> {
         self.init().kill(signal).await
     }
 
-    pub async fn kill_all(&self, signal: u32) -> Result<(), Refusal> {
+    pub(crate) async fn kill_all(&self, signal: u32) -> Result<(), Refusal> {
         let mut request = KillRequest::new();
         request.id = TASK.into();
         request.signal = signal;
@@ -291,19 +291,19 @@ impl Guest {
         response.map(drop).map_err(refusal)
     }
 
-    pub async fn wait(&self) -> u32 {
+    pub(crate) async fn wait(&self) -> u32 {
         self.init().wait().await
     }
 
-    pub async fn is(&self, phase: &str) -> bool {
+    pub(crate) async fn is(&self, phase: &str) -> bool {
         self.init().is(phase).await
     }
 
-    pub async fn delete(&self) -> Result<(), Refusal> {
+    pub(crate) async fn delete(&self) -> Result<(), Refusal> {
         self.init().delete().await
     }
 
-    pub async fn update(&self, edit: impl FnOnce(&mut Change)) -> Result<(), Refusal> {
+    pub(crate) async fn update(&self, edit: impl FnOnce(&mut Change)) -> Result<(), Refusal> {
         let mut change = Change::new();
         edit(&mut change);
         let mut request = UpdateTaskRequest::new();
@@ -313,7 +313,7 @@ impl Guest {
         response.map(drop).map_err(refusal)
     }
 
-    pub async fn oom_kills(&self) -> u64 {
+    pub(crate) async fn oom_kills(&self) -> u64 {
         let mut request = StatsRequest::new();
         request.id = TASK.into();
         let stats = self.client.stats(context(), &request).await.unwrap().stats;
@@ -321,7 +321,7 @@ impl Guest {
     }
 
     /// What each program does, with its pid.
-    pub async fn look(&self) -> Vec<(u32, Instance)> {
+    pub(crate) async fn look(&self) -> Vec<(u32, Instance)> {
         let mut request = PidsRequest::new();
         request.id = TASK.into();
         let response = self.client.pids(context(), &request).await.unwrap();
@@ -333,11 +333,15 @@ impl Guest {
     }
 
     /// Create, Start, everything read, Wait.
-    pub async fn run(&self, edit: impl FnOnce(&mut Program)) -> Ended {
+    pub(crate) async fn run(&self, edit: impl FnOnce(&mut Program)) -> Ended {
         self.run_with_input(edit, Vec::new()).await
     }
 
-    pub async fn run_with_input(&self, edit: impl FnOnce(&mut Program), input: Vec<u8>) -> Ended {
+    pub(crate) async fn run_with_input(
+        &self,
+        edit: impl FnOnce(&mut Program),
+        input: Vec<u8>,
+    ) -> Ended {
         let (streams, [mut stdin, stdout, stderr]) = self.streams().await;
         self.create(edit, streams).await.unwrap();
         self.start().await.unwrap();
@@ -372,12 +376,12 @@ fn program(edit: impl FnOnce(&mut Program)) -> Program {
     program
 }
 
-pub fn context() -> ttrpc::context::Context {
+pub(crate) fn context() -> ttrpc::context::Context {
     ttrpc::context::with_timeout(30_000_000_000)
 }
 
 /// Through the service of the compiler VM.
-pub async fn compile_by_service(wasm: &[u8]) -> Result<Artifact, Refusal> {
+pub(crate) async fn compile_by_service(wasm: &[u8]) -> Result<Artifact, Refusal> {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     write_slot(&at("slot"), 0, SlotKind::Wasm, wasm);

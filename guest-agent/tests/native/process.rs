@@ -10,17 +10,17 @@ use crate::guest::{Refusal, TASK, context, refusal};
 
 /// One instance of the guest's task.
 #[derive(Clone, Copy)]
-pub struct Process<'a> {
+pub(crate) struct Process<'a> {
     client: &'a TaskClient,
     exec: &'a str,
 }
 
 impl<'a> Process<'a> {
-    pub fn new(client: &'a TaskClient, exec: &'a str) -> Self {
+    pub(crate) fn new(client: &'a TaskClient, exec: &'a str) -> Self {
         Self { client, exec }
     }
 
-    pub async fn start(self) -> Result<u32, Refusal> {
+    pub(crate) async fn start(self) -> Result<u32, Refusal> {
         let mut request = StartRequest::new();
         request.id = TASK.into();
         request.exec_id = self.exec.into();
@@ -28,7 +28,7 @@ impl<'a> Process<'a> {
         response.map(|response| response.pid).map_err(refusal)
     }
 
-    pub async fn kill(self, signal: u32) -> Result<(), Refusal> {
+    pub(crate) async fn kill(self, signal: u32) -> Result<(), Refusal> {
         let mut request = KillRequest::new();
         request.id = TASK.into();
         request.exec_id = self.exec.into();
@@ -37,12 +37,12 @@ impl<'a> Process<'a> {
         response.map(drop).map_err(refusal)
     }
 
-    pub async fn wait(self) -> u32 {
+    pub(crate) async fn wait(self) -> u32 {
         self.wait_apart().await
     }
 
     /// To be awaited in a task of its own.
-    pub fn wait_apart(self) -> impl Future<Output = u32> + Send + 'static {
+    pub(crate) fn wait_apart(self) -> impl Future<Output = u32> + Send + 'static {
         let client = self.client.clone();
         let mut request = WaitRequest::new();
         request.id = TASK.into();
@@ -54,12 +54,12 @@ impl<'a> Process<'a> {
     }
 
     /// Whether it stands in a phase that is not its last, by the refusal to forget it.
-    pub async fn is(self, phase: &str) -> bool {
+    pub(crate) async fn is(self, phase: &str) -> bool {
         let (code, text) = self.delete().await.unwrap_err();
         code == Code::FAILED_PRECONDITION && text.ends_with(&format!("it is {phase}"))
     }
 
-    pub async fn delete(self) -> Result<(), Refusal> {
+    pub(crate) async fn delete(self) -> Result<(), Refusal> {
         let mut request = DeleteRequest::new();
         request.id = TASK.into();
         request.exec_id = self.exec.into();
@@ -67,7 +67,7 @@ impl<'a> Process<'a> {
         response.map(drop).map_err(refusal)
     }
 
-    pub async fn resize(self, width: u32, height: u32) -> Result<(), Refusal> {
+    pub(crate) async fn resize(self, width: u32, height: u32) -> Result<(), Refusal> {
         let mut request = ResizePtyRequest::new();
         request.id = TASK.into();
         request.exec_id = self.exec.into();

@@ -1,6 +1,6 @@
 //! Small programs in WebAssembly's text format.
 
-pub const HELLO: &str = r#"(module
+pub(crate) const HELLO: &str = r#"(module
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 1)
   (data (i32.const 0) "\10\00\00\00\06\00\00\00")
@@ -8,7 +8,7 @@ pub const HELLO: &str = r#"(module
   (func (export "_start")
     (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 64)))))"#;
 
-pub fn exits_with(code: u32) -> String {
+pub(crate) fn exits_with(code: u32) -> String {
     format!(
         r#"(module
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
@@ -18,7 +18,7 @@ pub fn exits_with(code: u32) -> String {
 }
 
 /// Exports functions of these names: `_initialize` adds ten to the status with which the others end.
-pub fn exporting(names: &[&str]) -> String {
+pub(crate) fn exporting(names: &[&str]) -> String {
     let functions = names.iter().map(|name| match *name {
         "_initialize" => {
             let body = "(global.set $before (i32.add (global.get $before) (i32.const 10)))";
@@ -44,17 +44,17 @@ pub fn exporting(names: &[&str]) -> String {
     )
 }
 
-pub const TRAP: &str = r#"(module
+pub(crate) const TRAP: &str = r#"(module
   (func $deep_inside (unreachable))
   (func $_start (export "_start") (call $deep_inside)))"#;
 
-pub const RECURSION: &str = r#"(module
+pub(crate) const RECURSION: &str = r#"(module
   (func $_start (export "_start") (call $_start) (call $_start)))"#;
 
-pub const LOOP: &str = r#"(module (func (export "_start") (loop $l (br $l))))"#;
+pub(crate) const LOOP: &str = r#"(module (func (export "_start") (loop $l (br $l))))"#;
 
 /// Ends with the number of pages it could add.
-pub const GROW: &str = r#"(module
+pub(crate) const GROW: &str = r#"(module
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   (memory (export "memory") 1)
   (func (export "_start") (local $n i32)
@@ -65,12 +65,12 @@ pub const GROW: &str = r#"(module
           (br_if $l (i32.lt_u (local.get $n) (i32.const 200))))))
     (call $exit (local.get $n))))"#;
 
-pub const IMPORTS_FOO: &str = r#"(module
+pub(crate) const IMPORTS_FOO: &str = r#"(module
   (import "env" "foo" (func))
   (func (export "_start")))"#;
 
 /// Copies stdin to stdout; ends with the first errno, or 0 at end of file.
-pub const CAT: &str = r#"(module
+pub(crate) const CAT: &str = r#"(module
   (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
@@ -92,7 +92,7 @@ pub const CAT: &str = r#"(module
         (br $l))))))"#;
 
 /// Ends with the first errno of writing to stdout.
-pub const WRITES_UNTIL_ERROR: &str = r#"(module
+pub(crate) const WRITES_UNTIL_ERROR: &str = r#"(module
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   (memory (export "memory") 1)
@@ -105,7 +105,7 @@ pub const WRITES_UNTIL_ERROR: &str = r#"(module
 
 /// Ends with a bit for each of the descriptors 0, 1 and 2 that wasi-libc's `isatty` takes for a terminal:
 /// a character device (2) that can neither seek (bit 2) nor tell (bit 5).
-pub const ISATTY: &str = r#"(module
+pub(crate) const ISATTY: &str = r#"(module
   (import "wasi_snapshot_preview1" "fd_fdstat_get" (func $stat (param i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   (memory (export "memory") 1)
@@ -122,7 +122,7 @@ pub const ISATTY: &str = r#"(module
     (call $exit (local.get $bits))))"#;
 
 /// The same by preview 2's `wasi:cli/terminal-*`.
-pub const ISATTY_COMPONENT: &str = r#"(component
+pub(crate) const ISATTY_COMPONENT: &str = r#"(component
   (import "wasi:cli/terminal-input@0.2.0" (instance $tin (export "terminal-input" (type (sub resource)))))
   (alias export $tin "terminal-input" (type $in))
   (import "wasi:cli/terminal-output@0.2.0" (instance $tout (export "terminal-output" (type (sub resource)))))
@@ -159,7 +159,7 @@ pub const ISATTY_COMPONENT: &str = r#"(component
   (export "wasi:cli/run@0.2.0" (instance $command)))"#;
 
 /// Writes a byte, waits for one of stdin, then ends with the number of pages it could add.
-pub const GROW_WHEN_TOLD: &str = r#"(module
+pub(crate) const GROW_WHEN_TOLD: &str = r#"(module
   (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
@@ -176,7 +176,7 @@ pub const GROW_WHEN_TOLD: &str = r#"(module
     (call $exit (local.get $n))))"#;
 
 /// Writes 40000 bytes a hundred times and ends.
-pub const WRITES_4_MB: &str = r#"(module
+pub(crate) const WRITES_4_MB: &str = r#"(module
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   (memory (export "memory") 1)
@@ -192,7 +192,7 @@ pub const WRITES_4_MB: &str = r#"(module
       (br_if $l (i32.lt_u (local.get $n) (i32.const 100))))))"#;
 
 /// Waits twice for stdin and once for 20 ms; ends with 10 * events + type of the first event.
-pub const POLL_TWICE: &str = r#"(module
+pub(crate) const POLL_TWICE: &str = r#"(module
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   (memory (export "memory") 1)
@@ -211,7 +211,7 @@ pub const POLL_TWICE: &str = r#"(module
       (i32.load8_u (i32.const 266))))))"#;
 
 /// Waits for stdin and for 20 ms; ends with 10 * events + type of the first event.
-pub const POLL: &str = r#"(module
+pub(crate) const POLL: &str = r#"(module
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
   (memory (export "memory") 1)
@@ -230,7 +230,7 @@ pub const POLL: &str = r#"(module
       (i32.load8_u (i32.const 266))))))"#;
 
 /// Writes the file `file` of the first preopen to stdout; ends with the first errno.
-pub const READS_FILE: &str = r#"(module
+pub(crate) const READS_FILE: &str = r#"(module
   (import "wasi_snapshot_preview1" "path_open"
     (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
@@ -249,7 +249,7 @@ pub const READS_FILE: &str = r#"(module
     (call $check (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 12)))))"#;
 
 /// Makes `/new`; ends with WASI's errno.
-pub const MAKES_FILE: &str = r#"(module
+pub(crate) const MAKES_FILE: &str = r#"(module
   (import "wasi_snapshot_preview1" "path_open"
     (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
@@ -260,7 +260,7 @@ pub const MAKES_FILE: &str = r#"(module
       (i32.const 1) (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 8)))))"#;
 
 /// Ends with 16 * arguments + environment entries.
-pub const COUNTS: &str = r#"(module
+pub(crate) const COUNTS: &str = r#"(module
   (import "wasi_snapshot_preview1" "args_sizes_get" (func $args (param i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "environ_sizes_get" (func $env (param i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
@@ -272,7 +272,7 @@ pub const COUNTS: &str = r#"(module
       (i32.mul (i32.load (i32.const 0)) (i32.const 16))
       (i32.load (i32.const 4))))))"#;
 
-pub const COMPONENT: &str = r#"(component
+pub(crate) const COMPONENT: &str = r#"(component
   (import "wasi:io/error@0.2.0" (instance $err (export "error" (type (sub resource)))))
   (alias export $err "error" (type $error))
   (import "wasi:io/streams@0.2.0" (instance $streams
@@ -306,14 +306,14 @@ pub const COMPONENT: &str = r#"(component
   (instance $command (export "run" (func $run)))
   (export "wasi:cli/run@0.2.0" (instance $command)))"#;
 
-pub const FAILING_COMPONENT: &str = r#"(component
+pub(crate) const FAILING_COMPONENT: &str = r#"(component
   (core module $m (func (export "run") (result i32) (i32.const 1)))
   (core instance $i (instantiate $m))
   (func $run (result (result)) (canon lift (core func $i "run")))
   (instance $command (export "run" (func $run)))
   (export "wasi:cli/run@0.2.0" (instance $command)))"#;
 
-pub const PROXY: &str = r#"(component
+pub(crate) const PROXY: &str = r#"(component
   (core module $m (func (export "handle")))
   (core instance $i (instantiate $m))
   (func $handle (canon lift (core func $i "handle")))

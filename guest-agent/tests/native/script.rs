@@ -5,24 +5,24 @@ use std::fmt::Write as _;
 use crate::guest::{Ended, Guest, Program};
 
 /// WASI's errno (`typenames.witx`).
-pub mod errno {
-    pub const SUCCESS: u8 = 0;
-    pub const ACCES: u8 = 2;
-    pub const BADF: u8 = 8;
-    pub const EXIST: u8 = 20;
-    pub const INVAL: u8 = 28;
-    pub const LOOP: u8 = 32;
-    pub const NAMETOOLONG: u8 = 37;
-    pub const NOENT: u8 = 44;
-    pub const NOTDIR: u8 = 54;
-    pub const NOTEMPTY: u8 = 55;
-    pub const PERM: u8 = 63;
-    pub const ROFS: u8 = 69;
-    pub const XDEV: u8 = 75;
+pub(crate) mod errno {
+    pub(crate) const SUCCESS: u8 = 0;
+    pub(crate) const ACCES: u8 = 2;
+    pub(crate) const BADF: u8 = 8;
+    pub(crate) const EXIST: u8 = 20;
+    pub(crate) const INVAL: u8 = 28;
+    pub(crate) const LOOP: u8 = 32;
+    pub(crate) const NAMETOOLONG: u8 = 37;
+    pub(crate) const NOENT: u8 = 44;
+    pub(crate) const NOTDIR: u8 = 54;
+    pub(crate) const NOTEMPTY: u8 = 55;
+    pub(crate) const PERM: u8 = 63;
+    pub(crate) const ROFS: u8 = 69;
+    pub(crate) const XDEV: u8 = 75;
 }
 
 /// The first preopened directory.
-pub const ROOT: Fd = Fd::Number(3);
+pub(crate) const ROOT: Fd = Fd::Number(3);
 
 /// The most bytes that one call tells.
 const TOLD_BYTES_MAX: usize = 4096;
@@ -32,7 +32,7 @@ const TEXTS_AT: usize = 4096;
 
 /// A descriptor: of a known number, or what an earlier call opened.
 #[derive(Clone, Copy)]
-pub enum Fd {
+pub(crate) enum Fd {
     Number(u32),
     Slot(usize),
 }
@@ -48,7 +48,7 @@ impl Fd {
 
 /// `oflags` and rights of `path_open`.
 #[derive(Clone, Copy)]
-pub enum How {
+pub(crate) enum How {
     Read,
     Directory,
     /// Made where it is not there.
@@ -70,7 +70,7 @@ impl How {
 }
 
 /// The module while it is written.
-pub struct Script {
+pub(crate) struct Script {
     interface: &'static str,
     slots: usize,
     texts: Vec<u8>,
@@ -78,12 +78,12 @@ pub struct Script {
 }
 
 impl Script {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::of("wasi_snapshot_preview1")
     }
 
     /// Of preview 0, `wasi_unstable`, too.
-    pub fn of(interface: &'static str) -> Self {
+    pub(crate) fn of(interface: &'static str) -> Self {
         Self {
             interface,
             slots: 0,
@@ -102,7 +102,7 @@ impl Script {
         writeln!(self.body, "(call $tell {call})").unwrap();
     }
 
-    pub fn open(&mut self, dir: Fd, path: &str, how: How) -> Fd {
+    pub(crate) fn open(&mut self, dir: Fd, path: &str, how: How) -> Fd {
         let (lookup, oflags, rights) = how.flags();
         let slot = SLOTS_AT + 4 * self.slots;
         self.slots += 1;
@@ -116,33 +116,33 @@ impl Script {
     }
 
     /// Opens and reads: two answers.
-    pub fn cat(&mut self, dir: Fd, path: &str) {
+    pub(crate) fn cat(&mut self, dir: Fd, path: &str) {
         let file = self.open(dir, path, How::Read);
         self.read(file);
     }
 
-    pub fn read(&mut self, file: Fd) {
+    pub(crate) fn read(&mut self, file: Fd) {
         writeln!(self.body, "(call $read {})", file.wat()).unwrap();
     }
 
-    pub fn write(&mut self, file: Fd, text: &str) {
+    pub(crate) fn write(&mut self, file: Fd, text: &str) {
         let text = self.text(text);
         writeln!(self.body, "(call $write {} {text})", file.wat()).unwrap();
     }
 
-    pub fn stat(&mut self, dir: Fd, path: &str, follow: bool) {
+    pub(crate) fn stat(&mut self, dir: Fd, path: &str, follow: bool) {
         let path = self.text(path);
         let (dir, follow) = (dir.wat(), u8::from(follow));
         writeln!(self.body, "(call $stat {dir} (i32.const {follow}) {path})").unwrap();
     }
 
-    pub fn read_link(&mut self, dir: Fd, path: &str) {
+    pub(crate) fn read_link(&mut self, dir: Fd, path: &str) {
         let path = self.text(path);
         writeln!(self.body, "(call $readlink {} {path})", dir.wat()).unwrap();
     }
 
     /// One `fd_readdir` of at most `bytes`.
-    pub fn read_dir(&mut self, dir: Fd, bytes: usize, cookie: u64) {
+    pub(crate) fn read_dir(&mut self, dir: Fd, bytes: usize, cookie: u64) {
         assert!(bytes <= TOLD_BYTES_MAX);
         let dir = dir.wat();
         writeln!(
@@ -152,7 +152,7 @@ impl Script {
         .unwrap();
     }
 
-    pub fn symlink(&mut self, target: &str, dir: Fd, path: &str) {
+    pub(crate) fn symlink(&mut self, target: &str, dir: Fd, path: &str) {
         let (target, path) = (self.text(target), self.text(path));
         self.tell(&format!(
             "(call $path_symlink {target} {} {path})",
@@ -160,19 +160,19 @@ impl Script {
         ));
     }
 
-    pub fn rename(&mut self, from: &str, to: &str) {
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
         let (from, to, root) = (self.text(from), self.text(to), ROOT.wat());
         self.tell(&format!("(call $path_rename {root} {from} {root} {to})"));
     }
 
-    pub fn link(&mut self, from: &str, to: &str) {
+    pub(crate) fn link(&mut self, from: &str, to: &str) {
         let (from, to, root) = (self.text(from), self.text(to), ROOT.wat());
         self.tell(&format!(
             "(call $path_link {root} (i32.const 0) {from} {root} {to})"
         ));
     }
 
-    pub fn mkdir(&mut self, path: &str) {
+    pub(crate) fn mkdir(&mut self, path: &str) {
         let path = self.text(path);
         self.tell(&format!(
             "(call $path_create_directory {} {path})",
@@ -180,7 +180,7 @@ impl Script {
         ));
     }
 
-    pub fn rmdir(&mut self, path: &str) {
+    pub(crate) fn rmdir(&mut self, path: &str) {
         let path = self.text(path);
         self.tell(&format!(
             "(call $path_remove_directory {} {path})",
@@ -188,13 +188,13 @@ impl Script {
         ));
     }
 
-    pub fn unlink(&mut self, dir: Fd, path: &str) {
+    pub(crate) fn unlink(&mut self, dir: Fd, path: &str) {
         let path = self.text(path);
         self.tell(&format!("(call $path_unlink_file {} {path})", dir.wat()));
     }
 
     /// The name of a preopened directory.
-    pub fn prestat(&mut self, fd: u32) {
+    pub(crate) fn prestat(&mut self, fd: u32) {
         let fd = Fd::Number(fd).wat();
         writeln!(self.body, "(call $prestat {fd})").unwrap();
     }
@@ -212,13 +212,13 @@ impl Script {
             .replace("BODY", &self.body)
     }
 
-    pub async fn guest(&self) -> Guest {
+    pub(crate) async fn guest(&self) -> Guest {
         Guest::with(&self.module()).await
     }
 }
 
 /// What the calls answered, in their order.
-pub struct Told {
+pub(crate) struct Told {
     bytes: Vec<u8>,
     at: usize,
     pub ended: Ended,
@@ -226,11 +226,15 @@ pub struct Told {
 
 impl Told {
     /// Runs the script of `guest`.
-    pub async fn by(guest: &Guest, edit: impl FnOnce(&mut Program)) -> Self {
+    pub(crate) async fn by(guest: &Guest, edit: impl FnOnce(&mut Program)) -> Self {
         Self::with_input(guest, edit, "").await
     }
 
-    pub async fn with_input(guest: &Guest, edit: impl FnOnce(&mut Program), input: &str) -> Self {
+    pub(crate) async fn with_input(
+        guest: &Guest,
+        edit: impl FnOnce(&mut Program),
+        input: &str,
+    ) -> Self {
         let ended = guest.run_with_input(edit, input.into()).await;
         assert_eq!(ended.status, 0, "{}", ended.stderr);
         // What the program itself wrote comes before.
@@ -247,17 +251,17 @@ impl Told {
         }
     }
 
-    pub fn errno(&mut self) -> u8 {
+    pub(crate) fn errno(&mut self) -> u8 {
         self.at += 1;
         self.bytes[self.at - 1]
     }
 
-    pub fn errnos<const N: usize>(&mut self) -> [u8; N] {
+    pub(crate) fn errnos<const N: usize>(&mut self) -> [u8; N] {
         std::array::from_fn(|_| self.errno())
     }
 
     /// What a call that succeeded has told.
-    pub fn bytes(&mut self) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self) -> Vec<u8> {
         assert_eq!(self.errno(), errno::SUCCESS);
         let length = usize::from(u16::from_le_bytes([
             self.bytes[self.at],
@@ -267,25 +271,25 @@ impl Told {
         self.bytes[self.at - length..self.at].to_vec()
     }
 
-    pub fn text(&mut self) -> String {
+    pub(crate) fn text(&mut self) -> String {
         String::from_utf8(self.bytes()).unwrap()
     }
 
     /// The answers to [`Script::cat`].
-    pub fn cat(&mut self) -> String {
+    pub(crate) fn cat(&mut self) -> String {
         assert_eq!(self.errno(), errno::SUCCESS);
         self.text()
     }
 
     /// Device and inode number, and type, of [`Script::stat`].
-    pub fn stat(&mut self) -> (u64, u64, u8) {
+    pub(crate) fn stat(&mut self) -> (u64, u64, u8) {
         let bytes = self.bytes();
         let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         (number(0), number(8), bytes[16])
     }
 
     /// Whole entries of [`Script::read_dir`]: the cookie behind each, inode number and name.
-    pub fn entries(&mut self) -> Vec<(u64, u64, String)> {
+    pub(crate) fn entries(&mut self) -> Vec<(u64, u64, String)> {
         let bytes = self.bytes();
         let mut entries = Vec::new();
         let mut rest = bytes.as_slice();
@@ -302,7 +306,7 @@ impl Told {
         entries
     }
 
-    pub fn assert_end(&self) {
+    pub(crate) fn assert_end(&self) {
         assert_eq!(self.at, self.bytes.len());
     }
 }

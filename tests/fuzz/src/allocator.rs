@@ -15,14 +15,14 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 /// Starts to measure: what there is now.
-pub fn mark() -> usize {
+pub(crate) fn mark() -> usize {
     let now = NOW.load(Ordering::Relaxed);
     MOST.store(now, Ordering::Relaxed);
     now
 }
 
 /// The most there was since [`mark`].
-pub fn most() -> usize {
+pub(crate) fn most() -> usize {
     MOST.load(Ordering::Relaxed)
 }
 

@@ -16,7 +16,11 @@ const INPUT_BYTES_MAX: usize = 4096;
 const EDGES: [u64; 8] = [0, 1, 0x7f, 0xff, 0xffff, 0x7fff_ffff, 1 << 63, u64::MAX];
 
 /// Each known input once, then changes of them for so long.
-pub fn run(target: &'static Target, known: &[Vec<u8>], time: Duration) -> Result<(), String> {
+pub(crate) fn run(
+    target: &'static Target,
+    known: &[Vec<u8>],
+    time: Duration,
+) -> Result<(), String> {
     known.iter().for_each(|input| bound::run(target, input));
     let seed = getrandom::u64().map_err(|err| format!("cannot get a seed: {err}"))?;
     let mut random = Random(seed | 1);

@@ -34,7 +34,7 @@ struct AtHand {
 ///
 /// # Panics
 /// When the target does, or when it took more than it may.
-pub fn run(target: &'static Target, input: &[u8]) {
+pub(crate) fn run(target: &'static Target, input: &[u8]) {
     *at_hand() = Some(AtHand {
         target: target.name,
         input: input.to_vec(),
@@ -59,7 +59,7 @@ pub fn run(target: &'static Target, input: &[u8]) {
 }
 
 /// From here on an input that shows a fault is kept, and named with the command that repeats it.
-pub fn report_panics() {
+pub(crate) fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
         keep();

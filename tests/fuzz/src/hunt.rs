@@ -22,7 +22,7 @@ unsafe extern "C" {
 
 /// Hands over to libFuzzer with its own arguments; a panic ends the process, with the input kept where
 /// `-artifact_prefix` says.
-pub fn run(target: &'static Target, arguments: &[&str]) -> Result<(), String> {
+pub(crate) fn run(target: &'static Target, arguments: &[&str]) -> Result<(), String> {
     TARGET.get_or_init(|| target);
     // What it starts itself anew by, through a shell: `-merge=1` judges inputs in a process of their own.
     let program = std::env::current_exe().map_err(|err| err.to_string())?;

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 /// One file's input, or those of all files in a folder, in the order of their names.
-pub fn read(path: &Path) -> Result<Vec<Vec<u8>>, String> {
+pub(crate) fn read(path: &Path) -> Result<Vec<Vec<u8>>, String> {
     let failed = |err| format!("cannot read {}: {err}", path.display());
     let mut paths = vec![path.to_owned()];
     if path.is_dir() {
@@ -21,7 +21,7 @@ pub fn read(path: &Path) -> Result<Vec<Vec<u8>>, String> {
 }
 
 /// Keeps an input under a name of its own.
-pub fn write(folder: &Path, target: &str, input: &[u8]) -> Result<PathBuf, String> {
+pub(crate) fn write(folder: &Path, target: &str, input: &[u8]) -> Result<PathBuf, String> {
     let mut hasher = DefaultHasher::new();
     input.hash(&mut hasher);
     let path = folder.join(format!("{target}-{:016x}", hasher.finish()));

@@ -15,7 +15,7 @@ use wasmvm_protocol::stream::{ID_BYTES_MAX, StreamHeader};
 
 /// A message from the VMM, with or without descriptors, is one of ours or an error, and leaves no
 /// descriptor open.
-pub fn control(input: &[u8]) {
+pub(crate) fn control(input: &[u8]) {
     let _used_up = receive(&mut Unstructured::new(input));
 }
 
@@ -54,7 +54,7 @@ fn descriptors() -> i32 {
 }
 
 /// A slot's header is what it is encoded from, or an error.
-pub fn slot(input: &[u8]) {
+pub(crate) fn slot(input: &[u8]) {
     if let Ok(header) = SlotHeader::decode(input) {
         assert!(header.content_bytes <= SLOT_CONTENT_BYTES_MAX);
         assert_eq!(SlotHeader::decode(&header.encode()).unwrap(), header);
@@ -62,7 +62,7 @@ pub fn slot(input: &[u8]) {
 }
 
 /// A stream's header has ids of the lengths that its fixed part says, and is what it is encoded from.
-pub fn stream(input: &[u8]) {
+pub(crate) fn stream(input: &[u8]) {
     let Some((fixed, rest)) = input.split_first_chunk() else {
         return;
     };

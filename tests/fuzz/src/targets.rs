@@ -9,7 +9,7 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
 /// One function to be called with any bytes.
-pub struct Target {
+pub(crate) struct Target {
     /// Its name, and that of its folder in `corpus`.
     pub name: &'static str,
     /// The function.
@@ -33,7 +33,7 @@ const fn target(name: &'static str, run: fn(&[u8]), heap_bytes_max: usize) -> Ta
 }
 
 /// In the order of `docs/fuzzing.md`.
-pub const TARGETS: &[Target] = &[
+pub(crate) const TARGETS: &[Target] = &[
     target("mmio", vmm::mmio, 64 * KIB),
     target("queue_setup", vmm::queue_setup, 64 * KIB),
     target("chain", vmm::chain, MIB),

@@ -15,19 +15,19 @@ use wasmvm_vmm::virtio::vsock::{VsockDevice, VsockEvent, VsockHandle};
 use machine::machine;
 
 /// A guest that does not answer for so long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 const RAM_MIB: u32 = 256;
 
-pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+pub(crate) type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 /// Says whether the sentence holds; the first that does not ends the run.
-pub fn check(holds: bool, sentence: &str) -> Outcome {
+pub(crate) fn check(holds: bool, sentence: &str) -> Outcome {
     println!("{} {sentence}", if holds { "ok" } else { "FAILED" });
     if holds { Ok(()) } else { Err(sentence.into()) }
 }
 
 /// Starts the machine and waits until its guest listens. The guest's end is printed.
-pub fn boot(
+pub(crate) fn boot(
     kernel: &str,
     initramfs: &str,
     gate: &Gate,

@@ -10,7 +10,7 @@ use wasmvm_vmm::gate::Gate;
 use wasmvm_vmm::virtio::VirtioDevice;
 
 /// Builds it from the files of these names.
-pub fn machine(
+pub(super) fn machine(
     kernel: &str,
     initramfs: &str,
     ram_mib: u32,

@@ -2,7 +2,6 @@
 //! [`wasmvm_protocol::control`] for the messages and [`wasmvm_vmm::jail`] for what the VMM gives up.
 
 #![deny(unsafe_code)]
-#![warn(unreachable_pub)]
 
 use wasmvm_protocol::control::CONTROL_FD;
 use wasmvm_vmm::descriptors::inherited_control;
