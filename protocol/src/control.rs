@@ -44,6 +44,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::inspect::Node;
+
 /// The descriptor number under which the VMM inherits its end.
 pub const CONTROL_FD: i32 = 3;
 /// Largest control message, bytes.
@@ -145,6 +147,12 @@ pub enum ToVmm {
         /// The connection is cut when the guest sends more.
         bytes_max: u64,
     },
+    /// Tell the state of the machine and its devices, of a stopped one too. Answered by [`FromVmm::Inspected`].
+    /// No descriptor.
+    Inspect {
+        /// The order's number, as in [`ToVmm::Connect`].
+        id: u32,
+    },
 }
 
 /// From the VMM to the shim; never with descriptors. Untrusted as soon as the guest runs.
@@ -154,7 +162,18 @@ pub enum FromVmm {
     /// The VMM is in its user namespace, waiting for the identity maps.
     NeedMaps,
     /// The jail is closed and the VM is built; the guest starts now.
-    Jailed,
+    Jailed {
+        /// The features of the guest's CPU, in hexadecimal: an artifact that was compiled for one CPU fits every CPU
+        /// of the same text.
+        cpu: String,
+    },
+    /// The state that [`ToVmm::Inspect`] asks for.
+    Inspected {
+        /// The number that the order had.
+        id: u32,
+        /// The machine and its devices; the whole message fits into [`CONTROL_BYTES_MAX`].
+        state: Node,
+    },
     /// The order is carried out.
     Done {
         /// The number that the order had.

@@ -6,6 +6,7 @@
 //! ```
 //!
 //! * [`control`]: the messages on the socket pair between the shim and its VMM, and the socket itself.
+//! * [`inspect`]: the live state of a task as a tree.
 //! * [`ports`]: the vsock ports of the guest.
 //! * [`stream`]: the header that opens every stdio stream.
 //! * [`slot`]: the read-only memory slot through which a module or an artifact reaches the guest.
@@ -20,6 +21,7 @@
 pub mod agent;
 pub mod control;
 mod error_chain;
+pub mod inspect;
 pub mod ports;
 pub mod slot;
 pub mod stream;
