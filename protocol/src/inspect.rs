@@ -51,18 +51,18 @@ pub struct Node(BTreeMap<String, Value>);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
-    /// Yes or no.
+    /// A condition that holds or does not hold.
     Flag(bool),
     /// A count, a size in bytes or a number of the kernel's.
     Number(u64),
     /// A word or a sentence of ours.
     Text(String),
-    /// Further values.
+    /// A node with values of its own.
     Node(Node),
 }
 
 impl Node {
-    /// An empty node.
+    /// A node without any value.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

@@ -1,18 +1,23 @@
-//! The workload of a task, as the task sees it: a program in a VM of its own, or a fake in tests.
+//! The seam below a task: [`Workload`], programs in a VM of their own, or a fake in tests.
+//!
+//! The task decides what containerd is told and when; the workload knows how programs run. A program is named by
+//! its exec id, which is empty for init.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use protobuf::well_known_types::any::Any;
-use tokio::net::UnixStream;
-use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::api::Mount;
+use wasmvm_protocol::agent::{Change, Instance, Program};
 
 use crate::accounting::Accounting;
+use crate::agent::{AgentError, TerminalSize};
 use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
+use crate::guest_deadline::GuestClock;
+use crate::stdio::{GuestStreams, Stdio};
 use crate::vm::VmEnd;
 
 /// The fields of a `Create` request but for the streams.
@@ -63,39 +68,73 @@ impl SlotLease {
 /// The maker of workloads: this host, or a fake in tests.
 #[async_trait]
 pub(crate) trait WorkloadMaker: Send + Sync + 'static {
-    /// Boots a VM whose agent is ready. A failure leaves nothing; after a future that was dropped,
-    /// [`WorkloadMaker::undo`] has to follow.
-    async fn create(&self, order: WorkloadOrder) -> Result<Arc<dyn Workload>, Refusal>;
+    /// Boots a VM and connects to its agent, whose deadlines count by `clock`. A failure leaves nothing; after
+    /// a future that was dropped, [`WorkloadMaker::undo`] has to follow.
+    async fn create(
+        &self,
+        order: WorkloadOrder,
+        clock: GuestClock,
+    ) -> Result<Arc<dyn Workload>, Refusal>;
 
     /// Removes all that a dropped [`WorkloadMaker::create`] has left of this order.
     async fn undo(&self, order: &WorkloadOrder) -> Result<(), Refusal>;
 }
 
-/// The VM of one task and everything on the host that belongs to it.
+/// The programs of one task, the VM that they run in, and everything on the host that belongs to either.
+///
+/// A guest that does not answer delays a request to a program by no more than the request's own deadline, in the
+/// guest's time.
 #[async_trait]
 pub(crate) trait Workload: Send + Sync + 'static {
     /// The VMM's pid on the host, which containerd knows as the task's.
     fn pid(&self) -> u32;
-    /// The description of init's program that the agent gets, from the bundle.
-    fn program(&self) -> Program;
-    /// How long the guest may take to load a program, in the guest's time.
-    fn load_limit(&self) -> Duration;
-    /// Finds the program of an exec and has it mapped.
-    async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal>;
+    /// The limits and the use of the task.
+    fn accounting(&self) -> &Arc<Accounting>;
+
+    /// Loads init with its streams, which are open from then on.
+    async fn create(&self, stdio: &Stdio, terminal: bool) -> Result<GuestStreams, AgentError>;
     /// Has init's program compiled again and mapped, for a guest that cannot load the present artifact.
     async fn compile_again(&self) -> Result<(), Refusal>;
+    /// Finds the program of an exec and has it mapped.
+    async fn find(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal>;
+    /// Loads the program of an exec with its streams.
+    async fn exec(
+        &self,
+        exec_id: &str,
+        program: Program,
+        stdio: &Stdio,
+        terminal: bool,
+    ) -> Result<GuestStreams, AgentError>;
+    /// Lets a loaded program run; returns its pid in the guest.
+    async fn start(&self, exec_id: &str) -> Result<u32, AgentError>;
+    /// Sends a signal to one program, or with `all` to every program.
+    async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError>;
+    /// Waits for a program's exit; returns the exit status, 0 to 255.
+    async fn wait(&self, exec_id: &str) -> Result<u32, AgentError>;
+    /// Forgets an exec that has exited.
+    async fn delete(&self, exec_id: &str) -> Result<(), AgentError>;
+    /// Sets the size of a program's terminal.
+    async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError>;
+    /// Sends the guest a change, and with it the time of day.
+    async fn update(&self, change: Change) -> Result<(), AgentError>;
+    /// Whether the guest's time of day is not the host's.
+    fn has_wrong_time(&self) -> bool;
+    /// Counts the guest's time of day as right, whatever the guest has received.
+    fn time_is_told(&self);
+    /// How many programs the guest's kernel has OOM-killed, by the guest's report.
+    async fn oom_kills(&self) -> Result<u64, AgentError>;
+    /// The programs and their threads, by the guest's report.
+    async fn instances(&self) -> Result<Vec<Instance>, AgentError>;
+
     /// Stops the VM: afterwards nothing of the guest runs.
     async fn pause(&self) -> Result<(), Refusal>;
     /// Lets the guest run again. A guest that runs is not an error.
     async fn resume(&self) -> Result<(), Refusal>;
-    /// The limits and the use of the task.
-    fn accounting(&self) -> &Arc<Accounting>;
-    /// Opens a byte stream to a vsock port of the guest.
-    async fn connect(&self, port: u32) -> Result<UnixStream, Refusal>;
     /// Waits for the end of the VM; any number of callers may wait.
     async fn vm_ended(&self) -> VmEnd;
     /// Ends the VM at once, whatever the guest does.
     fn kill_vm(&self);
+
     /// Runs the poststart hooks, once init's program has started.
     async fn poststart(&self) -> Result<(), Refusal>;
     /// Keeps the exit for a `delete` after the shim's death.

@@ -5,11 +5,13 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream as StdStream;
 use std::thread::JoinHandle;
 
+use async_trait::async_trait;
 use protobuf::CodedOutputStream;
 use tokio::sync::watch;
 use wasmvm_protocol::agent::REPLY_BYTES_MAX;
 
 use super::*;
+use crate::error::Refusal;
 use crate::sys::heap::peak_of;
 
 /// Most of the heap that one message may take, bytes.
@@ -110,6 +112,16 @@ fn guest(mut stream: StdStream, response: Vec<u8>) -> JoinHandle<()> {
     })
 }
 
+/// A guest that no second connection reaches.
+struct Nobody;
+
+#[async_trait]
+impl GuestConnector for Nobody {
+    async fn connect(&self, _: u32) -> Result<UnixStream, Refusal> {
+        std::future::pending().await
+    }
+}
+
 /// Asks as an operator's SIGUSR1 does, and for an exit status; the most bytes of heap that took.
 fn peak(what: &str, response: &[u8]) -> usize {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -123,13 +135,9 @@ fn peak(what: &str, response: &[u8]) -> usize {
         let runs = watch::Sender::new(true);
         let ask = || {
             runtime.block_on(async {
-                let agent = Agent {
-                    client: TaskClient::new(client(UnixStream::from_std(ours).unwrap())),
-                    id: "t".to_owned(),
-                    clock: GuestClock::new(runs.subscribe()),
-                    next_token: Arc::default(),
-                    told: Told::default(),
-                };
+                let stream = UnixStream::from_std(ours).unwrap();
+                let clock = GuestClock::new(runs.subscribe());
+                let agent = Agent::over(stream, Arc::new(Nobody), "t", Duration::ZERO, clock);
                 match method {
                     "Pids" => agent.instances().await.map(drop),
                     _ => agent.wait("").await.map(drop),

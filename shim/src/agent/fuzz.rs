@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a panic is what a target reports by")]
 
 use arbitrary::{Result, Unstructured};
+use async_trait::async_trait;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
 
 use super::*;
+use crate::error::Refusal;
 
 /// Bytes before every message (ttrpc's PROTOCOL.md): length and stream, big-endian; type; flags.
 const FRAME_HEADER_BYTES: usize = 10;
@@ -26,19 +28,24 @@ pub fn agent(input: &[u8]) {
     runtime.block_on(async {
         let (ours, guest) = UnixStream::pair().unwrap();
         let (_runs, clock) = watch::channel(true);
-        let agent = Agent {
-            client: TaskClient::new(client(ours)),
-            id: "web".into(),
-            clock: GuestClock::new(clock),
-            next_token: Arc::new(AtomicU64::new(1)),
-            told: Told::default(),
-        };
+        let clock = GuestClock::new(clock);
+        let agent = Agent::over(ours, Arc::new(Nobody), "web", Duration::ZERO, clock);
         let mut u = Unstructured::new(input);
         let method = u.int_in_range(0..=7).unwrap_or_default();
         // The guest has said all: its end closes, which ends the call at the latest.
         let (called, _used_up) = tokio::join!(call(&agent, method), answer(&mut u, guest));
         drop(called);
     });
+}
+
+/// A guest that no second connection reaches.
+struct Nobody;
+
+#[async_trait]
+impl GuestConnector for Nobody {
+    async fn connect(&self, _: u32) -> std::result::Result<UnixStream, Refusal> {
+        std::future::pending().await
+    }
 }
 
 async fn call(agent: &Agent, method: u8) -> std::result::Result<(), AgentError> {

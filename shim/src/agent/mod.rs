@@ -5,6 +5,7 @@
 //! the shim uses them. A paused guest answers nothing, so the deadlines count the guest's time ([`GuestClock`]).
 
 mod bounded;
+mod connector;
 mod error;
 mod terminal_size;
 pub(crate) mod wall_clock;
@@ -29,15 +30,14 @@ use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 
 pub(crate) use self::bounded::client;
+pub(crate) use self::connector::GuestConnector;
+use self::connector::connect;
 pub(crate) use self::error::{AgentError, Method};
 pub(crate) use self::terminal_size::TerminalSize;
 use self::wall_clock::{Moment, Told};
 use crate::guest_deadline::GuestClock;
 use crate::stdio::{GuestStreams, Stdio};
-use crate::workload::Workload;
 
-/// How long a connection to the guest may take to open.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long the guest may take to let a program run.
 const START_MAX: Duration = Duration::from_secs(10);
 /// How long the guest may take to deliver a signal. When a fatal signal for init gets no answer, the VM is
@@ -58,7 +58,10 @@ pub(crate) const EXEC_PID_BASE: u32 = 4_194_304;
 #[derive(Clone)]
 pub(crate) struct Agent {
     client: TaskClient,
+    guest: Arc<dyn GuestConnector>,
     id: String,
+    /// How long the guest may take to load a program, in the guest's time.
+    load_max: Duration,
     clock: GuestClock,
     /// The token of the next stream, unique within the VM.
     next_token: Arc<AtomicU64>,
@@ -87,18 +90,31 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]
     pub(crate) async fn connect(
-        workload: &dyn Workload,
+        guest: Arc<dyn GuestConnector>,
         id: &str,
+        load_max: Duration,
         clock: GuestClock,
     ) -> Result<Self, AgentError> {
-        let stream = connect(workload, AGENT_PORT, &clock).await?;
-        Ok(Self {
+        let stream = connect(&*guest, AGENT_PORT, &clock).await?;
+        Ok(Self::over(stream, guest, id, load_max, clock))
+    }
+
+    fn over(
+        stream: UnixStream,
+        guest: Arc<dyn GuestConnector>,
+        id: &str,
+        load_max: Duration,
+        clock: GuestClock,
+    ) -> Self {
+        Self {
             client: TaskClient::new(client(stream)),
+            guest,
             id: id.to_owned(),
+            load_max,
             clock,
             next_token: Arc::new(AtomicU64::new(1)),
             told: Told::default(),
-        })
+        }
     }
 
     /// Loads init with its streams, which are open from here on.
@@ -107,11 +123,11 @@ impl Agent {
     /// [`AgentError`]; `Refused` carries the sentence that the user is to read.
     pub(crate) async fn create(
         &self,
-        workload: &dyn Workload,
+        init: Program,
         stdio: &Stdio,
         terminal: bool,
     ) -> Result<GuestStreams, AgentError> {
-        let Opened { tokens, streams } = self.open_streams(workload, stdio, "").await?;
+        let Opened { tokens, streams } = self.open_streams(stdio, "").await?;
         let [stdin, stdout, stderr] = tokens;
         let now = Moment::now();
         let request = CreateTaskRequest {
@@ -120,12 +136,11 @@ impl Agent {
             stdin,
             stdout,
             stderr,
-            options: MessageField::some(program(workload.program(), now)?),
+            options: MessageField::some(program(init, now)?),
             ..Default::default()
         };
         let call = self.client.create(Context::default(), &request);
-        self.answer(Method::Create, workload.load_limit(), call)
-            .await?;
+        self.answer(Method::Create, self.load_max, call).await?;
         self.told.set(now);
         Ok(streams)
     }
@@ -136,13 +151,12 @@ impl Agent {
     /// As [`Agent::create`].
     pub(crate) async fn exec(
         &self,
-        workload: &dyn Workload,
         exec_id: &str,
         spec: Program,
         stdio: &Stdio,
         terminal: bool,
     ) -> Result<GuestStreams, AgentError> {
-        let Opened { tokens, streams } = self.open_streams(workload, stdio, exec_id).await?;
+        let Opened { tokens, streams } = self.open_streams(stdio, exec_id).await?;
         let [stdin, stdout, stderr] = tokens;
         let request = ExecProcessRequest {
             id: self.id.clone(),
@@ -155,8 +169,7 @@ impl Agent {
             ..Default::default()
         };
         let call = self.client.exec(Context::default(), &request);
-        self.answer(Method::Exec, workload.load_limit(), call)
-            .await?;
+        self.answer(Method::Exec, self.load_max, call).await?;
         Ok(streams)
     }
 
@@ -314,17 +327,12 @@ impl Agent {
             .collect())
     }
 
-    async fn open_streams(
-        &self,
-        workload: &dyn Workload,
-        stdio: &Stdio,
-        exec_id: &str,
-    ) -> Result<Opened, AgentError> {
+    async fn open_streams(&self, stdio: &Stdio, exec_id: &str) -> Result<Opened, AgentError> {
         let open = |wanted: bool, fd: StdioFd| async move {
             if !wanted {
                 return Ok::<_, AgentError>((String::new(), None));
             }
-            let (token, stream) = self.open_stream(workload, exec_id, fd).await?;
+            let (token, stream) = self.open_stream(exec_id, fd).await?;
             Ok((token, Some(stream)))
         };
         let (stdin_token, stdin) = open(stdio.stdin.is_some(), StdioFd::Stdin).await?;
@@ -342,7 +350,6 @@ impl Agent {
 
     async fn open_stream(
         &self,
-        workload: &dyn Workload,
         exec_id: &str,
         fd: StdioFd,
     ) -> Result<(String, UnixStream), AgentError> {
@@ -353,7 +360,7 @@ impl Agent {
             exec: exec_id.to_owned(),
             fd,
         };
-        let mut stream = connect(workload, STREAM_PORT, &self.clock).await?;
+        let mut stream = connect(&*self.guest, STREAM_PORT, &self.clock).await?;
         stream
             .write_all(&header.encode()?)
             .await
@@ -375,21 +382,6 @@ impl Agent {
                 within,
             }),
         }
-    }
-}
-
-async fn connect(
-    workload: &dyn Workload,
-    port: u32,
-    clock: &GuestClock,
-) -> Result<UnixStream, AgentError> {
-    match clock.within(CONNECT_MAX, workload.connect(port)).await {
-        Some(Ok(stream)) => Ok(stream),
-        Some(Err(source)) => Err(AgentError::Connect { port, source }),
-        None => Err(AgentError::Late {
-            request: "a connection",
-            within: CONNECT_MAX,
-        }),
     }
 }
 

@@ -58,9 +58,6 @@ pub(crate) enum KeyError {
         /// File beside the compiler image, `<compiler>.sha256`.
         path: String,
     },
-    /// The host's CPU features cannot be read.
-    #[error("cannot read the CPU's features from /proc/cpuinfo")]
-    Cpu(#[source] io::Error),
 }
 
 impl Coded for KeyError {
@@ -71,7 +68,7 @@ impl Coded for KeyError {
 
 impl ArtifactKey {
     /// The key of a module of this digest, compiled by `compiler` (its initramfs; the digest lies
-    /// beside it in `<compiler>.sha256`, as `sha256sum` writes it) for this host's CPU. The compiler
+    /// beside it in `<compiler>.sha256`, as `sha256sum` writes it) for the `cpu` of a guest. The compiler
     /// image pins the wasmtime version and all its settings. Only the same `owner` gets the same key.
     ///
     /// # Errors
@@ -79,6 +76,7 @@ impl ArtifactKey {
     pub(crate) fn new(
         module_sha256: &[u8; 32],
         compiler: &Path,
+        cpu: &str,
         owner: Option<&str>,
     ) -> Result<Self, KeyError> {
         let digest_path = format!("{}.sha256", compiler.display());
@@ -94,13 +92,7 @@ impl ArtifactKey {
         if compiler_sha256.len() != 64 || !is_digest(compiler_sha256) {
             return Err(KeyError::Digest { path: digest_path });
         }
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").map_err(KeyError::Cpu)?;
-        Ok(Self::of_parts(
-            module_sha256,
-            compiler_sha256,
-            cpu_features(&cpuinfo),
-            owner,
-        ))
+        Ok(Self::of_parts(module_sha256, compiler_sha256, cpu, owner))
     }
 
     fn of_parts(
@@ -146,14 +138,6 @@ impl ArtifactKey {
     }
 }
 
-/// The first CPU's `flags` line, from which the guest's CPUID is derived.
-fn cpu_features(cpuinfo: &str) -> &str {
-    cpuinfo
-        .lines()
-        .find(|line| line.starts_with("flags"))
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,7 +161,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let compiler = directory.path().join("compiler.cpio");
         let digest = directory.path().join("compiler.cpio.sha256");
-        let key = || ArtifactKey::new(&[1; 32], &compiler, None);
+        let key = || ArtifactKey::new(&[1; 32], &compiler, "sse", None);
         assert!(matches!(key(), Err(KeyError::Compiler { .. })));
         let wrong = "z".repeat(64);
         for text in ["", "\n", "abc", &wrong] {
@@ -186,11 +170,5 @@ mod tests {
         }
         fs::write(&digest, format!("{}  compiler.cpio\n", "a1".repeat(32))).unwrap();
         key().unwrap();
-    }
-
-    #[test]
-    fn cpu_features_are_the_first_flags_line() {
-        let cpuinfo = "processor\t: 0\nflags\t\t: fpu sse\nbugs\t: none\nflags\t\t: other\n";
-        assert_eq!(cpu_features(cpuinfo), "flags\t\t: fpu sse");
     }
 }

@@ -4,7 +4,6 @@
 //! caller's deadline: containerd repeats a Delete that it gave up, and finds it further on or done.
 //! The methods that are not here are `Unimplemented`, with a sentence.
 
-mod request;
 mod requests;
 
 use std::sync::Arc;
@@ -18,11 +17,10 @@ use ttrpc::asynchronous::TtrpcContext;
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::Task as TaskService;
 
-use self::request::{exec_order, order};
 use self::requests::{Request, Requests};
 use crate::bundle::Resources;
 use crate::error::{ErrorCode, Refusal};
-use crate::task::{Exec, Exit, Flow, Report, State, Task, TaskError, Tasks};
+use crate::task::{Exec, ExecOrder, Exit, Flow, Report, State, Task, TaskError, TaskOrder, Tasks};
 
 /// Serves `containerd.task.v2.Task` and `containerd.task.v3.Task`, which are one on the wire.
 #[derive(Clone, Debug)]
@@ -166,7 +164,7 @@ impl TaskService for Service {
         request: pb::CreateTaskRequest,
     ) -> ttrpc::Result<pb::CreateTaskResponse> {
         let listed = Request::new("Create", &request.id, "");
-        let order = order(&self.namespace, request)?;
+        let order = TaskOrder::of(&self.namespace, request)?;
         let tasks = self.tasks.clone();
         let create = async move { tasks.create(order).await };
         let pid = self.detached(listed, create).await?;
@@ -355,7 +353,7 @@ impl TaskService for Service {
         request: pb::ExecProcessRequest,
     ) -> ttrpc::Result<pb::Empty> {
         let task = self.tasks.get(&request.id)?;
-        task.exec(exec_order(request)?).map_err(Refusal::from)?;
+        task.exec(ExecOrder::of(request)?).map_err(Refusal::from)?;
         Ok(pb::Empty::new())
     }
 

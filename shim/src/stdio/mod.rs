@@ -38,6 +38,19 @@ pub(crate) struct StdioNames {
     pub stderr: String,
 }
 
+impl StdioNames {
+    /// The names of a request. A terminal has one output: where its errors should go is ignored, as by runc's shim
+    /// (containerd's own clients name a FIFO all the same).
+    #[must_use]
+    pub(crate) fn of(terminal: bool, stdin: String, stdout: String, stderr: String) -> Self {
+        Self {
+            stdin,
+            stdout,
+            stderr: if terminal { String::new() } else { stderr },
+        }
+    }
+}
+
 /// The opened streams; `None` where the program gets the null device.
 #[derive(Debug, Default)]
 pub(crate) struct Stdio {

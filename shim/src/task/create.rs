@@ -1,19 +1,58 @@
-//! `Create`: streams opened, VM booted, program loaded.
+//! `Create`, from containerd's request to the event: id taken, streams opened, VM booted, program loaded.
 //!
 //! Cheap refusals come first. `Delete` may come at any point (`ctr` gave up) and ends the boot.
 
 use std::sync::Arc;
 
 use protobuf::MessageField;
+use wasmvm_protocol::agent::containerd::api::CreateTaskRequest;
 use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
 
-use super::{LoadedVm, Move, Task, time_of_day, watcher};
-use crate::agent::{Agent, AgentError};
+use super::process::never_ran;
+use super::{LoadedVm, Move, Task, Tasks, time_of_day, watcher};
+use crate::agent::AgentError;
 use crate::error::{self, Coded, ErrorCode, Refusal};
 use crate::events::Event;
-use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioOwner};
+use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioNames, StdioOwner};
 use crate::vm::{VmEnd, end_behind_silence};
-use crate::workload::{Workload, WorkloadMaker};
+use crate::workload::{Workload, WorkloadMaker, WorkloadOrder};
+
+/// The fields of a `Create` request that the shim uses.
+#[derive(Clone, Debug)]
+pub(crate) struct TaskOrder {
+    /// The request but for the streams.
+    pub workload: WorkloadOrder,
+    /// The client's streams, as the request names them.
+    pub stdio: StdioNames,
+    /// Whether the streams are a terminal's.
+    pub terminal: bool,
+}
+
+impl TaskOrder {
+    /// The order of a request in containerd's `namespace`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a request to restore a checkpoint.
+    pub(crate) fn of(namespace: &str, request: CreateTaskRequest) -> Result<Self, Refusal> {
+        if !request.checkpoint.is_empty() {
+            let checkpoint = request.checkpoint;
+            let sentence = format!("checkpoint is {checkpoint:?}; restoring is not supported yet");
+            return Err(Refusal::say(ErrorCode::InvalidArgument, sentence));
+        }
+        let (terminal, stdin) = (request.terminal, request.stdin);
+        Ok(Self {
+            stdio: StdioNames::of(terminal, stdin, request.stdout, request.stderr),
+            workload: WorkloadOrder {
+                namespace: namespace.to_owned(),
+                id: request.id,
+                bundle: request.bundle.into(),
+                rootfs: request.rootfs,
+                options: request.options.into_option(),
+            },
+            terminal,
+        })
+    }
+}
 
 /// Why a task was not created.
 #[derive(Debug, thiserror::Error)]
@@ -47,19 +86,36 @@ impl Coded for CreateError {
     }
 }
 
+impl Tasks {
+    /// Creates a task and returns its pid. The caller must not drop the future.
+    ///
+    /// # Errors
+    /// [`CreateError`], translated for containerd; then nothing is left of the task.
+    pub(crate) async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
+        let id = order.workload.id.clone();
+        let task = Arc::new(Task::new(order, self.events.clone()));
+        let task = self.insert(&id, task)?;
+        let created = task.create(&*self.maker).await;
+        if let Err(error) = &created {
+            self.remove(&id, &task);
+            // Releases a Delete that waits; no other move can have come before.
+            let _ = task.init.transition(Move::CreateFailed(never_ran()));
+            tracing::info!(task_id = id, error = error::chain(error), "no task");
+        }
+        created.map_err(Refusal::from)
+    }
+}
+
 impl Task {
     /// Boots the VM, loads the program and returns the task's pid.
-    pub(super) async fn create(
-        self: &Arc<Self>,
-        maker: &dyn WorkloadMaker,
-    ) -> Result<u32, CreateError> {
+    async fn create(self: &Arc<Self>, maker: &dyn WorkloadMaker) -> Result<u32, CreateError> {
         let owner = StdioOwner {
             namespace: &self.order.namespace,
             id: &self.order.id,
         };
         let stdio = Stdio::open(&self.init.stdio, &owner).await?;
         let workload = tokio::select! {
-            made = maker.create(self.order.clone()) => made.map_err(CreateError::TaskVm)?,
+            made = maker.create(self.order.clone(), self.flow.clock()) => made.map_err(CreateError::TaskVm)?,
             error = self.aborted() => {
                 if let Err(left) = maker.undo(&self.order).await {
                     tracing::error!(task_id = %self.order.id, %left, "cannot undo an aborted create");
@@ -72,7 +128,7 @@ impl Task {
             error = self.aborted() => Err(error),
         };
         match loaded {
-            Ok((agent, streams)) => Ok(self.created(workload, agent, stdio, streams)),
+            Ok(streams) => Ok(self.created(workload, stdio, streams)),
             Err(error) => {
                 let error = explain(&*workload, error).await;
                 if let Err(left) = workload.destroy().await {
@@ -93,10 +149,10 @@ impl Task {
         &self,
         workload: &dyn Workload,
         stdio: &Stdio,
-    ) -> Result<(Agent, GuestStreams), CreateError> {
+    ) -> Result<GuestStreams, CreateError> {
         let load = async {
-            let agent = Agent::connect(workload, &self.order.id, self.flow.clock()).await?;
-            let streams = match agent.create(workload, stdio, self.init.terminal).await {
+            let terminal = self.init.terminal;
+            match workload.create(stdio, terminal).await {
                 // Nothing of the tenant has run, so the agent's answer can still be believed.
                 Err(error) if error.is_unfit() => {
                     tracing::warn!(task_id = %self.order.id, %error, "compiling it again");
@@ -104,11 +160,10 @@ impl Task {
                         .compile_again()
                         .await
                         .map_err(CreateError::TaskVm)?;
-                    agent.create(workload, stdio, self.init.terminal).await
+                    Ok(workload.create(stdio, terminal).await?)
                 }
-                first => first,
-            };
-            Ok::<_, CreateError>((agent, streams?))
+                first => Ok(first?),
+            }
         };
         tokio::select! {
             biased;
@@ -120,7 +175,6 @@ impl Task {
     fn created(
         self: &Arc<Self>,
         workload: Arc<dyn Workload>,
-        agent: Agent,
         stdio: Stdio,
         streams: GuestStreams,
     ) -> u32 {
@@ -129,7 +183,6 @@ impl Task {
         self.init.set_flowing();
         let vm = LoadedVm {
             workload,
-            agent,
             destroyed: tokio::sync::Mutex::new(false),
         };
         // VM and state are set once: nothing else sets either while the task is being created.

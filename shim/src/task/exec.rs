@@ -4,9 +4,11 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tokio::sync::watch;
+use wasmvm_protocol::agent::containerd::api::ExecProcessRequest;
 
 use super::{Exit, Process, Report, State, TaskError};
-use crate::bundle::ProcessSpec;
+use crate::bundle::{PROCESS_TYPE_URL, ProcessSpec};
+use crate::error::{ErrorCode, Refusal};
 use crate::stdio::StdioNames;
 use crate::workload::SlotLease;
 
@@ -21,6 +23,34 @@ pub(crate) struct ExecOrder {
     pub stdio: StdioNames,
     /// Whether the streams are a terminal's.
     pub terminal: bool,
+}
+
+impl ExecOrder {
+    /// The order of a request, whose spec is an OCI process.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a spec that is missing, of another type, or no OCI process.
+    pub(crate) fn of(request: ExecProcessRequest) -> Result<Self, Refusal> {
+        let refused = |sentence: String| Refusal::say(ErrorCode::InvalidArgument, sentence);
+        let spec = request
+            .spec
+            .into_option()
+            .ok_or_else(|| refused("the exec has no spec".into()))?;
+        if spec.type_url != PROCESS_TYPE_URL {
+            let sentence = format!(
+                "the spec of the exec is of type {:?}, not {PROCESS_TYPE_URL}",
+                spec.type_url
+            );
+            return Err(refused(sentence));
+        }
+        let (terminal, stdin) = (request.terminal, request.stdin);
+        Ok(Self {
+            id: request.exec_id,
+            spec: ProcessSpec::parse(&spec.value)?,
+            stdio: StdioNames::of(terminal, stdin, request.stdout, request.stderr),
+            terminal,
+        })
+    }
 }
 
 /// A further program of a task, from `Exec` until the exec is deleted.

@@ -23,11 +23,13 @@ use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 use super::signals;
 use super::{ExecOrder, Task, TaskOrder, Tasks};
 use crate::accounting::Accounting;
+use crate::agent::{Agent, AgentError, GuestConnector, TerminalSize};
 use crate::bundle::{ProcessSpec, User};
 use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
-use crate::stdio::StdioNames;
+use crate::guest_deadline::GuestClock;
+use crate::stdio::{GuestStreams, Stdio, StdioNames};
 use crate::vm::VmEnd;
 use crate::workload::{LoadedProgram, SlotLease, Workload, WorkloadMaker, WorkloadOrder};
 
@@ -277,10 +279,11 @@ fn refusal(code: ttrpc::Code, sentence: &str) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, sentence))
 }
 
-struct Agent(Arc<Guest>);
+/// The agent's Task service.
+struct Service(Arc<Guest>);
 
 #[async_trait]
-impl TaskService for Agent {
+impl TaskService for Service {
     async fn create(
         &self,
         _: &TtrpcContext,
@@ -439,10 +442,41 @@ impl TaskService for Agent {
     }
 }
 
+/// A way into the guest by the socket of its agent.
+struct Sockets {
+    guest: Arc<Guest>,
+    agent: PathBuf,
+}
+
+#[async_trait]
+impl GuestConnector for Sockets {
+    async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {
+        match port {
+            AGENT_PORT => Ok(UnixStream::connect(&self.agent).await.unwrap()),
+            STREAM_PORT => {
+                let (shim, mut guest) = UnixStream::pair().unwrap();
+                let streams = self.guest.clone();
+                tokio::spawn(async move {
+                    let mut fixed = [0; STREAM_HEADER_FIXED_BYTES];
+                    guest.read_exact(&mut fixed).await.unwrap();
+                    let (task, exec) = StreamHeader::id_lengths(&fixed).unwrap();
+                    let mut ids = vec![0; task + exec];
+                    guest.read_exact(&mut ids).await.unwrap();
+                    let header = StreamHeader::from_parts(&fixed, &ids).unwrap();
+                    let mut streams = streams.streams.lock().unwrap();
+                    streams.insert(header.token, (header, guest));
+                });
+                Ok(shim)
+            }
+            _ => Err(Refusal::say(ErrorCode::Unavailable, "nobody listens")),
+        }
+    }
+}
+
 /// A VM that is a socket.
 pub(crate) struct FakeWorkload {
     guest: Arc<Guest>,
-    agent: PathBuf,
+    pub agent: Agent,
     pub dir: tempfile::TempDir,
     pub accounting: Arc<Accounting>,
     _server: Mutex<Server>,
@@ -459,17 +493,23 @@ pub(crate) struct FakeWorkload {
 }
 
 impl FakeWorkload {
-    async fn boot(guest: Arc<Guest>) -> Self {
+    async fn boot(guest: Arc<Guest>, id: &str, clock: GuestClock) -> Self {
         // A guest of its own.
         guest.instances.lock().unwrap().clear();
         guest.runs.send_replace(true);
         let dir = tempfile::tempdir().unwrap();
-        let agent = dir.path().join("agent");
-        let listener = UnixListener::bind(&agent).unwrap();
+        let socket = dir.path().join("agent");
+        let listener = UnixListener::bind(&socket).unwrap();
         let mut server = Server::new()
             .add_listener(Listener::from(listener))
-            .register_service(create_task(Arc::new(Agent(guest.clone()))));
+            .register_service(create_task(Arc::new(Service(guest.clone()))));
         server.start().await.unwrap();
+        let sockets = Arc::new(Sockets {
+            guest: guest.clone(),
+            agent: socket,
+        });
+        let load_max = Duration::from_secs(60);
+        let agent = Agent::connect(sockets, id, load_max, clock).await.unwrap();
         for (file, value) in [("memory.max", "67108864"), ("memory.current", "1")] {
             std::fs::write(dir.path().join(file), value).unwrap();
         }
@@ -512,22 +552,69 @@ impl Workload for FakeWorkload {
         PID
     }
 
-    fn program(&self) -> Program {
-        Program {
-            args: vec!["/app.wasm".to_owned()],
-            ..Default::default()
-        }
-    }
-
-    fn load_limit(&self) -> Duration {
-        Duration::from_secs(60)
-    }
-
     fn accounting(&self) -> &Arc<Accounting> {
         &self.accounting
     }
 
-    async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
+    async fn create(&self, stdio: &Stdio, terminal: bool) -> Result<GuestStreams, AgentError> {
+        let init = Program {
+            args: vec!["/app.wasm".to_owned()],
+            ..Default::default()
+        };
+        self.agent.create(init, stdio, terminal).await
+    }
+
+    async fn exec(
+        &self,
+        exec_id: &str,
+        program: Program,
+        stdio: &Stdio,
+        terminal: bool,
+    ) -> Result<GuestStreams, AgentError> {
+        self.agent.exec(exec_id, program, stdio, terminal).await
+    }
+
+    async fn start(&self, exec_id: &str) -> Result<u32, AgentError> {
+        self.agent.start(exec_id).await
+    }
+
+    async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        self.agent.kill(exec_id, signal, all).await
+    }
+
+    async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
+        self.agent.wait(exec_id).await
+    }
+
+    async fn delete(&self, exec_id: &str) -> Result<(), AgentError> {
+        self.agent.delete(exec_id).await
+    }
+
+    async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError> {
+        self.agent.resize(exec_id, size).await
+    }
+
+    async fn update(&self, change: Change) -> Result<(), AgentError> {
+        self.agent.change(change).await
+    }
+
+    fn has_wrong_time(&self) -> bool {
+        self.agent.has_wrong_time()
+    }
+
+    fn time_is_told(&self) {
+        self.agent.time_is_told();
+    }
+
+    async fn oom_kills(&self) -> Result<u64, AgentError> {
+        self.agent.oom_kills().await
+    }
+
+    async fn instances(&self) -> Result<Vec<agent::Instance>, AgentError> {
+        self.agent.instances().await
+    }
+
+    async fn find(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
         let mut loads = self.loads.subscribe();
         loads.wait_for(|loads| *loads).await.unwrap();
         if process.args[0] == "/bin/sh" {
@@ -564,28 +651,6 @@ impl Workload for FakeWorkload {
     async fn resume(&self) -> Result<(), Refusal> {
         self.guest.runs.send_replace(true);
         Ok(())
-    }
-
-    async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {
-        match port {
-            AGENT_PORT => Ok(UnixStream::connect(&self.agent).await.unwrap()),
-            STREAM_PORT => {
-                let (shim, mut guest) = UnixStream::pair().unwrap();
-                let streams = self.guest.clone();
-                tokio::spawn(async move {
-                    let mut fixed = [0; STREAM_HEADER_FIXED_BYTES];
-                    guest.read_exact(&mut fixed).await.unwrap();
-                    let (task, exec) = StreamHeader::id_lengths(&fixed).unwrap();
-                    let mut ids = vec![0; task + exec];
-                    guest.read_exact(&mut ids).await.unwrap();
-                    let header = StreamHeader::from_parts(&fixed, &ids).unwrap();
-                    let mut streams = streams.streams.lock().unwrap();
-                    streams.insert(header.token, (header, guest));
-                });
-                Ok(shim)
-            }
-            _ => Err(Refusal::say(ErrorCode::Unavailable, "nobody listens")),
-        }
     }
 
     async fn vm_ended(&self) -> VmEnd {
@@ -643,11 +708,15 @@ impl FakeMaker {
 
 #[async_trait]
 impl WorkloadMaker for FakeMaker {
-    async fn create(&self, _: WorkloadOrder) -> Result<Arc<dyn Workload>, Refusal> {
+    async fn create(
+        &self,
+        order: WorkloadOrder,
+        clock: GuestClock,
+    ) -> Result<Arc<dyn Workload>, Refusal> {
         if self.never_boots.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
-        let workload = Arc::new(FakeWorkload::boot(self.guest.clone()).await);
+        let workload = Arc::new(FakeWorkload::boot(self.guest.clone(), &order.id, clock).await);
         *self.last.lock().unwrap() = Some(workload.clone());
         Ok(workload)
     }

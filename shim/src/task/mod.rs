@@ -51,11 +51,12 @@ mod answers_tests;
 #[cfg(test)]
 mod model_tests;
 
+pub(crate) use create::TaskOrder;
 pub(crate) use error::TaskError;
 pub(crate) use exec::{Exec, ExecOrder};
 pub(crate) use pause::Flow;
 pub(crate) use process::Report;
-pub(crate) use registry::{TaskOrder, Tasks};
+pub(crate) use registry::Tasks;
 pub(crate) use state::{Exit, IllegalMove, Move, State};
 
 use std::collections::BTreeMap;
@@ -66,19 +67,16 @@ use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::sync::watch;
 use wasmvm_protocol::agent::containerd::events::task::{TaskDelete, TaskStart};
 
-use crate::agent::Agent;
 use crate::error::Refusal;
 use crate::events::{Event, EventSink};
-use crate::stdio::StdioNames;
 use crate::workload::{Workload, WorkloadOrder};
 
 use pause::PauseControl;
 use process::{Claim, Process, never_ran};
 
-/// The VM and the connection to its agent, once the program is loaded.
+/// The workload, once the program is loaded.
 struct LoadedVm {
     workload: Arc<dyn Workload>,
-    agent: Agent,
     /// Whether nothing of the VM is left; held while the VM is being removed.
     destroyed: tokio::sync::Mutex<bool>,
 }
@@ -135,17 +133,12 @@ impl std::fmt::Debug for Task {
 }
 
 impl Task {
-    fn new(
-        order: WorkloadOrder,
-        stdio: StdioNames,
-        terminal: bool,
-        events: Arc<dyn EventSink>,
-    ) -> Self {
-        let name = format!("task {}", order.id);
+    fn new(order: TaskOrder, events: Arc<dyn EventSink>) -> Self {
+        let name = format!("task {}", order.workload.id);
         Self {
-            order,
+            order: order.workload,
             events,
-            init: Process::new(name, stdio, terminal, State::Creating),
+            init: Process::new(name, order.stdio, order.terminal, State::Creating),
             execs: Mutex::default(),
             lingering: Mutex::default(),
             flow: PauseControl::default(),
@@ -258,7 +251,7 @@ impl Task {
         self.init.switch.open_stdin();
         let started = tokio::select! {
             biased;
-            started = vm.agent.start("") => started.map_err(TaskError::from),
+            started = vm.workload.start("") => started.map_err(TaskError::from),
             end = vm.workload.vm_ended() => Err(TaskError::VmEnded(end.reason)),
         };
         if let Err(error) = started {

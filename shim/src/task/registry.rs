@@ -6,28 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::process::never_ran;
-use super::{Exit, Move, Task};
+use super::{Exit, Task};
 use crate::error::{ErrorCode, Refusal};
 use crate::events::EventSink;
-use crate::stdio::StdioNames;
-use crate::workload::{WorkloadMaker, WorkloadOrder};
-
-/// The fields of a `Create` request that the shim uses.
-#[derive(Clone, Debug)]
-pub(crate) struct TaskOrder {
-    /// The request but for the streams.
-    pub workload: WorkloadOrder,
-    /// The client's streams, as the request names them.
-    pub stdio: StdioNames,
-    /// Whether the streams are a terminal's.
-    pub terminal: bool,
-}
+use crate::workload::WorkloadMaker;
 
 /// The tasks of this shim, those being created included.
 pub(crate) struct Tasks {
-    maker: Arc<dyn WorkloadMaker>,
-    events: Arc<dyn EventSink>,
+    pub(super) maker: Arc<dyn WorkloadMaker>,
+    pub(super) events: Arc<dyn EventSink>,
     tasks: Mutex<HashMap<String, Arc<Task>>>,
     count: watch::Sender<usize>,
 }
@@ -75,29 +62,6 @@ impl Tasks {
         self.lock().values().cloned().collect()
     }
 
-    /// Creates a task and returns its pid. The caller must not drop the future.
-    ///
-    /// # Errors
-    /// A [`super::create::CreateError`], translated for containerd; then nothing is left of the task.
-    pub(crate) async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
-        let id = order.workload.id.clone();
-        let task = Task::new(
-            order.workload,
-            order.stdio,
-            order.terminal,
-            self.events.clone(),
-        );
-        let task = self.insert(&id, Arc::new(task))?;
-        let created = task.create(&*self.maker).await;
-        if let Err(error) = &created {
-            self.remove(&id, &task);
-            // Releases a Delete that waits; no other move can have come before.
-            let _ = task.init.transition(Move::CreateFailed(never_ran()));
-            tracing::info!(task_id = id, error = crate::error::chain(error), "no task");
-        }
-        created.map_err(Refusal::from)
-    }
-
     /// Deletes a task and returns its pid and its exit. The caller must not drop the future.
     ///
     /// # Errors
@@ -109,7 +73,11 @@ impl Tasks {
         Ok((task.pid(), exit))
     }
 
-    fn insert(&self, id: &str, task: Arc<Task>) -> Result<Arc<Task>, Refusal> {
+    /// Enters a task.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, when the id is taken.
+    pub(super) fn insert(&self, id: &str, task: Arc<Task>) -> Result<Arc<Task>, Refusal> {
         let mut tasks = self.lock();
         let inserted = match tasks.entry(id.to_owned()) {
             Entry::Occupied(_) => Err(Refusal::say(
@@ -123,7 +91,7 @@ impl Tasks {
     }
 
     /// Removes this task; a later task of the same id stays.
-    fn remove(&self, id: &str, task: &Arc<Task>) {
+    pub(super) fn remove(&self, id: &str, task: &Arc<Task>) {
         let mut tasks = self.lock();
         if tasks.get(id).is_some_and(|there| Arc::ptr_eq(there, task)) {
             tasks.remove(id);

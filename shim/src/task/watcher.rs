@@ -124,7 +124,7 @@ async fn finish_all_output(task: &Task, pumps: &mut Pumps) {
 async fn status(name: &str, vm: &LoadedVm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
-        status = vm.agent.wait("") => status,
+        status = vm.workload.wait("") => status,
         end = vm.workload.vm_ended() => {
             log_end(name, &end);
             return None;
@@ -152,10 +152,10 @@ impl Task {
     async fn end_execs(&self, vm: &LoadedVm) {
         let live = self.execs_where(|exec| exec.process.state().is_live());
         for exec in &live {
-            let (agent, exec) = (vm.agent.clone(), exec.clone());
+            let (workload, exec) = (vm.workload.clone(), exec.clone());
             tokio::spawn(async move {
                 // An error for an exec that has exited already is as good.
-                let _ = agent.kill(exec.id(), signals::SIGKILL, false).await;
+                let _ = workload.kill(exec.id(), signals::SIGKILL, false).await;
             });
         }
         for exec in &live {

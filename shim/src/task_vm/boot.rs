@@ -1,106 +1,138 @@
-//! Boots a task's VM, from the first step on the host to a guest that listens and a mapped slot.
+//! [`TaskVmMaker`]: from a `Create` request of containerd to a [`TaskVm`] whose agent waits for its Create.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use tokio::sync::Mutex;
 use wasmvm_protocol::agent::containerd::api::Mount;
 use wasmvm_protocol::control::{BootConfig, Role};
 
+use super::TaskVm;
 use super::error::TaskVmError;
-use super::resolve::Resolver;
+use super::resolve::{Resolver, Wanted};
 use super::run_hooks::{hook_state, run_create_hooks};
 use super::slots::Slots;
-use super::steps::off_thread;
-use crate::bundle::{Network as SpecNetwork, TaskSpec};
+use super::steps::{off_thread, undo};
+use crate::accounting::Accounting;
+use crate::agent::Agent;
+use crate::bundle::{Network as SpecNetwork, TaskSpec, ram_mib};
 use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
-use crate::error::Refusal;
+use crate::cleanup;
+use crate::config::{Config, GuestFiles, options};
+use crate::error::{Refusal, chain};
+use crate::guest_deadline::GuestClock;
 use crate::host_process::start_time;
-use crate::journal::{Journal, Step};
-use crate::program::{Found, Program};
-use crate::tree::{self, DeviceMount, RootfsMount};
+use crate::journal::{Journal, STATE_ROOT, Step, TASKS_ROOT};
+use crate::program::Program;
+use crate::tree::{self, RootfsMount};
 use crate::vm::launch::{LaunchRequest, launch};
 use crate::vm::network::Network;
 use crate::vm::{Vm, VmError, credentials};
-use crate::workload::{SlotLease, WorkloadOrder};
+use crate::workload::{Workload, WorkloadMaker, WorkloadOrder};
 
 /// Memory limit from which on guest RAM is backed by huge pages, bytes. With a smaller limit, one touch of
 /// a huge page would charge too much of the limit at once.
 const HUGE_PAGES_LIMIT_BYTES_MIN: u64 = 512 << 20;
 
-/// A VM whose agent listens and whose first slot holds init's artifact.
-pub(super) struct Booted {
-    pub cgroup: Cgroup,
-    pub vm: Vm,
-    pub slots: Slots,
-    /// Init's slot, held as long as the VM lives.
-    pub slot: SlotLease,
-    /// The findings about init's program in the task's tree.
-    pub found: Found,
-    pub devices: Vec<DeviceMount>,
+/// Boots VMs on this host.
+#[derive(Debug)]
+pub(crate) struct TaskVmMaker;
+
+#[async_trait]
+impl WorkloadMaker for TaskVmMaker {
+    async fn create(
+        &self,
+        order: WorkloadOrder,
+        clock: GuestClock,
+    ) -> Result<Arc<dyn Workload>, Refusal> {
+        let config = options::config(&order.bundle, order.options.as_ref())?;
+        let wanted = order.clone();
+        let (guest, spec, journal) = off_thread(move || begin(&wanted)).await?;
+        let (namespace, id) = (order.namespace.clone(), order.id.clone());
+        let host = Host {
+            resolver: Resolver::new(&namespace, &id, &spec, &config, guest),
+            spec: Arc::new(spec),
+            journal: Arc::new(journal),
+            config,
+        };
+        match boot(order, host, clock).await {
+            Ok(vm) => Ok(Arc::new(vm)),
+            Err(error) => {
+                if let Err(left) = undo(cleanup::undo, namespace, id).await {
+                    tracing::error!(error = %chain(&left), "a failed create left something");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn undo(&self, order: &WorkloadOrder) -> Result<(), Refusal> {
+        let (namespace, id) = (order.namespace.clone(), order.id.clone());
+        undo(cleanup::undo, namespace, id).await
+    }
 }
 
-/// Makes the cgroup and the VM, runs the hooks of `Create`, and maps init's artifact once the guest
-/// listens.
-pub(super) async fn boot(
-    order: WorkloadOrder,
+/// The parts of a task on the host that are there before the task's VM.
+struct Host {
+    config: Config,
     spec: Arc<TaskSpec>,
-    ram_mib: u32,
-    journal: &Arc<Journal>,
-    resolver: &Resolver,
-) -> Result<Booted, Refusal> {
+    journal: Arc<Journal>,
+    resolver: Resolver,
+}
+
+/// Finds the guest's files, loads the spec and starts the journal; what a task of the same id has left
+/// after a crash is removed first.
+fn begin(request: &WorkloadOrder) -> Result<(GuestFiles, TaskSpec, Journal), Refusal> {
+    let guest = GuestFiles::find()?;
+    let spec = TaskSpec::load(&request.bundle)?;
+    let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);
+    let (namespace, id) = (&request.namespace, &request.id);
+    let journal = cleanup::begin(tasks, earlier, namespace, id, &request.bundle)?;
+    Ok((guest, spec, journal))
+}
+
+/// Makes the cgroup and the VM, runs the hooks of `Create`, maps init's artifact once the guest listens, and
+/// connects to the agent.
+async fn boot(order: WorkloadOrder, host: Host, clock: GuestClock) -> Result<TaskVm, Refusal> {
+    let Host {
+        config,
+        spec,
+        journal,
+        resolver,
+    } = host;
     let WorkloadOrder {
         namespace,
         id,
-        rootfs,
         bundle,
+        rootfs,
         ..
     } = order;
-    let rootfs: Vec<_> = rootfs.into_iter().map(rootfs_mount).collect();
-    let task_spec = Arc::clone(&spec);
-    let config = &resolver.config;
-    let (wanted, kept) = (Arc::clone(&spec), Arc::clone(journal));
-    let task = id.clone();
-    let cgroup = off_thread(move || make_task_cgroup(&namespace, &task, &wanted, &kept)).await?;
-    let launch_request = LaunchRequest {
-        name: id.clone(),
-        files: resolver.vm_files(Role::Task, &cgroup).await?,
-        boot: BootConfig {
-            role: Role::Task,
-            ram_mib,
-            huge_pages: spec
-                .memory_bytes_max()
-                .is_none_or(|limit| limit >= HUGE_PAGES_LIMIT_BYTES_MIN),
-            console: config.console,
-            credentials: credentials::of_task(&spec)?,
-        },
-        cgroup: cgroup.birth()?,
-        network: match &spec.network {
-            SpecNetwork::Host | SpecNetwork::New => Network::Empty,
-            SpecNetwork::Path(path) => Network::Path(path.clone()),
-        },
-        sysctls: spec.sysctls.clone(),
-        oom_score_adj: spec.oom_score_adj.unwrap_or(0),
-    };
-    let (vm, (tree, program)) = launch(launch_request, move || {
-        let tree = tree::assemble(&spec, &rootfs)?;
-        let program = Program::open(tree.root.as_fd(), &spec.process)?;
+    let ram_mib = ram_mib(spec.memory_bytes_max(), config.default_memory_mib);
+    let cgroup = make_cgroup(&namespace, &id, &spec, &journal).await?;
+    let request = launch_request(&id, &spec, ram_mib, &cgroup, &resolver).await?;
+    let (wanted, rootfs) = (spec.clone(), rootfs.into_iter().map(rootfs_mount));
+    let rootfs: Vec<_> = rootfs.collect();
+    let (vm, (tree, program)) = launch(request, move || {
+        let tree = tree::assemble(&wanted, &rootfs)?;
+        let program = Program::open(tree.root.as_fd(), &wanted.process)?;
         Ok::<_, Refusal>((tree, Arc::new(program)))
     })
     .await?;
-    let start_time = start_time(vm.pid()).map_err(|source| TaskVmError::Step {
-        action: "read the VMM's start time",
-        source,
-    })?;
-    journal.record(&Step::Vmm {
-        pid: vm.pid(),
-        start_time,
-    })?;
-    let state = hook_state(&id, &bundle, &task_spec, vm.pid());
-    let hooks = run_create_hooks(&task_spec, state, journal);
+    record(&vm, &journal)?;
+
+    let state = hook_state(&id, &bundle, &spec, vm.pid());
+    let hooks = run_create_hooks(&spec, state, &journal);
     let booted = async { Ok::<_, Refusal>(vm.ready(config.boot_timeout()).await?) };
+    let wanted = Wanted {
+        program: &program,
+        cpu: vm.cpu(),
+        journal: &journal,
+    };
     let resolved = async {
         tokio::select! {
-            artifact = resolver.resolve(&program, journal) => artifact,
+            artifact = resolver.resolve(wanted) => artifact,
             // A VM that ends while its module is compiled is not waited for.
             end = vm.ended() => Err(VmError::Ended(end).into()),
         }
@@ -114,25 +146,77 @@ pub(super) async fn boot(
     let artifact = resolver.own(artifact, || cgroup.birth()).await?;
     let slot = slots.lease(&vm, artifact).await?;
     debug_assert_eq!(slot.index(), 0, "init's program comes first");
-    Ok(Booted {
-        cgroup,
+    let guest = Arc::new(vm.clone());
+    let agent = Agent::connect(guest, &id, config.load_timeout(), clock).await?;
+    Ok(TaskVm {
+        namespace,
+        id,
+        bundle,
+        accounting: Arc::new(Accounting::new(cgroup, ram_mib, spec.memory_bytes_max())),
+        spec,
+        devices: tree.devices,
+        journal,
+        resolver,
         vm,
-        slots,
+        agent,
+        slots: Mutex::new(slots),
         slot,
         found,
-        devices: tree.devices,
     })
 }
 
-fn make_task_cgroup(
+async fn make_cgroup(
     namespace: &str,
     id: &str,
-    spec: &TaskSpec,
+    spec: &Arc<TaskSpec>,
     journal: &Arc<Journal>,
 ) -> Result<Cgroup, Refusal> {
     let inner = cgroup_path(spec.cgroup_path.as_deref(), namespace, id)?;
-    let place = Hierarchies::find()?.place(&inner);
-    Ok(Cgroup::create(&place, &spec.resources, journal)?)
+    let (spec, journal) = (spec.clone(), journal.clone());
+    off_thread(move || {
+        let place = Hierarchies::find()?.place(&inner);
+        Ok::<_, Refusal>(Cgroup::create(&place, &spec.resources, &journal)?)
+    })
+    .await
+}
+
+async fn launch_request(
+    id: &str,
+    spec: &TaskSpec,
+    ram_mib: u32,
+    cgroup: &Cgroup,
+    resolver: &Resolver,
+) -> Result<LaunchRequest, Refusal> {
+    Ok(LaunchRequest {
+        name: id.to_owned(),
+        files: resolver.vm_files(Role::Task, cgroup).await?,
+        boot: BootConfig {
+            role: Role::Task,
+            ram_mib,
+            huge_pages: spec
+                .memory_bytes_max()
+                .is_none_or(|limit| limit >= HUGE_PAGES_LIMIT_BYTES_MIN),
+            console: resolver.config.console,
+            credentials: credentials::of_task(spec)?,
+        },
+        cgroup: cgroup.birth()?,
+        network: match &spec.network {
+            SpecNetwork::Host | SpecNetwork::New => Network::Empty,
+            SpecNetwork::Path(path) => Network::Path(path.clone()),
+        },
+        sysctls: spec.sysctls.clone(),
+        oom_score_adj: spec.oom_score_adj.unwrap_or(0),
+    })
+}
+
+/// Records the VMM in the journal, so that a `delete` after the shim's death finds the VMM's process.
+fn record(vm: &Vm, journal: &Journal) -> Result<(), Refusal> {
+    let start_time = start_time(vm.pid()).map_err(|source| TaskVmError::Step {
+        action: "read the VMM's start time",
+        source,
+    })?;
+    let pid = vm.pid();
+    Ok(journal.record(&Step::Vmm { pid, start_time })?)
 }
 
 fn rootfs_mount(mount: Mount) -> RootfsMount {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::TaskVm;
 use super::error::TaskVmError;
+use super::resolve::Wanted;
 use super::steps::off_thread;
 use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
@@ -21,7 +22,7 @@ impl TaskVm {
         process: &ProcessSpec,
     ) -> Result<(SlotLease, Found), Refusal> {
         let program = self.read_program(process).await?;
-        let artifact = self.resolver.resolve(&program, &self.journal).await?;
+        let artifact = self.resolver.resolve(self.wanted(&program)).await?;
         let found = program.found.clone();
         drop(program);
         let mut slots = self.slots.lock().await;
@@ -43,13 +44,21 @@ impl TaskVm {
     /// [`Refusal`].
     pub(super) async fn recompile(&self) -> Result<(), Refusal> {
         let program = self.read_program(&self.spec.process).await?;
-        let again = self.resolver.compile_again(&program, &self.journal);
+        let again = self.resolver.compile_again(self.wanted(&program));
         let artifact = self
             .resolver
             .own(again.await?, || self.accounting.birth())
             .await?;
         let mut slots = self.slots.lock().await;
         Ok(slots.replace(&self.vm, &self.slot, artifact).await?)
+    }
+
+    fn wanted<'a>(&'a self, program: &'a Arc<Program>) -> Wanted<'a> {
+        Wanted {
+            program,
+            cpu: self.vm.cpu(),
+            journal: &self.journal,
+        }
     }
 
     /// Reads one program at a time: reading takes a processor of the host's, for longer the larger the file

@@ -13,22 +13,20 @@ mod compiler_cgroup;
 mod description;
 mod error;
 mod load;
-mod maker;
 mod resolve;
 mod run_hooks;
 mod slots;
 mod steps;
 
-pub(crate) use self::maker::TaskVmMaker;
+pub(crate) use self::boot::TaskVmMaker;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
-use tokio::net::UnixStream;
 use tokio::sync::Mutex;
-use wasmvm_protocol::agent::Program;
+use wasmvm_protocol::agent::{Change, Instance, Program};
 
 use self::description::describe;
 use self::resolve::Resolver;
@@ -36,11 +34,13 @@ use self::run_hooks::{hook_state, run_poststart};
 use self::slots::Slots;
 use self::steps::{Cleanup, undo};
 use crate::accounting::Accounting;
+use crate::agent::{Agent, AgentError, TerminalSize};
 use crate::bundle::{ProcessSpec, TaskSpec};
 use crate::cleanup;
 use crate::error::{Refusal, chain};
 use crate::journal::{ExitRecord, Journal, Step};
 use crate::program::Found;
+use crate::stdio::{GuestStreams, Stdio};
 use crate::tree::DeviceMount;
 use crate::vm::{Vm, VmEnd, credentials};
 use crate::workload::{LoadedProgram, SlotLease, Workload};
@@ -56,8 +56,8 @@ pub(crate) struct TaskVm {
     accounting: Arc<Accounting>,
     journal: Arc<Journal>,
     resolver: Resolver,
-    load_limit: Duration,
     vm: Vm,
+    agent: Agent,
     slots: Mutex<Slots>,
     /// Init's slot, held as long as the VM lives.
     slot: SlotLease,
@@ -80,23 +80,74 @@ impl Workload for TaskVm {
         self.vm.pid()
     }
 
-    fn program(&self) -> Program {
-        describe(self, &self.spec.process, &self.found, 0)
+    fn accounting(&self) -> &Arc<Accounting> {
+        &self.accounting
     }
 
-    fn load_limit(&self) -> Duration {
-        self.load_limit
+    async fn create(&self, stdio: &Stdio, terminal: bool) -> Result<GuestStreams, AgentError> {
+        let init = describe(self, &self.spec.process, &self.found, 0);
+        self.agent.create(init, stdio, terminal).await
     }
 
-    async fn load(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
+    async fn compile_again(&self) -> Result<(), Refusal> {
+        self.recompile().await
+    }
+
+    async fn find(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {
         credentials::check_exec(&self.spec, &process.user)?;
         let (slot, found) = self.find_and_map(process).await?;
         let program = describe(self, process, &found, slot.index());
         Ok(LoadedProgram { program, slot })
     }
 
-    async fn compile_again(&self) -> Result<(), Refusal> {
-        self.recompile().await
+    async fn exec(
+        &self,
+        exec_id: &str,
+        program: Program,
+        stdio: &Stdio,
+        terminal: bool,
+    ) -> Result<GuestStreams, AgentError> {
+        self.agent.exec(exec_id, program, stdio, terminal).await
+    }
+
+    async fn start(&self, exec_id: &str) -> Result<u32, AgentError> {
+        self.agent.start(exec_id).await
+    }
+
+    async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        self.agent.kill(exec_id, signal, all).await
+    }
+
+    async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
+        self.agent.wait(exec_id).await
+    }
+
+    async fn delete(&self, exec_id: &str) -> Result<(), AgentError> {
+        self.agent.delete(exec_id).await
+    }
+
+    async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError> {
+        self.agent.resize(exec_id, size).await
+    }
+
+    async fn update(&self, change: Change) -> Result<(), AgentError> {
+        self.agent.change(change).await
+    }
+
+    fn has_wrong_time(&self) -> bool {
+        self.agent.has_wrong_time()
+    }
+
+    fn time_is_told(&self) {
+        self.agent.time_is_told();
+    }
+
+    async fn oom_kills(&self) -> Result<u64, AgentError> {
+        self.agent.oom_kills().await
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, AgentError> {
+        self.agent.instances().await
     }
 
     async fn pause(&self) -> Result<(), Refusal> {
@@ -105,14 +156,6 @@ impl Workload for TaskVm {
 
     async fn resume(&self) -> Result<(), Refusal> {
         Ok(self.vm.resume().await?)
-    }
-
-    fn accounting(&self) -> &Arc<Accounting> {
-        &self.accounting
-    }
-
-    async fn connect(&self, port: u32) -> Result<UnixStream, Refusal> {
-        Ok(self.vm.connect(port).await?)
     }
 
     async fn vm_ended(&self) -> VmEnd {

@@ -25,6 +25,15 @@ use crate::vm::launch::VmFiles;
 
 /// The annotation with a pod's namespace, in the specs that CRI makes (containerd, `pkg/cri/annotations`).
 const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+/// A program to resolve, for the VM that is to run the program.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    pub program: &'a Arc<Program>,
+    /// The features of the VM's CPU, as [`crate::vm::Vm::cpu`] names them.
+    pub cpu: &'a str,
+    pub journal: &'a Journal,
+}
+
 /// Resolves the programs of one task: init's and those of its execs.
 #[derive(Debug)]
 pub(super) struct Resolver {
@@ -70,15 +79,11 @@ impl Resolver {
     ///
     /// # Errors
     /// [`Refusal`]
-    pub(super) async fn resolve(
-        &self,
-        program: &Arc<Program>,
-        journal: &Journal,
-    ) -> Result<Artifact, Refusal> {
-        let key = self.key(program.sha256).await?;
+    pub(super) async fn resolve(&self, wanted: Wanted<'_>) -> Result<Artifact, Refusal> {
+        let key = self.key(wanted.program.sha256, wanted.cpu).await?;
         match self.find(&key).await? {
             Some(file) => Ok(Artifact { key, file }),
-            None => self.compile_in_turn(program, key, journal).await,
+            None => self.compile_in_turn(wanted, key).await,
         }
     }
 
@@ -86,19 +91,15 @@ impl Resolver {
     ///
     /// # Errors
     /// [`Refusal`]
-    pub(super) async fn compile_again(
-        &self,
-        program: &Arc<Program>,
-        journal: &Journal,
-    ) -> Result<Artifact, Refusal> {
-        let key = self.key(program.sha256).await?;
+    pub(super) async fn compile_again(&self, wanted: Wanted<'_>) -> Result<Artifact, Refusal> {
+        let key = self.key(wanted.program.sha256, wanted.cpu).await?;
         let (store, unfit) = (self.store(), key.clone());
         off_thread(move || {
             store.forget(&unfit);
             Ok::<_, Refusal>(())
         })
         .await?;
-        self.compile_in_turn(program, key, journal).await
+        self.compile_in_turn(wanted, key).await
     }
 
     /// The artifact as the VM of `cgroup` maps it: where no memory is shared, a copy that is charged to
@@ -153,9 +154,10 @@ impl Resolver {
         (self.config.sharing != Sharing::Host).then(|| self.tenant.clone())
     }
 
-    async fn key(&self, sha256: [u8; 32]) -> Result<ArtifactKey, Refusal> {
+    async fn key(&self, sha256: [u8; 32], cpu: &str) -> Result<ArtifactKey, Refusal> {
         let (compiler, owner) = (self.guest.compiler.clone(), self.owner());
-        off_thread(move || ArtifactKey::new(&sha256, &compiler, owner.as_deref())).await
+        let cpu = cpu.to_owned();
+        off_thread(move || ArtifactKey::new(&sha256, &compiler, &cpu, owner.as_deref())).await
     }
 
     async fn find(&self, key: &ArtifactKey) -> Result<Option<File>, Refusal> {
@@ -178,9 +180,8 @@ impl Resolver {
 
     async fn compile_in_turn(
         &self,
-        program: &Arc<Program>,
+        wanted: Wanted<'_>,
         key: ArtifactKey,
-        journal: &Journal,
     ) -> Result<Artifact, Refusal> {
         let _alone = self.compiling.lock().await;
         let turns = CompileQueue::new(
@@ -194,7 +195,7 @@ impl Resolver {
                 return Ok(Artifact { key, file });
             }
             match next {
-                Next::Turn(turn) => return self.compile(program, key, journal, turn).await,
+                Next::Turn(turn) => return self.compile(wanted, key, turn).await,
                 Next::Followed { stranger } => follows_strangers &= !stranger,
             }
         }
@@ -204,16 +205,16 @@ impl Resolver {
     /// of the program's size is charged to the compiler's cgroup.
     async fn compile(
         &self,
-        program: &Arc<Program>,
+        wanted: Wanted<'_>,
         looked_up: ArtifactKey,
-        journal: &Journal,
         turn: Turn,
     ) -> Result<Artifact, Refusal> {
+        let program = wanted.program;
         let (path, bytes, kind) = (&program.path, program.bytes, program.kind);
         tracing::info!(?path, bytes, ?kind, "a program is compiled");
-        let cgroup = self.make_cgroup(journal).await?;
+        let cgroup = self.make_cgroup(wanted.journal).await?;
         let compiled = self
-            .compile_in(cgroup.cgroup(), program, looked_up, Arc::new(turn))
+            .compile_in(cgroup.cgroup(), wanted, looked_up, Arc::new(turn))
             .await;
         let removed = cgroup.remove().await;
         let artifact = compiled?;
@@ -238,10 +239,11 @@ impl Resolver {
     async fn compile_in(
         &self,
         cgroup: &Cgroup,
-        program: &Arc<Program>,
+        wanted: Wanted<'_>,
         looked_up: ArtifactKey,
         turn: Arc<Turn>,
     ) -> Result<Artifact, Refusal> {
+        let program = wanted.program;
         let limit = self.config.compile_timeout();
         let birth: Birth = cgroup.birth()?;
         let (source, held) = (program.clone(), turn.clone());
@@ -252,7 +254,7 @@ impl Resolver {
             sealed
         })
         .await?;
-        let key = self.key(module.sha256).await?;
+        let key = self.key(module.sha256, wanted.cpu).await?;
         if key != looked_up {
             tracing::warn!(path = %program.path.display(), "the program was changed while it was read");
             if let Some(file) = self.find(&key).await? {

@@ -156,7 +156,7 @@ impl Driver {
                 });
             }
             // `NeedMaps` and `Jailed` belong to the handshake; a VMM that repeats them gains nothing.
-            FromVmm::NeedMaps | FromVmm::Jailed => {}
+            FromVmm::NeedMaps | FromVmm::Jailed { .. } | FromVmm::Inspected { .. } => {}
         }
         None
     }
@@ -204,7 +204,11 @@ mod tests {
         let start = start_time(child.id()).unwrap();
         let process = HostProcess::find(child.id(), start).unwrap().unwrap();
         let (ours, theirs) = control::pair().unwrap();
-        (child, Vm::new(process, ours).unwrap(), theirs)
+        (
+            child,
+            Vm::new(process, ours, String::new()).unwrap(),
+            theirs,
+        )
     }
 
     #[tokio::test]

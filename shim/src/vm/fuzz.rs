@@ -109,7 +109,7 @@ impl Vmm {
         let process = HostProcess::new(child.id(), pin(&mut child).unwrap());
         let (ours, theirs) = control::pair().unwrap();
         fcntl_setfl(&theirs, OFlags::NONBLOCK).unwrap();
-        let vm = Vm::new(process.clone(), ours).unwrap();
+        let vm = Vm::new(process.clone(), ours, String::new()).unwrap();
         let vmm = Self {
             process,
             control: Some(theirs),
@@ -243,7 +243,7 @@ fn message(u: &mut Unstructured<'_>) -> Result<FromVmm> {
     let id = u.int_in_range(0..=4)?;
     Ok(match u.int_in_range(0..=9)? {
         0 => FromVmm::NeedMaps,
-        1 => FromVmm::Jailed,
+        1 => FromVmm::Jailed { cpu: String::new() },
         2 => FromVmm::Done { id },
         3 => FromVmm::AgentReady {
             boot_us: u.arbitrary()?,

@@ -128,6 +128,8 @@ struct Launched {
     process: HostProcess,
     control: OwnedFd,
     log: OwnedFd,
+    /// The features of the guest's CPU, as [`FromVmm::Jailed`] has them.
+    cpu: String,
 }
 
 /// Runs `prepare` on the VMM's thread, in a mount namespace of its own, then launches the VMM in the
@@ -173,7 +175,7 @@ impl Launched {
                 tracing::warn!(error = %err, "the VMM's log ended");
             }
         });
-        Ok(Vm::new(self.process, self.control)?)
+        Ok(Vm::new(self.process, self.control, self.cpu)?)
     }
 }
 
@@ -223,17 +225,20 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
             [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd()],
         )
     });
-    if let Err(err) = led {
-        process.kill();
-        // A killed child ends; if the kernel holds the child, the cgroup's removal says so.
-        let _ = process.wait_blocking(HANDSHAKE_MAX);
-        return Err(err);
+    match led {
+        Ok(cpu) => Ok(Launched {
+            process,
+            control,
+            log,
+            cpu,
+        }),
+        Err(err) => {
+            process.kill();
+            // A killed child ends; if the kernel holds the child, the cgroup's removal says so.
+            let _ = process.wait_blocking(HANDSHAKE_MAX);
+            Err(err)
+        }
     }
-    Ok(Launched {
-        process,
-        control,
-        log,
-    })
 }
 
 /// Whether containerd's `sched_core = true` is set: shims read that from their environment, as runc's shim does.
@@ -247,13 +252,13 @@ fn write_map(proc: &OwnedFd, map: &str) -> io::Result<()> {
     File::from(file).write_all(IDENTITY_MAP.as_ref())
 }
 
-/// The handshake, from [`ToVmm::Boot`] to [`FromVmm::Jailed`].
+/// The handshake, from [`ToVmm::Boot`] to [`FromVmm::Jailed`]; returns the features of the guest's CPU.
 fn lead(
     control: &OwnedFd,
     pid: u32,
     boot: &ToVmm,
     fds: [std::os::fd::BorrowedFd<'_>; 3],
-) -> Result<(), LaunchError> {
+) -> Result<String, LaunchError> {
     let deadline = Instant::now() + HANDSHAKE_MAX;
     // Opened before the boot order: this thread shares the VMM's mount namespace, and pivot_root(2)
     // moves the root of every process in it that stood on the old one, so /proc is out of reach then.
@@ -270,7 +275,7 @@ fn lead(
                 }
                 control::send(control, &ToVmm::MapsWritten, &[]).map_err(LaunchError::Control)?;
             }
-            FromVmm::Jailed => return Ok(()),
+            FromVmm::Jailed { cpu } => return Ok(cpu),
             FromVmm::BootFailed { reason } => return Err(LaunchError::Refused(reason)),
             other => {
                 return Err(LaunchError::Refused(format!(

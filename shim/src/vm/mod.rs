@@ -54,6 +54,7 @@ pub(crate) struct Vm {
 struct Inner {
     process: HostProcess,
     control: OwnedFd,
+    cpu: String,
     next_id: AtomicU32,
     state: watch::Receiver<State>,
     answers: Answers,
@@ -122,7 +123,7 @@ impl Coded for VmError {
 
 impl Vm {
     /// Takes over a VMM whose handshake is done. Called inside the runtime.
-    fn new(process: HostProcess, control: OwnedFd) -> Result<Self, VmError> {
+    fn new(process: HostProcess, control: OwnedFd, cpu: String) -> Result<Self, VmError> {
         // A VMM that does not read must not stop the shim: with a full socket an order fails.
         fcntl_setfl(&control, OFlags::NONBLOCK).map_err(|errno| VmError::Descriptor {
             action: "make the control socket non-blocking",
@@ -142,6 +143,7 @@ impl Vm {
             inner: Arc::new(Inner {
                 process,
                 control,
+                cpu,
                 next_id,
                 state,
                 answers,
@@ -154,6 +156,12 @@ impl Vm {
     #[must_use]
     pub(crate) fn pid(&self) -> u32 {
         self.inner.process.pid()
+    }
+
+    /// The features of the guest's CPU in the VMM's words; of equal text for all CPUs that run the same artifacts.
+    #[must_use]
+    pub(crate) fn cpu(&self) -> &str {
+        &self.inner.cpu
     }
 
     /// The VMM as a process of the host.
