@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::exit::{exit_event, finish_output, is_kill};
+use super::fatal::is_kill;
 use super::pause::Flow;
+use super::process::exit_event;
 use super::{Exec, Exit, LoadedVm, Move, State, Task};
 use crate::events::Event;
 use crate::stdio::Pumps;
@@ -37,7 +38,7 @@ pub(super) async fn watch(task: Arc<Task>, exec: Arc<Exec>, mut pumps: Pumps) {
     if reported.is_none() {
         tokio::spawn(linger(task.clone(), exec.clone()));
     }
-    finish_output(&exec.process, &mut pumps).await;
+    exec.process.finish_output(&mut pumps).await;
     if reported.is_some() {
         forget(&task, &exec, vm).await;
         exec.free_slot();

@@ -68,6 +68,11 @@ impl FatalSignal {
     }
 }
 
+/// Whether a program was ended by SIGKILL, perhaps a kernel's, or with its VM.
+pub(super) fn is_kill(reported: Option<u32>) -> bool {
+    reported.is_none_or(|status| status == STATUS_KILLED)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,7 +29,6 @@ mod error;
 mod exec;
 mod exec_watcher;
 mod execs;
-mod exit;
 mod fatal;
 mod kill;
 mod pause;

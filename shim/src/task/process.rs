@@ -2,12 +2,15 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use protobuf::MessageField;
+use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::sync::watch;
+use wasmvm_protocol::agent::containerd::events::task::TaskExit;
 
 use super::fatal::FatalSignal;
-use super::{Exit, IllegalMove, Move, State, TaskError};
+use super::{Exit, IllegalMove, Move, State, Task, TaskError};
 use crate::agent::TerminalSize;
-use crate::stdio::{StdioNames, StdioSwitch};
+use crate::stdio::{Pumps, StdioNames, StdioSwitch};
 
 /// The facts about a process that State, Pids and Connect report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,6 +157,14 @@ impl Process {
         let _ = self.drained.subscribe().wait_for(|drained| *drained).await;
     }
 
+    /// Waits until the output of the program, which has exited, is read, within the bounds of [`Pumps::drain`].
+    pub(super) async fn finish_output(&self, pumps: &mut Pumps) {
+        if !pumps.drain().await {
+            let name = self.name();
+            tracing::warn!(name, "the client did not read all output in time");
+        }
+    }
+
     /// State, pid and streams in one sentence for the log.
     pub(super) fn words(&self, pid: u32) -> String {
         let (name, state) = (&self.name, self.state().word());
@@ -178,6 +189,18 @@ impl Process {
     /// The size is one value, and so whole after every statement.
     fn size(&self) -> MutexGuard<'_, Option<TerminalSize>> {
         self.size.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The event of an exit; `id` is the task's for init.
+pub(super) fn exit_event(task: &Task, id: &str, pid: u32, exit: Exit) -> TaskExit {
+    TaskExit {
+        container_id: task.order.id.clone(),
+        id: id.to_owned(),
+        pid,
+        exit_status: exit.status,
+        exited_at: MessageField::some(Timestamp::from(exit.at)),
+        ..Default::default()
     }
 }
 

@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::exit::{exit_event, finish_output, is_kill};
+use super::fatal::is_kill;
+use super::process::exit_event;
 use super::{Exit, LoadedVm, Move, State, Task, signals};
 use crate::cleanup::STATUS_KILLED;
 use crate::events::Event;
@@ -113,7 +114,7 @@ async fn output_that_moves(task: &Task, pumps: &mut Pumps, wait: OutputWait) -> 
 
 /// Waits for the output of init and of all execs.
 async fn finish_all_output(task: &Task, pumps: &mut Pumps) {
-    finish_output(&task.init, pumps).await;
+    task.init.finish_output(pumps).await;
     for exec in task.execs_where(|_| true) {
         exec.process.drained().await;
     }
