@@ -154,8 +154,10 @@ where
                 .map_err(E::from)
                 .and_then(|()| prepare());
             let launched = prepared.and_then(|value| Ok((spawn_and_lead(&request)?, value)));
-            // When the request was dropped, the launched VMM is dropped here, which ends it.
-            let _ = sender.send(launched);
+            if let Err(Ok((unwanted, _))) = sender.send(launched) {
+                // The request was dropped meanwhile.
+                end(&unwanted.process);
+            }
         })
         .map_err(|source| step("start the launch thread", source))?;
     let launched = receiver
@@ -233,12 +235,16 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
             cpu,
         }),
         Err(err) => {
-            process.kill();
-            // A killed child ends; if the kernel holds the child, the cgroup's removal says so.
-            let _ = process.wait_blocking(HANDSHAKE_MAX);
+            end(&process);
             Err(err)
         }
     }
+}
+
+/// Ends a VMM that serves nobody. A killed child ends; if the kernel holds the child, the cgroup's removal says so.
+fn end(process: &HostProcess) {
+    process.kill();
+    let _ = process.wait_blocking(HANDSHAKE_MAX);
 }
 
 /// Whether containerd's `sched_core = true` is set: shims read that from their environment, as runc's shim does.
