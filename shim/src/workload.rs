@@ -1,7 +1,7 @@
 //! The seam below a task: [`Workload`], programs in a VM of their own, or a fake in tests.
 //!
-//! The task decides what containerd is told and when; the workload knows how programs run. A program is named by
-//! its exec id, which is empty for init.
+//! The task decides what containerd is told and when; the workload knows where programs run, and [`Programs`] what
+//! may be asked of them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use protobuf::well_known_types::any::Any;
+use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::api::Mount;
-use wasmvm_protocol::agent::{Change, Instance, Program};
 
 use crate::accounting::Accounting;
-use crate::agent::{AgentError, TerminalSize};
+use crate::agent::{AgentError, Programs};
 use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
 use crate::guest_deadline::GuestClock;
@@ -81,9 +81,6 @@ pub(crate) trait WorkloadMaker: Send + Sync + 'static {
 }
 
 /// The programs of one task, the VM that they run in, and everything on the host that belongs to either.
-///
-/// A guest that does not answer delays a request to a program by no more than the request's own deadline, in the
-/// guest's time.
 #[async_trait]
 pub(crate) trait Workload: Send + Sync + 'static {
     /// The VMM's pid on the host, which containerd knows as the task's.
@@ -95,37 +92,10 @@ pub(crate) trait Workload: Send + Sync + 'static {
     async fn create(&self, stdio: &Stdio, terminal: bool) -> Result<GuestStreams, AgentError>;
     /// Has init's program compiled again and mapped, for a guest that cannot load the present artifact.
     async fn compile_again(&self) -> Result<(), Refusal>;
+    /// The programs that are loaded.
+    fn programs(&self) -> &dyn Programs;
     /// Finds the program of an exec and has it mapped.
     async fn find(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal>;
-    /// Loads the program of an exec with its streams.
-    async fn exec(
-        &self,
-        exec_id: &str,
-        program: Program,
-        stdio: &Stdio,
-        terminal: bool,
-    ) -> Result<GuestStreams, AgentError>;
-    /// Lets a loaded program run; returns its pid in the guest.
-    async fn start(&self, exec_id: &str) -> Result<u32, AgentError>;
-    /// Sends a signal to one program, or with `all` to every program.
-    async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError>;
-    /// Waits for a program's exit; returns the exit status, 0 to 255.
-    async fn wait(&self, exec_id: &str) -> Result<u32, AgentError>;
-    /// Forgets an exec that has exited.
-    async fn delete(&self, exec_id: &str) -> Result<(), AgentError>;
-    /// Sets the size of a program's terminal.
-    async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError>;
-    /// Sends the guest a change, and with it the time of day.
-    async fn update(&self, change: Change) -> Result<(), AgentError>;
-    /// Whether the guest's time of day is not the host's.
-    fn has_wrong_time(&self) -> bool;
-    /// Counts the guest's time of day as right, whatever the guest has received.
-    fn time_is_told(&self);
-    /// How many programs the guest's kernel has OOM-killed, by the guest's report.
-    async fn oom_kills(&self) -> Result<u64, AgentError>;
-    /// The programs and their threads, by the guest's report.
-    async fn instances(&self) -> Result<Vec<Instance>, AgentError>;
-
     /// Stops the VM: afterwards nothing of the guest runs.
     async fn pause(&self) -> Result<(), Refusal>;
     /// Lets the guest run again. A guest that runs is not an error.

@@ -71,7 +71,7 @@ async fn call(agent: &Agent, method: u8) -> std::result::Result<(), AgentError> 
                 )
                 .await
         }
-        5 => agent.change(Change::default()).await,
+        5 => agent.update(Change::default()).await,
         6 => agent
             .oom_kills()
             .await

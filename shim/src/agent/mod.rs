@@ -7,6 +7,7 @@
 mod bounded;
 mod connector;
 mod error;
+mod programs;
 mod terminal_size;
 pub(crate) mod wall_clock;
 mod wire;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use tokio::io::AsyncWriteExt as _;
@@ -33,6 +35,7 @@ pub(crate) use self::bounded::client;
 pub(crate) use self::connector::GuestConnector;
 use self::connector::connect;
 pub(crate) use self::error::{AgentError, Method};
+pub(crate) use self::programs::Programs;
 pub(crate) use self::terminal_size::TerminalSize;
 use self::wall_clock::{Moment, Told};
 use crate::guest_deadline::GuestClock;
@@ -145,186 +148,10 @@ impl Agent {
         Ok(streams)
     }
 
-    /// Loads the program of an exec with its streams.
-    ///
-    /// # Errors
-    /// As [`Agent::create`].
-    pub(crate) async fn exec(
-        &self,
-        exec_id: &str,
-        spec: Program,
-        stdio: &Stdio,
-        terminal: bool,
-    ) -> Result<GuestStreams, AgentError> {
-        let Opened { tokens, streams } = self.open_streams(stdio, exec_id).await?;
-        let [stdin, stdout, stderr] = tokens;
-        let request = ExecProcessRequest {
-            id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            terminal,
-            stdin,
-            stdout,
-            stderr,
-            spec: MessageField::some(program(spec, Moment::now())?),
-            ..Default::default()
-        };
-        let call = self.client.exec(Context::default(), &request);
-        self.answer(Method::Exec, self.load_max, call).await?;
-        Ok(streams)
-    }
-
-    /// Lets a loaded program run; returns its pid in the guest.
-    ///
-    /// # Errors
-    /// [`AgentError`]
-    pub(crate) async fn start(&self, exec_id: &str) -> Result<u32, AgentError> {
-        let request = StartRequest {
-            id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            ..Default::default()
-        };
-        let call = self.client.start(Context::default(), &request);
-        let started = self.answer(Method::Start, START_MAX, call).await?;
-        // A guest that names another pid deceives only its own users.
-        Ok(started.pid.min(EXEC_PID_BASE - 1))
-    }
-
-    /// Sends a signal to one program, or with `all` to every program of the guest.
-    ///
-    /// # Errors
-    /// [`AgentError`]; [`AgentError::says_ended`] when the program has ended.
-    pub(crate) async fn kill(
-        &self,
-        exec_id: &str,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), AgentError> {
-        let request = KillRequest {
-            id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            signal,
-            all,
-            ..Default::default()
-        };
-        let call = self.client.kill(Context::default(), &request);
-        self.answer(Method::Kill, KILL_MAX, call).await.map(drop)
-    }
-
-    /// Waits for a program's exit, as long as the program runs; returns the exit status, 0 to 255.
-    ///
-    /// # Errors
-    /// [`AgentError`] when the guest refuses, or the agent's connection has broken.
-    pub(crate) async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
-        let request = WaitRequest {
-            id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            ..Default::default()
-        };
-        match self.client.wait(Context::default(), &request).await {
-            Ok(response) => Ok(response.exit_status.min(STATUS_MAX)),
-            Err(error) => Err(AgentError::of(Method::Wait, error)),
-        }
-    }
-
-    /// Has the agent forget an exec that has exited.
-    ///
-    /// # Errors
-    /// [`AgentError`]
-    pub(crate) async fn delete(&self, exec_id: &str) -> Result<(), AgentError> {
-        let request = DeleteRequest {
-            id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            ..Default::default()
-        };
-        let call = self.client.delete(Context::default(), &request);
-        self.answer(Method::Delete, TELL_MAX, call).await.map(drop)
-    }
-
-    /// Sets the size of a program's terminal.
-    ///
-    /// # Errors
-    /// [`AgentError`]
-    pub(crate) async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError> {
-        let request = ResizePtyRequest {
-            id: self.id.clone(),
-            exec_id: exec_id.to_owned(),
-            width: size.width.into(),
-            height: size.height.into(),
-            ..Default::default()
-        };
-        let call = self.client.resize_pty(Context::default(), &request);
-        self.answer(Method::ResizePty, CHANGE_MAX, call)
-            .await
-            .map(drop)
-    }
-
-    /// Sends a change, and with it the time of day, which the guest may have missed.
-    ///
-    /// # Errors
-    /// [`AgentError`]
-    pub(crate) async fn change(&self, mut change: Change) -> Result<(), AgentError> {
-        let now = Moment::now();
-        change.wall_clock_ns = Some(now.wall_ns);
-        let request = UpdateTaskRequest {
-            id: self.id.clone(),
-            resources: MessageField::some(any(CHANGE_TYPE_URL, &change)?),
-            ..Default::default()
-        };
-        let call = self.client.update(Context::default(), &request);
-        self.answer(Method::Update, CHANGE_MAX, call).await?;
-        self.told.set(now);
-        Ok(())
-    }
-
-    /// Whether the guest's time of day is not the host's.
-    #[must_use]
-    pub(crate) fn has_wrong_time(&self) -> bool {
-        self.told.is_wrong()
-    }
-
-    /// Counts the guest's time of day as right, whatever the guest has received.
-    pub(crate) fn time_is_told(&self) {
-        self.told.set(Moment::now());
-    }
-
     /// The time of day that the guest was sent last.
     #[cfg(test)]
     pub(crate) fn told(&self) -> &Told {
         &self.told
-    }
-
-    /// How many programs the guest's kernel has OOM-killed, by the agent's report.
-    ///
-    /// # Errors
-    /// [`AgentError`]
-    pub(crate) async fn oom_kills(&self) -> Result<u64, AgentError> {
-        let request = StatsRequest {
-            id: self.id.clone(),
-            ..Default::default()
-        };
-        let call = self.client.stats(Context::default(), &request);
-        let response = self.answer(Method::Stats, TELL_MAX, call).await?;
-        // A message that is no Usage counts as an empty one.
-        let usage = wire::decoded::<Usage>(&response.stats.value).unwrap_or_default();
-        Ok(usage.oom_kills.min(OOM_KILLS_MAX))
-    }
-
-    /// The programs of the guest and their threads, by the agent's report; in no particular order.
-    ///
-    /// # Errors
-    /// [`AgentError`]
-    pub(crate) async fn instances(&self) -> Result<Vec<Instance>, AgentError> {
-        let request = PidsRequest {
-            id: self.id.clone(),
-            ..Default::default()
-        };
-        let call = self.client.pids(Context::default(), &request);
-        let response = self.answer(Method::Pids, TELL_MAX, call).await?;
-        let infos = response.processes.iter().map(|process| &process.info.value);
-        // A process whose message is no Instance is left out.
-        Ok(infos
-            .filter_map(|info| wire::decoded::<Instance>(info))
-            .collect())
     }
 
     async fn open_streams(&self, stdio: &Stdio, exec_id: &str) -> Result<Opened, AgentError> {
@@ -382,6 +209,141 @@ impl Agent {
                 within,
             }),
         }
+    }
+}
+
+#[async_trait]
+impl Programs for Agent {
+    async fn exec(
+        &self,
+        exec_id: &str,
+        spec: Program,
+        stdio: &Stdio,
+        terminal: bool,
+    ) -> Result<GuestStreams, AgentError> {
+        let Opened { tokens, streams } = self.open_streams(stdio, exec_id).await?;
+        let [stdin, stdout, stderr] = tokens;
+        let request = ExecProcessRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            terminal,
+            stdin,
+            stdout,
+            stderr,
+            spec: MessageField::some(program(spec, Moment::now())?),
+            ..Default::default()
+        };
+        let call = self.client.exec(Context::default(), &request);
+        self.answer(Method::Exec, self.load_max, call).await?;
+        Ok(streams)
+    }
+
+    async fn start(&self, exec_id: &str) -> Result<u32, AgentError> {
+        let request = StartRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.start(Context::default(), &request);
+        let started = self.answer(Method::Start, START_MAX, call).await?;
+        // A guest that names another pid deceives only its own users.
+        Ok(started.pid.min(EXEC_PID_BASE - 1))
+    }
+
+    async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        let request = KillRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let call = self.client.kill(Context::default(), &request);
+        self.answer(Method::Kill, KILL_MAX, call).await.map(drop)
+    }
+
+    async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
+        let request = WaitRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        match self.client.wait(Context::default(), &request).await {
+            Ok(response) => Ok(response.exit_status.min(STATUS_MAX)),
+            Err(error) => Err(AgentError::of(Method::Wait, error)),
+        }
+    }
+
+    async fn delete(&self, exec_id: &str) -> Result<(), AgentError> {
+        let request = DeleteRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.delete(Context::default(), &request);
+        self.answer(Method::Delete, TELL_MAX, call).await.map(drop)
+    }
+
+    async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError> {
+        let request = ResizePtyRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            width: size.width.into(),
+            height: size.height.into(),
+            ..Default::default()
+        };
+        let call = self.client.resize_pty(Context::default(), &request);
+        self.answer(Method::ResizePty, CHANGE_MAX, call)
+            .await
+            .map(drop)
+    }
+
+    async fn update(&self, mut change: Change) -> Result<(), AgentError> {
+        let now = Moment::now();
+        change.wall_clock_ns = Some(now.wall_ns);
+        let request = UpdateTaskRequest {
+            id: self.id.clone(),
+            resources: MessageField::some(any(CHANGE_TYPE_URL, &change)?),
+            ..Default::default()
+        };
+        let call = self.client.update(Context::default(), &request);
+        self.answer(Method::Update, CHANGE_MAX, call).await?;
+        self.told.set(now);
+        Ok(())
+    }
+
+    fn has_wrong_time(&self) -> bool {
+        self.told.is_wrong()
+    }
+
+    fn time_is_told(&self) {
+        self.told.set(Moment::now());
+    }
+
+    async fn oom_kills(&self) -> Result<u64, AgentError> {
+        let request = StatsRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        let call = self.client.stats(Context::default(), &request);
+        let response = self.answer(Method::Stats, TELL_MAX, call).await?;
+        // A message that is no Usage counts as an empty one.
+        let usage = wire::decoded::<Usage>(&response.stats.value).unwrap_or_default();
+        Ok(usage.oom_kills.min(OOM_KILLS_MAX))
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, AgentError> {
+        let request = PidsRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        let call = self.client.pids(Context::default(), &request);
+        let response = self.answer(Method::Pids, TELL_MAX, call).await?;
+        let infos = response.processes.iter().map(|process| &process.info.value);
+        // A process whose message is no Instance is left out.
+        Ok(infos
+            .filter_map(|info| wire::decoded::<Instance>(info))
+            .collect())
     }
 }
 

@@ -56,7 +56,7 @@ impl Task {
 
     async fn guest(&self, vm: &LoadedVm) -> Vec<String> {
         let told = tokio::select! {
-            told = vm.workload.instances() => told,
+            told = vm.programs().instances() => told,
             () = self.flow.stopping() => return Vec::new(),
         };
         match told {

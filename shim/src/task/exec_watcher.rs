@@ -56,7 +56,7 @@ pub(super) async fn watch(task: Arc<Task>, exec: Arc<Exec>, mut pumps: Pumps) {
 pub(super) async fn linger(task: Arc<Task>, exec: Arc<Exec>) {
     let Ok(vm) = task.vm() else { return };
     let over = async {
-        match vm.workload.wait(exec.id()).await {
+        match vm.programs().wait(exec.id()).await {
             Ok(_) => {}
             Err(error) if error.says_ended() => {}
             // The error does not say whether the exec has ended; the VM's end will.
@@ -76,7 +76,7 @@ pub(super) async fn linger(task: Arc<Task>, exec: Arc<Exec>) {
 async fn exec_status(exec: &Exec, vm: &LoadedVm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
-        status = vm.workload.wait(exec.id()) => status,
+        status = vm.programs().wait(exec.id()) => status,
         _ = vm.workload.vm_ended() => return None,
     };
     match ended {
@@ -102,7 +102,7 @@ pub(super) async fn forget(task: &Arc<Task>, exec: &Arc<Exec>, vm: &LoadedVm) {
     let (task, exec) = (task.clone(), exec.clone());
     let stopped = task.flow.now() != Flow::Running;
     let forgotten = async move {
-        if let Err(error) = workload.delete(exec.id()).await {
+        if let Err(error) = workload.programs().delete(exec.id()).await {
             let name = exec.process.name();
             tracing::debug!(name, %error, "the guest may remember it");
         }

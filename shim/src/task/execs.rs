@@ -110,14 +110,14 @@ impl Task {
         exec.keep_slot(loaded.slot);
         exec.loaded.store(true, Ordering::Relaxed);
         let streams = vm
-            .workload
+            .programs()
             .exec(&exec.id, loaded.program, &stdio, process.terminal)
             .await?;
         // The size goes before `Start`: a program asks once for the size of its terminal.
         if let Err(error) = tell_size(vm, process, &exec.id).await {
             tracing::debug!(exec = process.name(), %error, "the terminal has no size");
         }
-        let guest_pid = vm.workload.start(&exec.id).await?;
+        let guest_pid = vm.programs().start(&exec.id).await?;
         Ok(Started {
             stdio,
             streams,
@@ -190,7 +190,7 @@ async fn tell_late_size(task: Arc<Task>, exec: Arc<Exec>) {
 /// Kills a program that the guest may have loaded, or may even run, and waits for its end.
 async fn discard(task: Arc<Task>, exec: Arc<Exec>) {
     let Ok(vm) = task.vm() else { return };
-    if let Err(error) = vm.workload.kill(&exec.id, signals::SIGKILL, false).await {
+    if let Err(error) = vm.programs().kill(&exec.id, signals::SIGKILL, false).await {
         tracing::debug!(exec = exec.process.name(), %error, "nothing to discard");
     }
     exec_watcher::linger(task.clone(), exec).await;

@@ -23,7 +23,7 @@ use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 use super::signals;
 use super::{ExecOrder, Task, TaskOrder, Tasks};
 use crate::accounting::Accounting;
-use crate::agent::{Agent, AgentError, GuestConnector, TerminalSize};
+use crate::agent::{Agent, AgentError, GuestConnector, Programs};
 use crate::bundle::{ProcessSpec, User};
 use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
@@ -564,54 +564,8 @@ impl Workload for FakeWorkload {
         self.agent.create(init, stdio, terminal).await
     }
 
-    async fn exec(
-        &self,
-        exec_id: &str,
-        program: Program,
-        stdio: &Stdio,
-        terminal: bool,
-    ) -> Result<GuestStreams, AgentError> {
-        self.agent.exec(exec_id, program, stdio, terminal).await
-    }
-
-    async fn start(&self, exec_id: &str) -> Result<u32, AgentError> {
-        self.agent.start(exec_id).await
-    }
-
-    async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
-        self.agent.kill(exec_id, signal, all).await
-    }
-
-    async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
-        self.agent.wait(exec_id).await
-    }
-
-    async fn delete(&self, exec_id: &str) -> Result<(), AgentError> {
-        self.agent.delete(exec_id).await
-    }
-
-    async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError> {
-        self.agent.resize(exec_id, size).await
-    }
-
-    async fn update(&self, change: Change) -> Result<(), AgentError> {
-        self.agent.change(change).await
-    }
-
-    fn has_wrong_time(&self) -> bool {
-        self.agent.has_wrong_time()
-    }
-
-    fn time_is_told(&self) {
-        self.agent.time_is_told();
-    }
-
-    async fn oom_kills(&self) -> Result<u64, AgentError> {
-        self.agent.oom_kills().await
-    }
-
-    async fn instances(&self) -> Result<Vec<agent::Instance>, AgentError> {
-        self.agent.instances().await
+    fn programs(&self) -> &dyn Programs {
+        &self.agent
     }
 
     async fn find(&self, process: &ProcessSpec) -> Result<LoadedProgram, Refusal> {

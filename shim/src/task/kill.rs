@@ -71,7 +71,7 @@ impl Task {
         }
         tokio::select! {
             biased;
-            killed = vm.workload.kill("", signal, all) => self.init_was_told(vm, signal, killed).await,
+            killed = vm.programs().kill("", signal, all) => self.init_was_told(vm, signal, killed).await,
             () = self.flow.stopping() => {
                 // The guest may get the signal for the second time, which a program cannot tell from the
                 // first. SIGKILL need not be kept: `insist` ends a VM that stops.
@@ -204,7 +204,7 @@ impl Task {
         }
         let killed = tokio::select! {
             biased;
-            killed = vm.workload.kill(exec.id(), signal, false) => killed,
+            killed = vm.programs().kill(exec.id(), signal, false) => killed,
             () = self.flow.stopping() => {
                 self.flow.keep_signal(target, signal);
                 return Ok(());

@@ -66,6 +66,7 @@ use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::sync::watch;
 use wasmvm_protocol::agent::containerd::events::task::{TaskDelete, TaskStart};
 
+use crate::agent::Programs;
 use crate::error::Refusal;
 use crate::events::{Event, EventSink};
 use crate::workload::{Workload, WorkloadOrder};
@@ -81,6 +82,10 @@ struct LoadedVm {
 }
 
 impl LoadedVm {
+    fn programs(&self) -> &dyn Programs {
+        self.workload.programs()
+    }
+
     /// Removes all but the record of the exit, unless `Delete` was first. For the watcher, once the output
     /// is drained.
     async fn release(&self) -> Result<(), Refusal> {
@@ -250,7 +255,7 @@ impl Task {
         self.init.switch.open_stdin();
         let started = tokio::select! {
             biased;
-            started = vm.workload.start("") => started.map_err(TaskError::from),
+            started = vm.programs().start("") => started.map_err(TaskError::from),
             end = vm.workload.vm_ended() => Err(TaskError::VmEnded(end.reason)),
         };
         if let Err(error) = started {

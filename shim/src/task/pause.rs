@@ -222,7 +222,7 @@ impl Task {
         }
         tokio::select! {
             biased;
-            told = vm.workload.update(change.clone()) => Ok(told?),
+            told = vm.programs().update(change.clone()) => Ok(told?),
             () = self.flow.stopping() => {
                 self.flow.keep_change(&change);
                 Ok(())
@@ -244,15 +244,15 @@ impl Task {
                 self.insist_on(target, signal);
             }
         }
-        if let Err(error) = vm.workload.update(kept.change.unwrap_or_default()).await {
+        if let Err(error) = vm.programs().update(kept.change.unwrap_or_default()).await {
             tracing::warn!(name, %error, "the guest does not know the time of day");
         }
         self.tell_sizes(vm).await;
         for (target, signals) in kept.signals {
             for signal in each_of(signals) {
                 let told = match &target {
-                    Target::All => vm.workload.kill("", signal, true).await,
-                    Target::One(exec) => vm.workload.kill(exec, signal, false).await,
+                    Target::All => vm.programs().kill("", signal, true).await,
+                    Target::One(exec) => vm.programs().kill(exec, signal, false).await,
                 };
                 if let Err(error) = told {
                     tracing::warn!(name, ?target, signal, %error, "a kept signal is lost");

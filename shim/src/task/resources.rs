@@ -77,7 +77,7 @@ impl Task {
     pub(super) async fn notice_oom(&self, vm: &LoadedVm) {
         // A guest that has ended, is paused or is silent reports nothing.
         let asked = tokio::select! {
-            asked = vm.workload.oom_kills() => asked.ok(),
+            asked = vm.programs().oom_kills() => asked.ok(),
             _ = vm.workload.vm_ended() => None,
             () = self.init.fatal.overdue() => None,
             () = tokio::time::sleep(USAGE_MAX) => None,

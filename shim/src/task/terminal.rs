@@ -69,7 +69,7 @@ impl Task {
 /// Sends the guest the size that is kept, if any.
 pub(super) async fn tell_size(vm: &LoadedVm, process: &Process, id: &str) -> Result<(), TaskError> {
     match process.take_size() {
-        Some(size) => Ok(vm.workload.resize(id, size).await?),
+        Some(size) => Ok(vm.programs().resize(id, size).await?),
         None => Ok(()),
     }
 }

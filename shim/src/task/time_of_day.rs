@@ -40,7 +40,7 @@ async fn follow(task: &Task, looks: &mut dyn Looks) -> io::Error {
             return error;
         }
         let Ok(vm) = task.vm() else { continue };
-        if !vm.workload.has_wrong_time() {
+        if !vm.programs().has_wrong_time() {
             tells = 0;
             continue;
         }
@@ -54,7 +54,7 @@ async fn follow(task: &Task, looks: &mut dyn Looks) -> io::Error {
         tracing::debug!(name, %error, tells, "the guest does not know the time of day");
         if tells == TELLS_MAX {
             // Nothing more is sent to a silent guest until the clock changes again.
-            vm.workload.time_is_told();
+            vm.programs().time_is_told();
             tells = 0;
         }
     }

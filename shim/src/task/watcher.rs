@@ -125,7 +125,7 @@ async fn finish_all_output(task: &Task, pumps: &mut Pumps) {
 async fn status(name: &str, vm: &LoadedVm) -> Option<u32> {
     let ended = tokio::select! {
         biased;
-        status = vm.workload.wait("") => status,
+        status = vm.programs().wait("") => status,
         end = vm.workload.vm_ended() => {
             log_end(name, &end);
             return None;
@@ -156,7 +156,10 @@ impl Task {
             let (workload, exec) = (vm.workload.clone(), exec.clone());
             tokio::spawn(async move {
                 // An error for an exec that has exited already is as good.
-                let _ = workload.kill(exec.id(), signals::SIGKILL, false).await;
+                let _ = workload
+                    .programs()
+                    .kill(exec.id(), signals::SIGKILL, false)
+                    .await;
             });
         }
         for exec in &live {

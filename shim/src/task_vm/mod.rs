@@ -26,7 +26,6 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
-use wasmvm_protocol::agent::{Change, Instance, Program};
 
 use self::description::describe;
 use self::resolve::Resolver;
@@ -34,7 +33,7 @@ use self::run_hooks::{hook_state, run_poststart};
 use self::slots::Slots;
 use self::steps::{Cleanup, undo};
 use crate::accounting::Accounting;
-use crate::agent::{Agent, AgentError, TerminalSize};
+use crate::agent::{Agent, AgentError, Programs};
 use crate::bundle::{ProcessSpec, TaskSpec};
 use crate::cleanup;
 use crate::error::{Refusal, chain};
@@ -100,54 +99,8 @@ impl Workload for TaskVm {
         Ok(LoadedProgram { program, slot })
     }
 
-    async fn exec(
-        &self,
-        exec_id: &str,
-        program: Program,
-        stdio: &Stdio,
-        terminal: bool,
-    ) -> Result<GuestStreams, AgentError> {
-        self.agent.exec(exec_id, program, stdio, terminal).await
-    }
-
-    async fn start(&self, exec_id: &str) -> Result<u32, AgentError> {
-        self.agent.start(exec_id).await
-    }
-
-    async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
-        self.agent.kill(exec_id, signal, all).await
-    }
-
-    async fn wait(&self, exec_id: &str) -> Result<u32, AgentError> {
-        self.agent.wait(exec_id).await
-    }
-
-    async fn delete(&self, exec_id: &str) -> Result<(), AgentError> {
-        self.agent.delete(exec_id).await
-    }
-
-    async fn resize(&self, exec_id: &str, size: TerminalSize) -> Result<(), AgentError> {
-        self.agent.resize(exec_id, size).await
-    }
-
-    async fn update(&self, change: Change) -> Result<(), AgentError> {
-        self.agent.change(change).await
-    }
-
-    fn has_wrong_time(&self) -> bool {
-        self.agent.has_wrong_time()
-    }
-
-    fn time_is_told(&self) {
-        self.agent.time_is_told();
-    }
-
-    async fn oom_kills(&self) -> Result<u64, AgentError> {
-        self.agent.oom_kills().await
-    }
-
-    async fn instances(&self) -> Result<Vec<Instance>, AgentError> {
-        self.agent.instances().await
+    fn programs(&self) -> &dyn Programs {
+        &self.agent
     }
 
     async fn pause(&self) -> Result<(), Refusal> {
