@@ -318,3 +318,17 @@ async fn a_terminal_is_resized_when_it_is_there() {
     let late = code(&f.resize("tty", 1, 1).await.unwrap_err());
     assert_eq!(late.0, ErrorCode::NotFound);
 }
+
+#[tokio::test]
+async fn the_257th_exec_is_refused_until_one_is_deleted() {
+    let f = fixture();
+    f.running().await;
+    for number in 0..256 {
+        f.exec(&number.to_string(), program("echo")).await.unwrap();
+    }
+    let (refused, sentence) = code(&f.exec("more", program("echo")).await.unwrap_err());
+    assert_eq!(refused, ErrorCode::ResourceExhausted);
+    assert!(sentence.contains("256 execs"), "{sentence}");
+    f.delete_exec("0").await.unwrap();
+    f.exec("more", program("echo")).await.unwrap();
+}
