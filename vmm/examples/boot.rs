@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let run_s_max = rest.get(1).map_or(Ok(60), |text| text.parse())?;
 
     let started = Instant::now();
-    let mut machine = machine(kernel, initramfs, ram_mib, Vec::new(), &Gate::default())?;
+    let (machine, vcpu) = machine(kernel, initramfs, ram_mib, Vec::new(), &Gate::default())?;
     if let Some(slot) = rest.get(2) {
         machine.map_slot(0, &File::open(slot)?)?;
     }
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let (ended, end) = mpsc::channel();
     let started = Instant::now();
-    machine.start(move |reason| drop(ended.send(reason)))?;
+    vcpu.start(move |reason| drop(ended.send(reason)))?;
     let reason = end.recv_timeout(Duration::from_secs(run_s_max));
     println!("ran for {:?}", started.elapsed());
     for line in fs::read_to_string("/proc/self/status")?.lines() {

@@ -1,5 +1,8 @@
 //! Dispatch of guest-physical addresses that no memory slot holds.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use wasmvm_protocol::inspect::{Inspect, Node};
 use wasmvm_protocol::slot::{SLOT_ADDRESS, SLOT_STRIDE_BYTES, SLOTS_MAX};
 
 use crate::arch::{MMIO_DEVICE_BYTES, MMIO_START};
@@ -28,6 +31,34 @@ pub enum WriteError {
 #[derive(Debug, Default)]
 pub struct MmioBus {
     devices: Vec<MmioTransport>,
+}
+
+/// A bus that the vCPU's thread uses, and that other threads look at. Clones are the same bus.
+#[derive(Clone, Debug, Default)]
+pub struct SharedBus(Arc<Mutex<MmioBus>>);
+
+impl SharedBus {
+    /// The bus, for one access of the guest or one look: nobody waits for anything meanwhile.
+    pub fn lock(&self) -> MutexGuard<'_, MmioBus> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl From<MmioBus> for SharedBus {
+    fn from(bus: MmioBus) -> Self {
+        Self(Arc::new(Mutex::new(bus)))
+    }
+}
+
+/// The devices by their names.
+impl Inspect for SharedBus {
+    fn inspect(&self) -> Node {
+        let bus = self.lock();
+        let devices = bus.devices.iter();
+        devices.fold(Node::new(), |node, device| {
+            node.with(device.name(), device.inspect())
+        })
+    }
 }
 
 impl MmioBus {

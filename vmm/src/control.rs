@@ -6,6 +6,7 @@ use std::error::Error;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use wasmvm_protocol::control::{self, BootConfig, ControlError, FromVmm, ToVmm};
+use wasmvm_protocol::inspect::Inspect;
 
 use crate::boot::BootParts;
 use crate::gate::{Closing, Gate};
@@ -61,7 +62,7 @@ pub fn await_boot(socket: BorrowedFd<'_>) -> Result<(BootConfig, BootParts), Ord
 /// Carries out orders until the shim closes its end.
 ///
 /// Connections are handed to the socket device, which answers by [`answer_vsock_event`]; a paused
-/// machine stands at its `gate`.
+/// machine stands at its `gate`. The state of `machine` is told at once, of a paused one too.
 ///
 /// # Errors
 /// [`OrderError`]: the shim's order makes no sense or cannot be carried out; the VM must end.
@@ -69,6 +70,7 @@ pub fn serve<E>(
     reporter: &Reporter,
     vsock: &VsockHandle,
     gate: &Gate,
+    machine: &dyn Inspect,
     mut map_slot: impl FnMut(u32, OwnedFd) -> Result<(), E>,
 ) -> Result<(), OrderError>
 where
@@ -104,6 +106,11 @@ where
                 let [] = exactly("Resume", fds)?;
                 gate.open();
                 reporter.send(&FromVmm::Done { id });
+            }
+            ToVmm::Inspect { id } => {
+                let [] = exactly("Inspect", fds)?;
+                let state = machine.inspect().with("gate", gate.inspect());
+                reporter.send(&FromVmm::Inspected { id, state });
             }
             ToVmm::Boot(_) | ToVmm::MapsWritten => {
                 return Err(OrderError::OutOfTurn(format!("{message:?}")));
@@ -172,6 +179,7 @@ mod tests {
     use std::io;
     use std::os::fd::AsFd;
     use wasmvm_protocol::control::{Credentials, Role};
+    use wasmvm_protocol::inspect::Node;
 
     fn boot() -> ToVmm {
         ToVmm::Boot(BootConfig {
@@ -202,6 +210,14 @@ mod tests {
         assert!(matches!(await_boot(vmm.as_fd()), Err(OrderError::NoBoot)));
     }
 
+    struct Machine;
+
+    impl Inspect for Machine {
+        fn inspect(&self) -> Node {
+            Node::new().with("ram_mib", 256_u32)
+        }
+    }
+
     /// What `serve` makes of one message with `fds` descriptors; the shim's end is closed after it.
     fn served(message: &ToVmm, fds: usize) -> (Result<(), OrderError>, Vec<FromVmm>) {
         let (shim, vmm) = control::pair().unwrap();
@@ -214,7 +230,7 @@ mod tests {
             Ok(_) => Ok::<(), io::Error>(()),
             Err(errno) => Err(errno.into()),
         };
-        let result = serve(&Reporter::new(vmm), &vsock, &gate, map_slot);
+        let result = serve(&Reporter::new(vmm), &vsock, &gate, &Machine, map_slot);
         let answers = std::iter::from_fn(|| control::hear(&shim).unwrap());
         (result, answers.collect())
     }
@@ -238,6 +254,17 @@ mod tests {
         }
         let refused = pause_answer(3, Closing::Cancelled);
         assert!(matches!(refused, FromVmm::Refused { id: 3, .. }));
+    }
+
+    #[test]
+    fn the_state_of_the_machine_is_told_with_that_of_the_gate() {
+        let (result, answers) = served(&ToVmm::Inspect { id: 5 }, 0);
+        assert!(result.is_ok());
+        let [FromVmm::Inspected { id: 5, state }] = answers.as_slice() else {
+            panic!("{answers:?}");
+        };
+        assert_eq!(state.find("ram_mib"), Some(256_u32.into()));
+        assert_eq!(state.find("gate/closed"), Some(false.into()));
     }
 
     #[test]

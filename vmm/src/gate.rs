@@ -36,6 +36,8 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use wasmvm_protocol::inspect::{Inspect, Node};
+
 /// Outcome of a call of [`Gate::close`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
@@ -73,6 +75,7 @@ struct State {
 
 struct Thread {
     number: u64,
+    name: String,
     kick: Kick,
     parked: bool,
 }
@@ -117,6 +120,7 @@ impl Gate {
         let number = state.entered;
         state.threads.push(Thread {
             number,
+            name: std::thread::current().name().unwrap_or("?").to_owned(),
             kick: Box::new(kick),
             parked: false,
         });
@@ -129,6 +133,21 @@ impl Gate {
     fn lock(&self) -> MutexGuard<'_, State> {
         let state = self.shared.state.lock();
         state.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the gate is closed, and the threads that have entered, parked or not.
+impl Inspect for Gate {
+    fn inspect(&self) -> Node {
+        let state = self.lock();
+        let mut threads = Node::new();
+        for thread in &state.threads {
+            let doing = if thread.parked { "parked" } else { "runs" };
+            threads.set(&thread.name, doing);
+        }
+        Node::new()
+            .with("closed", state.closed)
+            .with("threads", threads)
     }
 }
 
@@ -252,6 +271,19 @@ mod tests {
         gate.open();
         assert_eq!(tellings.try_recv(), Ok(Closing::Cancelled));
         assert!(!pass.is_closed());
+    }
+
+    #[test]
+    fn who_looks_sees_which_thread_has_parked() {
+        let gate = Gate::default();
+        let ticks = Arc::default();
+        count_in(&gate, &ticks);
+        assert_eq!(gate.inspect().find("closed"), Some(false.into()));
+        assert_eq!(close(&gate).recv_timeout(PATIENCE), Ok(Closing::Done));
+        let closed = gate.inspect();
+        assert_eq!(closed.find("closed"), Some(true.into()));
+        assert_eq!(closed.find("threads/?"), Some("parked".into()));
+        gate.open();
     }
 
     #[test]

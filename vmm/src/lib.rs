@@ -4,14 +4,13 @@
 //! descriptors to carry streams, all over its control socket ([`wasmvm_protocol::control`]).
 //!
 //! Read in this order: [`mod@set_up`] is the recipe, [`jail`] closes the process, [`file_server`] is the other process,
-//! which has the directory, [`builder`] puts the machine together, [`vcpu`] runs it, [`virtio`] holds its two devices,
+//! which has the directory, [`vcpu`] runs the guest, [`virtio`] holds its two devices,
 //! [`control`] takes the shim's orders, [`report`] notifies the shim.
 
 #![deny(unsafe_code)]
 
 pub mod arch;
 pub mod boot;
-pub mod builder;
 pub mod bus;
 pub mod console;
 pub mod control;

@@ -10,6 +10,7 @@ use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
+use wasmvm_protocol::inspect::{Inspect, Node};
 use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SLOT_HEADER_BYTES, SLOTS_MAX, slot_address};
 
 use crate::arch;
@@ -177,6 +178,20 @@ impl Vm {
         self.map_region(region).map_err(SlotError::Kvm)?;
         slots.insert(index, mapping);
         Ok(())
+    }
+}
+
+/// The mapped slots, each with its bytes.
+impl Inspect for Vm {
+    fn inspect(&self) -> Node {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mapped = slots.iter().fold(Node::new(), |node, (index, file)| {
+            node.with(index.to_string(), file.bytes())
+        });
+        let ram = self.memory.iter().map(GuestMemoryRegion::len).sum::<u64>();
+        Node::new()
+            .with("ram_bytes", ram)
+            .with("slot_bytes", mapped)
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use wasmvm_protocol::ports::GUEST_CID;
-use wasmvm_vmm::builder::Machine;
 use wasmvm_vmm::gate::Gate;
+use wasmvm_vmm::set_up::Machine;
 use wasmvm_vmm::virtio::vsock::{VsockDevice, VsockEvent, VsockHandle};
 
 use machine::machine;
@@ -35,8 +35,8 @@ pub(crate) fn boot(
     let (sender, events) = channel();
     let on_event = Box::new(move |event| drop(sender.send(event)));
     let (device, vsock) = VsockDevice::new(GUEST_CID, gate, on_event)?;
-    let mut machine = machine(kernel, initramfs, RAM_MIB, vec![Box::new(device)], gate)?;
-    machine.start(|end| println!("{end}"))?;
+    let (machine, vcpu) = machine(kernel, initramfs, RAM_MIB, vec![Box::new(device)], gate)?;
+    vcpu.start(|end| println!("{end}"))?;
     let ready = matches!(events.recv_timeout(PATIENCE)?, VsockEvent::AgentReady);
     check(ready, "the guest says that it listens")?;
     Ok((machine, vsock, events))

@@ -5,8 +5,9 @@ use std::fs::File;
 
 use wasmvm_protocol::control::{BootConfig, Credentials, Role};
 use wasmvm_vmm::boot::BootParts;
-use wasmvm_vmm::builder::{Machine, build};
 use wasmvm_vmm::gate::Gate;
+use wasmvm_vmm::set_up::{Machine, build};
+use wasmvm_vmm::vcpu::Vcpu;
 use wasmvm_vmm::virtio::VirtioDevice;
 
 /// Builds it from the files of these names.
@@ -16,7 +17,7 @@ pub(super) fn machine(
     ram_mib: u32,
     devices: Vec<Box<dyn VirtioDevice>>,
     gate: &Gate,
-) -> Result<Machine, Box<dyn Error>> {
+) -> Result<(Machine, Vcpu), Box<dyn Error>> {
     let config = BootConfig {
         role: Role::Task,
         ram_mib,

@@ -41,6 +41,7 @@ pub(crate) mod values;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
@@ -50,7 +51,7 @@ pub use tree::Tree;
 /// The VMM's end of the socket to its file server.
 #[derive(Debug)]
 pub struct FileServer {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -65,13 +66,26 @@ impl FileServer {
     pub(crate) fn on_a_thread_that(tree: Tree, first: impl FnOnce() + Send + 'static) -> Self {
         let (socket, server) = pair().unwrap();
         std::thread::spawn(move || serve::serve_apart(&server, &tree, first));
-        Self { socket }
+        Self::new(socket)
     }
 
     /// A file server that the holder of the second descriptor plays.
     pub(crate) fn played() -> (Self, OwnedFd) {
         let (socket, other) = pair().unwrap();
-        (Self { socket }, other)
+        (Self::new(socket), other)
+    }
+}
+
+impl FileServer {
+    fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket: Arc::new(socket),
+        }
+    }
+
+    /// The socket, to be waited for apart from its use.
+    pub(crate) fn socket(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.socket)
     }
 }
 

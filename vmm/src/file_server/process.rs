@@ -89,9 +89,7 @@ impl Starting {
         let (length, _no_file) = message::receive(&self.socket, &mut bytes)
             .map_err(|source| StartError::Os { step, source })?;
         match bytes.get(..length) {
-            Some(READY) => Ok(FileServer {
-                socket: self.socket,
-            }),
+            Some(READY) => Ok(FileServer::new(self.socket)),
             Some([]) | None => Err(StartError::Failed("the process has ended".into())),
             Some(reason) => Err(StartError::Failed(
                 String::from_utf8_lossy(reason).into_owned(),

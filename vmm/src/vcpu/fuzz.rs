@@ -14,7 +14,7 @@ pub fn exits(input: &[u8]) {
 }
 
 fn handle(u: &mut Unstructured<'_>) -> Result<()> {
-    let mut bus = MmioBus::default();
+    let bus = SharedBus::default();
     let mut serial = Serial::new(Console::new(false));
     while !u.is_empty() {
         let mut data = u.arbitrary::<[u8; 8]>()?;
@@ -28,11 +28,11 @@ fn handle(u: &mut Unstructured<'_>) -> Result<()> {
             };
             let ours = (PORT_FIRST..=PORT_LAST).contains(&port);
             assert_eq!(
-                handle_exit(VcpuExit::IoOut(port, data), &mut bus, &mut serial),
+                handle_exit(VcpuExit::IoOut(port, data), &bus, &mut serial),
                 None
             );
             assert_eq!(
-                handle_exit(VcpuExit::IoIn(port, data), &mut bus, &mut serial),
+                handle_exit(VcpuExit::IoIn(port, data), &bus, &mut serial),
                 None
             );
             let rest = if ours {
@@ -44,10 +44,10 @@ fn handle(u: &mut Unstructured<'_>) -> Result<()> {
         } else {
             let address = crate::virtio::fuzz::near(u, &EDGES)?;
             let slot = (SLOT_ADDRESS..SLOTS_END).contains(&address);
-            let end = handle_exit(VcpuExit::MmioRead(address, data), &mut bus, &mut serial);
+            let end = handle_exit(VcpuExit::MmioRead(address, data), &bus, &mut serial);
             assert_eq!(end.is_none(), slot, "read {address:#x}: {end:?}");
             assert!(!slot || data.iter().all(|byte| *byte == 0xff));
-            match handle_exit(VcpuExit::MmioWrite(address, data), &mut bus, &mut serial) {
+            match handle_exit(VcpuExit::MmioWrite(address, data), &bus, &mut serial) {
                 Some(GuestEnd::SlotWrite { address: told }) => assert!(slot && told == address),
                 Some(GuestEnd::Nowhere { address: told, .. }) => assert!(!slot && told == address),
                 other => panic!("write {address:#x}: {other:?}"),

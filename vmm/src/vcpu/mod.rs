@@ -22,7 +22,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::thread::{ClockId, Timespec, clock_nanosleep_relative};
 
 use crate::arch::{self, Serial};
-use crate::bus::{MmioBus, NoDevice, WriteError};
+use crate::bus::{NoDevice, SharedBus, WriteError};
 use crate::console::Console;
 use crate::gate::{Gate, Pass};
 use crate::kvm::KvmError;
@@ -103,9 +103,6 @@ pub enum GuestEnd {
 /// Why the vCPU's thread did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
-    /// The machine was started before: a machine runs one guest in its life.
-    #[error("the machine was started before")]
-    Started,
     /// The handler of the kick's signal could not be installed.
     #[error("cannot install the vCPU's kick signal")]
     Signal(#[source] vmm_sys_util::errno::Error),
@@ -120,7 +117,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     // Keeps the memory mapped for as long as the guest can run: behind `fd`, dropped later.
     vm: Arc<Vm>,
-    bus: MmioBus,
+    bus: SharedBus,
     serial: Serial,
     gate: Gate,
 }
@@ -131,7 +128,7 @@ pub type VcpuThread = JoinHandle<()>;
 impl Vcpu {
     /// A vCPU whose registers and CPUID are set by `fd`.
     #[must_use]
-    pub fn new(fd: VcpuFd, vm: Arc<Vm>, bus: MmioBus, console: Console, gate: Gate) -> Self {
+    pub fn new(fd: VcpuFd, vm: Arc<Vm>, bus: SharedBus, console: Console, gate: Gate) -> Self {
         Self {
             fd,
             vm,
@@ -175,7 +172,7 @@ impl Vcpu {
             }
             match self.fd.run() {
                 Ok(exit) => {
-                    if let Some(exit) = handle_exit(exit, &mut self.bus, &mut self.serial) {
+                    if let Some(exit) = handle_exit(exit, &self.bus, &mut self.serial) {
                         return self.describe(exit);
                     }
                     // Of any exit, as a lock may come with another reason to leave the guest.
@@ -214,9 +211,9 @@ impl Vcpu {
 }
 
 /// Serves one exit; `Some` when it is the guest's end.
-fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, serial: &mut Serial) -> Option<GuestEnd> {
+fn handle_exit(exit: VcpuExit<'_>, bus: &SharedBus, serial: &mut Serial) -> Option<GuestEnd> {
     match exit {
-        VcpuExit::MmioRead(address, data) => match bus.read(address, data) {
+        VcpuExit::MmioRead(address, data) => match bus.lock().read(address, data) {
             Ok(()) => None,
             // Beyond the slot's file, or before it is mapped: all ones, as on an empty bus.
             Err(NoDevice::Slot) => {
@@ -229,7 +226,7 @@ fn handle_exit(exit: VcpuExit<'_>, bus: &mut MmioBus, serial: &mut Serial) -> Op
             }),
         },
         VcpuExit::MmioWrite(address, data) => {
-            let written = bus.write(address, data);
+            let written = bus.lock().write(address, data);
             written.err().map(|err| write_end(err, address))
         }
         VcpuExit::Shutdown => Some(GuestEnd::Shutdown),
@@ -279,7 +276,7 @@ mod tests {
     fn end_of(exit: VcpuExit<'_>) -> Option<GuestEnd> {
         handle_exit(
             exit,
-            &mut MmioBus::default(),
+            &SharedBus::default(),
             &mut Serial::new(Console::new(false)),
         )
     }

@@ -19,12 +19,13 @@ mod queue_setup;
 mod standby;
 pub mod vsock;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+use wasmvm_protocol::inspect::{Inspect, Node};
 
 /// `InterruptStatus` bit: a queue has used buffers (virtio 1.2 §4.2.2).
 pub const INTERRUPT_USED_RING: u32 = 1;
@@ -49,6 +50,41 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// [`ActivateError`], which is the guest's end.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// The state that the device's thread works on, without waiting for the thread; empty for a device without one.
+    fn inspect_worker(&self) -> Node {
+        Node::new()
+    }
+}
+
+/// A device's worker as other threads look at it; empty before the driver is ready.
+#[derive(Clone, Default)]
+struct WorkerView(Arc<OnceLock<Arc<Mutex<dyn Inspect + Send>>>>);
+
+impl WorkerView {
+    /// Shows `worker`, which is locked for a turn of work at a time. A device has one worker in its life.
+    fn show<W: Inspect + Send + 'static>(&self, worker: &Arc<Mutex<W>>) {
+        let _first = self
+            .0
+            .set(Arc::clone(worker) as Arc<Mutex<dyn Inspect + Send>>);
+    }
+}
+
+impl Inspect for WorkerView {
+    fn inspect(&self) -> Node {
+        let Some(worker) = self.0.get() else {
+            return Node::new().with("state", "waits for the driver");
+        };
+        match worker.try_lock() {
+            Ok(worker) => worker.inspect().with("state", "waits for work"),
+            Err(_) => Node::new().with("state", "works"),
+        }
+    }
+}
+
+/// The worker, for one turn of work. A panic ends the process, so a lock is never found poisoned.
+fn lock<W>(worker: &Mutex<W>) -> MutexGuard<'_, W> {
+    worker.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads a configuration space of the bytes `config`: those past its end are zero.

@@ -4,7 +4,7 @@ use kvm_bindings::kvm_clock_data;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::boot::entry::Entry;
-use super::cpuid::guest_cpuid;
+use super::cpuid::{features, guest_cpuid};
 use super::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS};
 use super::offer;
 use crate::kvm::KvmError;
@@ -40,14 +40,23 @@ pub fn init_vcpu(kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), KvmError> {
     offer::restrict_vcpu(kvm, vcpu)
 }
 
-/// Sets the vCPU's features and the registers with which the guest starts at `entry`.
+/// Sets the vCPU's features, before any other state of the vCPU: KVM checks later settings against the features.
+/// Returns the features as [`features`] writes them.
 ///
 /// # Errors
 /// [`KvmError::Ioctl`].
-pub fn set_boot_state(kvm: &Kvm, vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
-    // CPUID before any other state of the vCPU: KVM checks later settings against it.
-    vcpu.set_cpuid2(&guest_cpuid(kvm)?)
+pub fn set_features(kvm: &Kvm, vcpu: &VcpuFd) -> Result<String, KvmError> {
+    let cpuid = guest_cpuid(kvm)?;
+    vcpu.set_cpuid2(&cpuid)
         .map_err(KvmError::of("KVM_SET_CPUID2"))?;
+    Ok(features(cpuid.as_slice()))
+}
+
+/// Sets the registers with which the guest starts at `entry`.
+///
+/// # Errors
+/// [`KvmError::Ioctl`].
+pub fn set_boot_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
     entry.set_registers(vcpu)
 }
 

@@ -9,6 +9,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use wasmvm_protocol::inspect::{Inspect, Node};
 
 use super::request::RequestServer;
 use super::worker::Worker;
@@ -17,7 +18,7 @@ use crate::file_server::FileServer;
 use crate::gate::Gate;
 use crate::seccomp::Thread;
 use crate::virtio::standby::Standby;
-use crate::virtio::{ActivateError, Activation, VirtioDevice, read_bytes};
+use crate::virtio::{ActivateError, Activation, VirtioDevice, WorkerView, read_bytes};
 
 /// `struct virtio_fs_config` (virtio 1.2 §5.11.4): the tag, padded with zeros, then the number of
 /// request queues, 32 bits.
@@ -28,6 +29,7 @@ const REQUEST_QUEUES: u32 = 1;
 /// The device before and after its activation.
 pub struct FsDevice {
     standby: Standby<Activation>,
+    view: WorkerView,
 }
 
 impl FsDevice {
@@ -43,17 +45,19 @@ impl FsDevice {
         on_end: impl FnOnce(&(dyn Error + 'static)) + Send + 'static,
     ) -> io::Result<Self> {
         let (server, gate) = (RequestServer::new(server), gate.clone());
+        let view = WorkerView::default();
+        let shown = view.clone();
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let standby = Standby::spawn(VIRTIO_ID_FS, Thread::Fs, move |waiting| {
             let serve = || match waiting.wait()? {
-                Some(activation) => Err(Worker::new(server, activation)?.run(&gate, &wake)),
+                Some(activation) => Err(Worker::new(server, activation)?.run(&gate, &wake, &shown)),
                 None => Ok(()),
             };
             if let Err(error) = serve() {
                 on_end(&error);
             }
         })?;
-        Ok(Self { standby })
+        Ok(Self { standby, view })
     }
 }
 
@@ -96,6 +100,10 @@ impl VirtioDevice for FsDevice {
             });
         }
         self.standby.start(activation)
+    }
+
+    fn inspect_worker(&self) -> Node {
+        self.view.inspect()
     }
 }
 

@@ -39,6 +39,10 @@ impl OpenFiles {
         self.lock().clear();
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
     fn get(&self, handle: Handle) -> io::Result<Arc<File>> {
         let file = self.lock().get(&handle).cloned();
         file.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))

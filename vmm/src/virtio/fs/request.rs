@@ -52,6 +52,11 @@ impl RequestServer {
         &self.client
     }
 
+    /// The number of files that the guest has open.
+    pub(super) fn open_files(&self) -> usize {
+        self.files.count()
+    }
+
     /// Carries out one request; returns the number of bytes written. A malformed request is
     /// returned unanswered: Linux's driver sends none.
     ///

@@ -22,16 +22,18 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET as NEEDS_RESET,
     VIRTIO_F_VERSION_1,
 };
+use virtio_bindings::virtio_ids::{VIRTIO_ID_FS, VIRTIO_ID_VSOCK};
 use virtio_bindings::virtio_mmio as register;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+use wasmvm_protocol::inspect::{Inspect, Node};
 
 use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 use state::{MmioState, half};
 
-/// Offset of `QueueNotify`, where the builder registers the kick descriptors.
+/// Offset of `QueueNotify`, where the set-up registers the kick descriptors.
 pub const QUEUE_NOTIFY: u64 = register::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 /// Value of `MagicValue`: "virt" (§4.2.2).
@@ -82,6 +84,16 @@ impl MmioTransport {
             kicks,
             interrupt,
             state,
+        }
+    }
+
+    /// The device's name in virtio's words, or its id.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self.device.device_id() {
+            VIRTIO_ID_VSOCK => "vsock".to_owned(),
+            VIRTIO_ID_FS => "fs".to_owned(),
+            id => format!("device {id}"),
         }
     }
 
@@ -207,6 +219,26 @@ impl MmioTransport {
                 .map(|(queue, kick)| ActiveQueue { queue, kick })
                 .collect(),
         )
+    }
+}
+
+/// The registers, and below `worker` the state that the device's thread works on.
+impl Inspect for MmioTransport {
+    fn inspect(&self) -> Node {
+        let mut queues = Node::new();
+        for (number, queue) in self.state.queues.iter().enumerate() {
+            queues.set(number.to_string(), queue.inspect());
+        }
+        Node::new()
+            .with("status", format!("{:#x}", self.state.status))
+            .with("driver_ready", self.state.activated)
+            .with(
+                "driver_features",
+                format!("{:#x}", self.state.driver_features),
+            )
+            .with("interrupt_pending", self.interrupt.status() != 0)
+            .with("queues", queues)
+            .with("worker", self.device.inspect_worker())
     }
 }
 

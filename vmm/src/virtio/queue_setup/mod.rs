@@ -2,6 +2,7 @@
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+use wasmvm_protocol::inspect::{Inspect, Node};
 
 /// The registers of one queue, unchecked until [`QueueSetup::build`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,14 @@ pub(super) struct QueueSetup {
     pub(super) descriptors: u64,
     pub(super) available: u64,
     pub(super) used: u64,
+}
+
+impl Inspect for QueueSetup {
+    fn inspect(&self) -> Node {
+        Node::new()
+            .with("size", self.size)
+            .with("ready", self.ready)
+    }
 }
 
 impl QueueSetup {

@@ -6,13 +6,14 @@ use std::io;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use wasmvm_protocol::inspect::{Inspect, Node};
 
 use super::handle::{VsockEventFn, VsockHandle};
 use super::worker::{HostSide, Worker};
 use crate::gate::Gate;
 use crate::seccomp::Thread;
 use crate::virtio::standby::Standby;
-use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice, read_bytes};
+use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice, WorkerView, read_bytes};
 
 /// Sizes of the receive, transmit and event queues. Linux fills the whole receive queue with a page
 /// each, so its size is guest memory; a transmit queue costs nothing but its ring.
@@ -22,6 +23,7 @@ pub const QUEUE_SIZES: [u16; 3] = [32, 64, 8];
 pub struct VsockDevice {
     guest_cid: u32,
     standby: Standby<(Activation, [ActiveQueue; QUEUE_SIZES.len()])>,
+    view: WorkerView,
 }
 
 impl VsockDevice {
@@ -37,15 +39,23 @@ impl VsockDevice {
     ) -> io::Result<(Self, VsockHandle)> {
         let (handle, orders) = VsockHandle::new()?;
         let host = HostSide::new(guest_cid, orders, on_event)?;
-        let gate = gate.clone();
+        let (gate, view) = (gate.clone(), WorkerView::default());
+        let shown = view.clone();
         let standby = Standby::spawn(VIRTIO_ID_VSOCK, Thread::Vsock, move |waiting| match waiting
             .wait()
         {
-            Ok(Some((activation, queues))) => Worker::new(activation, queues, host).run(&gate),
+            Ok(Some((activation, queues))) => {
+                Worker::new(activation, queues, host).run(&gate, &shown);
+            }
             Ok(None) => {}
             Err(err) => host.fail(err.into()),
         })?;
-        Ok((Self { guest_cid, standby }, handle))
+        let device = Self {
+            guest_cid,
+            standby,
+            view,
+        };
+        Ok((device, handle))
     }
 }
 
@@ -84,6 +94,10 @@ impl VirtioDevice for VsockDevice {
                 queues: queues.len(),
             })?;
         self.standby.start((activation, queues))
+    }
+
+    fn inspect_worker(&self) -> Node {
+        self.view.inspect()
     }
 }
 

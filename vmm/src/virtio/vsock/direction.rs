@@ -3,6 +3,8 @@
 //! No call here waits, and no byte is held that credit was not given for: a host that does not read
 //! leaves the guest without credit, a guest that does not read leaves the host's socket full.
 
+use wasmvm_protocol::inspect::{Inspect, Node};
+
 use super::BUFFER_BYTES_MAX;
 use super::backlog::Backlog;
 use super::credit::{ReceiveCredit, SendCredit};
@@ -30,6 +32,35 @@ pub(super) struct ToGuest {
     credit: SendCredit,
     /// Whether credit was asked for and not given yet.
     asked: bool,
+}
+
+impl Flow {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Flowing => "flowing",
+            Self::Ended => "ended",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// `bytes` are those under way, `credit` those that the guest takes beside them.
+impl Inspect for ToGuest {
+    fn inspect(&self) -> Node {
+        Node::new()
+            .with("flow", self.flow.name())
+            .with("bytes", self.bytes.bytes().len())
+            .with("credit", self.credit.available())
+    }
+}
+
+/// `bytes` are those that the host has not taken yet.
+impl Inspect for ToHost {
+    fn inspect(&self) -> Node {
+        Node::new()
+            .with("flow", self.flow.name())
+            .with("bytes", self.bytes.bytes().len())
+    }
 }
 
 impl ToGuest {

@@ -148,6 +148,7 @@ pub(super) struct MockGuest {
     pub(super) interrupts: usize,
     pub(super) handle: VsockHandle,
     pub(super) gate: Gate,
+    pub(super) device: VsockDevice,
     events: Receiver<VsockEvent>,
     /// What every packet says about the guest's credit.
     pub(super) buf_alloc: u32,
@@ -187,6 +188,7 @@ impl MockGuest {
             interrupts: 0,
             handle,
             gate,
+            device,
             events,
             buf_alloc: 256 * 1024,
             fwd_cnt: 0,

@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use wasmvm_protocol::inspect::{Inspect, Node};
 use wasmvm_protocol::ports::READY_PORT;
 
 use super::HOST_CID;
@@ -27,11 +29,14 @@ pub(super) enum Speaker {
     Connection(usize),
 }
 
+/// Most connections that a look at the device lists, so that the list fits into a control message.
+const LISTED_MAX: usize = 32;
+
 /// All connections of one guest and their events.
 pub(super) struct Muxer {
     guest_cid: u32,
     /// Waits for host sockets, each under its connection's port.
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     table: Table,
     /// Answers to packets that belong to no connection.
     resets: VecDeque<Header>,
@@ -47,8 +52,24 @@ impl fmt::Debug for Muxer {
     }
 }
 
+/// The connections by their port on the host, the first [`LISTED_MAX`] of them.
+impl Inspect for Muxer {
+    fn inspect(&self) -> Node {
+        let count = self.table.iter().count();
+        let listed = self.table.iter().take(LISTED_MAX);
+        let connections = listed.fold(Node::new(), |node, connection| {
+            node.with(connection.host_port().to_string(), connection.inspect())
+        });
+        Node::new()
+            .with("agent_ready", self.agent_ready)
+            .with("resets_waiting", self.resets.len())
+            .with("connection_count", count)
+            .with("connections", connections)
+    }
+}
+
 impl Muxer {
-    pub(super) fn new(guest_cid: u32, epoll: OwnedFd, on_event: VsockEventFn) -> Self {
+    pub(super) fn new(guest_cid: u32, epoll: Arc<OwnedFd>, on_event: VsockEventFn) -> Self {
         Self {
             guest_cid,
             epoll,
@@ -83,7 +104,7 @@ impl Muxer {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         let data = EventData::new_u64(host_port.into());
         let socket = connection.host().and_then(|host| host.socket());
-        let added = socket.map_or(Ok(()), |fd| epoll::add(&self.epoll, fd, data, flags));
+        let added = socket.map_or(Ok(()), |fd| epoll::add(&*self.epoll, fd, data, flags));
         if let Err(errno) = added {
             connection.give_up();
             self.table.sweep();

@@ -3,6 +3,7 @@
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+use wasmvm_protocol::inspect::{Inspect, Node};
 
 use crate::virtio::ActiveQueue;
 
@@ -37,6 +38,17 @@ struct RingState {
     waiting: bool,
     /// Whether buffers were used since the last interrupt.
     used: bool,
+}
+
+/// Where the device stands in the ring.
+impl Inspect for Ring {
+    fn inspect(&self) -> Node {
+        Node::new()
+            .with("next_available", self.queue.next_avail())
+            .with("next_used", self.queue.next_used())
+            .with("broken", self.state.broken)
+            .with("waits_for_kick", self.state.waiting)
+    }
 }
 
 impl Ring {

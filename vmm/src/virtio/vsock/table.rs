@@ -63,6 +63,12 @@ impl Table {
             .flatten()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.connection.as_ref())
+    }
+
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Connection> {
         self.slots
             .iter_mut()
@@ -95,11 +101,7 @@ impl Table {
 
     /// The earliest deadline of all connections.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let connections = self
-            .slots
-            .iter()
-            .filter_map(|slot| slot.connection.as_ref());
-        connections.filter_map(Connection::deadline).min()
+        self.iter().filter_map(Connection::deadline).min()
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod allowed;
 
+use std::fmt::Write as _;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -34,6 +36,29 @@ pub fn guest_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     let guest = guest_leaves(host.as_slice(), deadline_timer);
     // The guest's list is no longer than the host's, which came in the same structure.
     CpuId::from_entries(&guest).map_err(|_| KvmError::of(call)(kvm_ioctls::Error::new(libc::E2BIG)))
+}
+
+/// Leaves that say what programs can use: maker, model, and the features of leaf 1, of leaf 7, of XSAVE and of AMD's
+/// first extended leaf.
+const FEATURE_LEAVES: [u32; 5] = [0x0, 0x1, 0x7, 0xd, 0x8000_0001];
+
+/// The features of a CPU in hexadecimal: `leaf.subleaf=eax,ebx,ecx,edx;` for each leaf that has some. Equal for any two
+/// VMs of a host, whichever of its processors they run on.
+#[must_use]
+pub fn features(leaves: &[kvm_cpuid_entry2]) -> String {
+    let mut text = String::new();
+    for leaf in leaves {
+        if FEATURE_LEAVES.contains(&leaf.function) {
+            let (function, index) = (leaf.function, leaf.index);
+            let [eax, ebx, ecx, edx] = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+            // Writing to a String cannot fail.
+            let _ = write!(
+                text,
+                "{function:x}.{index:x}={eax:x},{ebx:x},{ecx:x},{edx:x};"
+            );
+        }
+    }
+    text
 }
 
 /// The guest's leaves, made of the host's.
@@ -209,6 +234,27 @@ mod tests {
         assert_eq!(leaf(7, 0).ecx & (1 << 1 | 1 << 12), 1 << 1 | 1 << 12);
         assert_eq!(leaf(0x8000_0001, 0).ecx & 1 << 5, 1 << 5);
         assert_eq!(leaf(0xd, 0).eax, 0xe7, "XCR0");
+    }
+
+    /// The tables of one host differ in the id of the processor that made them, and in nothing else.
+    #[test]
+    fn features_are_those_of_the_host_and_not_of_one_processor() {
+        let of = |host: &[kvm_cpuid_entry2]| features(&guest_leaves(host, true));
+        let host = |apic_id: u32, avx2: u32| {
+            let one = kvm_cpuid_entry2 {
+                ebx: apic_id << 24 | 8 << 8,
+                ..full(1, 0)
+            };
+            let seven = kvm_cpuid_entry2 {
+                ebx: avx2 << 5,
+                ..full(7, 0)
+            };
+            [full(0, 0), one, seven, full(0xb, 0), full(0x8000_0001, 0)]
+        };
+        assert_eq!(of(&host(0, 1)), of(&host(7, 1)));
+        assert_ne!(of(&host(0, 1)), of(&host(0, 0)));
+        let largest = of(&everything());
+        assert!(largest.len() < 2048, "{} bytes", largest.len());
     }
 
     #[test]

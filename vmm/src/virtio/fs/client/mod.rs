@@ -6,7 +6,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::fs::FileType;
 use virtiofsd::fuse::{EntryOut, InHeader, Opcode, OutHeader};
@@ -50,8 +51,8 @@ impl Client {
     }
 
     /// The socket: readable between two requests only when the file server has ended.
-    pub(super) fn socket(&self) -> BorrowedFd<'_> {
-        self.server.as_fd()
+    pub(super) fn socket(&self) -> Arc<OwnedFd> {
+        self.server.socket()
     }
 
     /// Sends a request that has no answer.

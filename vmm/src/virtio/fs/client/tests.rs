@@ -1,7 +1,7 @@
 //! A file server that was taken over: whatever it answers, nothing but the VM ends.
 
 use super::*;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 
 use rustix::fs::{CWD, Mode, mknodat};
@@ -101,8 +101,9 @@ fn the_end_of_the_file_server_is_noticed_while_nothing_is_asked() {
     let (server, other) = FileServer::played();
     let client = Client::new(server);
     let ended = thread::spawn(move || {
+        let socket = client.socket();
         let mut ends = [rustix::event::PollFd::from_borrowed_fd(
-            client.socket(),
+            socket.as_fd(),
             rustix::event::PollFlags::IN,
         )];
         rustix::event::poll(&mut ends, None).unwrap()

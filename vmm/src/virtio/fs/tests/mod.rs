@@ -32,7 +32,7 @@ use super::worker::{Worker, WorkerError};
 use super::{QUEUE_SIZES, tree_for_test};
 use crate::file_server::FileServer;
 use crate::gate::Gate;
-use crate::virtio::{Activation, ActiveQueue, Interrupt};
+use crate::virtio::{Activation, ActiveQueue, Interrupt, WorkerView};
 
 mod confined;
 mod values;
@@ -533,7 +533,7 @@ fn the_end_of_the_device_is_told_with_its_reason() {
     let (sender, reason) = mpsc::channel();
     let worker = guest.worker;
     thread::spawn(move || {
-        let error = worker.run(&Gate::default(), &Arc::new(event()));
+        let error = worker.run(&Gate::default(), &Arc::new(event()), &WorkerView::default());
         sender.send(error.to_string()).unwrap();
     });
     assert_eq!(

@@ -33,6 +33,8 @@ mod state;
 
 use std::time::{Duration, Instant};
 
+use wasmvm_protocol::inspect::{Inspect as _, Node};
+
 use super::handle::{CutReason, Order, RefusedReason, VsockEvent};
 use super::host::{Host, HostWriteError};
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
@@ -71,6 +73,15 @@ impl Connection {
     /// Ends a connection whose host's end cannot be used, before the guest was asked.
     pub(super) fn give_up(&mut self) {
         self.finish();
+    }
+
+    /// The state, without the host's end and the clock.
+    pub(super) fn inspect(&self) -> Node {
+        self.state.inspect()
+    }
+
+    pub(super) fn host_port(&self) -> u32 {
+        self.state.host_port
     }
 
     pub(super) fn guest_port(&self) -> u32 {

@@ -1,6 +1,8 @@
 //! The state of a connection: plain data, apart from the descriptor that the bytes go to and the clock that the
 //! deadline comes from. What is sent next follows from it alone.
 
+use wasmvm_protocol::inspect::{Inspect, Node};
+
 use crate::virtio::vsock::HOST_CID;
 use crate::virtio::vsock::direction::{ToGuest, ToHost};
 use crate::virtio::vsock::packet::{Header, Op, SHUTDOWN_RECEIVE, TYPE_STREAM};
@@ -54,6 +56,24 @@ pub(super) struct ConnectionState {
     pub(super) to_guest: ToGuest,
     pub(super) to_host: ToHost,
     pub(super) pending: Pending,
+}
+
+impl Inspect for ConnectionState {
+    fn inspect(&self) -> Node {
+        let phase = match self.phase {
+            Phase::Waiting => "waiting",
+            Phase::Connecting => "connecting",
+            Phase::Open => "open",
+            Phase::Closing => "closing",
+            Phase::Draining => "draining",
+            Phase::Done => "done",
+        };
+        Node::new()
+            .with("guest_port", self.guest_port)
+            .with("phase", phase)
+            .with("to_guest", self.to_guest.inspect())
+            .with("to_host", self.to_host.inspect())
+    }
 }
 
 impl ConnectionState {

@@ -126,7 +126,11 @@ impl<'m> Scene<'m> {
         }
         // Never waits: a turn with work left over does not.
         self.worker.busy = true;
-        match self.worker.turn() {
+        let timeout = self.worker.timeout();
+        let mut room = [MaybeUninit::uninit(); EVENTS_MAX];
+        let waited = epoll::wait(&*self.worker.epoll, &mut room, timeout.as_ref());
+        let (events, _) = waited.unwrap();
+        match self.worker.turn(events) {
             Ok(()) => {}
             Err(StoppedReason::Ring { .. }) => self.alive = false,
             Err(other) => panic!("the worker stopped: {other:?}"),

@@ -10,7 +10,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
@@ -20,6 +20,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+use wasmvm_protocol::inspect::{Inspect, Node};
 
 use super::chain::{Chain, ChainError, Direction};
 use super::handle::{Orders, StoppedReason, VsockEvent, VsockEventFn};
@@ -28,7 +29,7 @@ use super::packet::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX};
 use super::ring::Ring;
 use crate::descriptors;
 use crate::gate::Gate;
-use crate::virtio::{Activation, ActiveQueue, Interrupt};
+use crate::virtio::{Activation, ActiveQueue, Interrupt, WorkerView, lock};
 
 /// Most packets moved in one direction before the other direction, orders and sockets get their turn.
 const PACKETS_PER_TURN_MAX: usize = 256;
@@ -50,7 +51,7 @@ pub(super) struct Worker {
     _event: ActiveQueue,
     interrupt: Interrupt,
     orders: Orders,
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     muxer: Muxer,
     /// Payload of the packet at hand, copied out of or into guest memory.
     payload: Box<[u8]>,
@@ -62,7 +63,7 @@ pub(super) struct Worker {
 #[derive(Debug)]
 pub(super) struct HostSide {
     orders: Orders,
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     muxer: Muxer,
 }
 
@@ -70,12 +71,12 @@ impl HostSide {
     /// The host's side of a worker that has no queues yet.
     ///
     /// # Errors
-    /// `epoll_create(2)`'s and `dup(2)`'s.
+    /// `epoll_create(2)`'s.
     pub(super) fn new(guest_cid: u32, orders: Orders, on_event: VsockEventFn) -> io::Result<Self> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let epoll = Arc::new(epoll::create(CreateFlags::CLOEXEC)?);
         Ok(Self {
             orders,
-            muxer: Muxer::new(guest_cid, epoll.try_clone()?, on_event),
+            muxer: Muxer::new(guest_cid, Arc::clone(&epoll), on_event),
             epoll,
         })
     }
@@ -106,33 +107,27 @@ impl Worker {
     }
 
     /// Works until the process ends or the guest breaks its queues, and stands still while `gate` is
-    /// closed.
-    pub(super) fn run(mut self, gate: &Gate) {
-        if let Err(reason) = self.work(gate) {
-            self.muxer.emit(VsockEvent::Stopped(reason));
+    /// closed; `view` shows the worker between two turns.
+    pub(super) fn run(self, gate: &Gate, view: &WorkerView) {
+        let worker = Arc::new(Mutex::new(self));
+        view.show(&worker);
+        if let Err(reason) = work(&worker, gate) {
+            lock(&worker).muxer.emit(VsockEvent::Stopped(reason));
         }
     }
 
-    fn work(&mut self, gate: &Gate) -> Result<(), StoppedReason> {
-        let wake = Arc::clone(&self.orders.wake);
-        // Full means that the worker is woken already.
-        let pass = gate.enter(move || drop(wake.write(1)));
+    /// Registers all that wakes the worker; returns what to wait by, and what wakes.
+    fn wait_for_work(&self) -> io::Result<(Arc<OwnedFd>, Arc<EventFd>)> {
         wait_for(&self.epoll, self.rx.kick(), TOKEN_RX)?;
         wait_for(&self.epoll, self.tx.kick(), TOKEN_TX)?;
         wait_for(&self.epoll, &self.orders.wake, TOKEN_ORDERS)?;
-        loop {
-            if pass.is_closed() {
-                // The guest did not run for this time, so its deadlines move.
-                self.muxer.postpone(pass.park());
-            }
-            self.turn()?;
-        }
+        Ok((Arc::clone(&self.epoll), Arc::clone(&self.orders.wake)))
     }
 
-    /// Waits until there is work, and does one turn of it.
-    fn turn(&mut self) -> Result<(), StoppedReason> {
-        self.wait()?;
+    /// Does one turn of work, of which `events` have notified the worker.
+    fn turn(&mut self, events: &[Event]) -> Result<(), StoppedReason> {
         let now = Instant::now();
+        self.take_events(events, now)?;
         while let Ok(order) = self.orders.receiver.try_recv() {
             self.muxer.order(order, now);
         }
@@ -153,15 +148,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits for an event or a deadline, and passes events of the host's sockets to their connections.
-    fn wait(&mut self) -> io::Result<()> {
-        let timeout = self.timeout();
-        let mut events = [MaybeUninit::uninit(); EVENTS_MAX];
-        let (events, _) = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
-            Err(Errno::INTR) => return Ok(()),
-            waited => waited?,
-        };
-        let now = Instant::now();
+    /// Clears the kicks, and passes events of the host's sockets to their connections.
+    fn take_events(&mut self, events: &[Event], now: Instant) -> io::Result<()> {
         for Event { flags, data } in events.iter().copied() {
             let (flags, token) = (flags, data.u64());
             match token {
@@ -226,6 +214,38 @@ impl Worker {
             self.rx.put_used(&self.memory, head, written.unwrap_or(0));
         }
         true
+    }
+}
+
+/// Waits for work without the lock, and works with it.
+fn work(worker: &Mutex<Worker>, gate: &Gate) -> Result<(), StoppedReason> {
+    let (epoll, wake) = lock(worker).wait_for_work()?;
+    // Full means that the worker is woken already.
+    let pass = gate.enter(move || drop(wake.write(1)));
+    let mut room = [MaybeUninit::uninit(); EVENTS_MAX];
+    loop {
+        if pass.is_closed() {
+            let parked = pass.park();
+            // The guest did not run for this time, so its deadlines move.
+            lock(worker).muxer.postpone(parked);
+        }
+        let timeout = lock(worker).timeout();
+        let events = match epoll::wait(&*epoll, &mut room, timeout.as_ref()) {
+            Err(Errno::INTR) => &[],
+            Err(errno) => return Err(StoppedReason::Os(errno.into())),
+            Ok((events, _)) => &*events,
+        };
+        lock(worker).turn(events)?;
+    }
+}
+
+/// The rings and the connections.
+impl Inspect for Worker {
+    fn inspect(&self) -> Node {
+        self.muxer
+            .inspect()
+            .with("receive_queue", self.rx.inspect())
+            .with("transmit_queue", self.tx.inspect())
     }
 }
 

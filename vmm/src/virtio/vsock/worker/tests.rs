@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use proptest::prelude::*;
+use wasmvm_protocol::control::CONTROL_BYTES_MAX;
 
 use super::super::CONNECTIONS_MAX;
 use super::super::handle::{CutReason, RefusedReason};
@@ -14,6 +15,7 @@ use super::super::packet::{Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
 use crate::gate::Closing;
 use crate::report::sentence;
+use crate::virtio::VirtioDevice;
 
 const PORT: u32 = 1025;
 
@@ -378,6 +380,26 @@ fn a_paused_device_does_nothing_and_then_goes_on() {
     ours.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"from before");
     drop(waiting);
+}
+
+#[test]
+fn who_looks_sees_the_connections_of_a_paused_device_in_bounded_words() {
+    let mut guest = ready_guest();
+    let streams: Vec<_> = (0..u32::try_from(CONNECTIONS_MAX).unwrap())
+        .map(|id| connect(&mut guest, id))
+        .collect();
+    let (done, is_done) = channel();
+    guest.gate.close(move |closing| done.send(closing).unwrap());
+    assert_eq!(is_done.recv_timeout(PATIENCE).unwrap(), Closing::Done);
+    let seen = guest.device.inspect_worker();
+    assert_eq!(seen.find("connection_count"), Some(CONNECTIONS_MAX.into()));
+    let first = format!("connections/{}", streams[0].1.src_port);
+    let first = |name: &str| seen.find(&format!("{first}/{name}"));
+    assert_eq!(first("guest_port"), Some(PORT.into()));
+    assert_eq!(first("phase"), Some("open".into()));
+    assert_eq!(first("to_guest/credit"), Some(guest.buf_alloc.into()));
+    let json = serde_json::to_string(&seen).unwrap();
+    assert!(json.len() < CONTROL_BYTES_MAX / 2, "{} bytes", json.len());
 }
 
 #[test]
