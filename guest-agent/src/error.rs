@@ -4,9 +4,8 @@ use ttrpc::Code;
 use wasmvm_protocol::agent::SENTENCE_BYTES_MAX;
 use wasmvm_protocol::error_chain;
 
-use crate::reap::ProcessEnd;
 use crate::request::RequestError;
-use crate::spawn::SpawnError;
+use crate::spawn::{ProcessEnd, SpawnError};
 use crate::streams::ClaimError;
 use crate::tree::GuestError;
 
