@@ -35,7 +35,7 @@ use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 use crate::process::Process;
 
 pub(crate) const TASK: &str = "web";
-const EXE: &str = env!("CARGO_BIN_EXE_wasmvm-agent");
+pub(crate) const EXE: &str = env!("CARGO_BIN_EXE_wasmvm-agent");
 
 pub(crate) type Refusal = (Code, String);
 type Artifact = (ModuleKind, Vec<u8>);

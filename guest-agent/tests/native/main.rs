@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod alone;
 mod execs;
 mod files;
 mod guest;
