@@ -69,7 +69,7 @@ pub(crate) struct Ended {
 
 pub(crate) struct Guest {
     directory: TempDir,
-    client: TaskClient,
+    pub client: TaskClient,
     tokens: AtomicU64,
     /// What the clock was last set to.
     pub clock: Arc<AtomicU64>,

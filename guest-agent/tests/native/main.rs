@@ -8,6 +8,7 @@
 )]
 
 mod alone;
+mod contract;
 mod execs;
 mod files;
 mod guest;
