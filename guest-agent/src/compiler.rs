@@ -27,10 +27,9 @@ use wasmvm_protocol::slot::{SLOT_CONTENT_BYTES_MAX, SlotKind};
 use crate::engine::engine_config;
 use crate::error::AgentError;
 use crate::log::{self, Level};
-use crate::reap::reap;
 use crate::report::Report;
 use crate::slot::{SlotContent, SlotError};
-use crate::spawn::{self, COMPILE_MODE, REPORT_FD, SLOT_FD, WORK_FD};
+use crate::spawn::{self, COMPILE_MODE, REPORT_FD, SLOT_FD, WORK_FD, reap};
 use crate::streams::accept;
 use crate::supervisor::pipe;
 

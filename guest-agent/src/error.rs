@@ -4,9 +4,8 @@ use ttrpc::Code;
 use wasmvm_protocol::agent::SENTENCE_BYTES_MAX;
 use wasmvm_protocol::error_chain;
 
-use crate::reap::ProcessEnd;
 use crate::request::RequestError;
-use crate::spawn::SpawnError;
+use crate::spawn::{ProcessEnd, SpawnError};
 use crate::streams::ClaimError;
 use crate::tree::GuestError;
 
@@ -114,6 +113,7 @@ fn bounded(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree;
 
     fn status(error: AgentError) -> (i32, String) {
         match ttrpc::Error::from(error) {
@@ -170,6 +170,29 @@ mod tests {
         ];
         for (error, code, text) in cases {
             assert_eq!(status(error), (code as i32, text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn each_error_that_carries_another_has_its_code() {
+        let spawn = SpawnError::Exec {
+            mode: "runner",
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        let guest = tree::doing("set the clock")(std::io::Error::from_raw_os_error(1));
+        for (error, code) in [
+            (RequestError::NoArgs.into(), Code::INVALID_ARGUMENT),
+            (AgentError::Signal(65), Code::INVALID_ARGUMENT),
+            (ClaimError::Missing { token: 1 }.into(), Code::INTERNAL),
+            (AgentError::Failed("no memory".into()), Code::INTERNAL),
+            (
+                AgentError::silent("runner", ProcessEnd::KILLED),
+                Code::INTERNAL,
+            ),
+            (spawn.into(), Code::INTERNAL),
+            (guest.into(), Code::INTERNAL),
+        ] {
+            assert_eq!(status(error).0, code as i32);
         }
     }
 }

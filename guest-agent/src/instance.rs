@@ -21,9 +21,8 @@ use wasmvm_protocol::threads;
 
 use crate::error::AgentError;
 use crate::instance_id::InstanceId;
-use crate::reap::{ProcessEnd, reap};
 use crate::signal::SignalNumber;
-use crate::spawn::Child;
+use crate::spawn::{Child, ProcessEnd, reap};
 use crate::terminal::{Terminal, WindowSize};
 use crate::work::WorkFile;
 

@@ -18,8 +18,8 @@
 //! * [`service`]: a thin adapter from containerd's Task service to the supervisor; [`request`]: its door.
 //! * [`streams`]: stdio streams that no instance has claimed yet; [`stdio`], [`terminal`]: how a runner
 //!   gets them.
-//! * [`spawn`]: fork and exec with a fixed set of descriptors; [`work`]: what the child works on;
-//!   [`report`]: what it answers; [`signal`]: what it is sent; [`reap`]: how it ended.
+//! * [`spawn`]: fork and exec with a fixed set of descriptors, and how the child ended; [`work`]: what the
+//!   child works on; [`report`]: what it answers; [`signal`]: what it is sent.
 //! * [`slot`], [`engine`]: the artifact's mapping, and the one engine configuration.
 //! * [`runner`]: the process of one instance; `compiler` (feature `compiler`): the process of one compile.
 //!
@@ -50,7 +50,6 @@ pub mod init;
 pub mod instance;
 pub mod instance_id;
 pub mod log;
-pub mod reap;
 pub mod report;
 pub mod request;
 pub mod runner;

@@ -1,4 +1,5 @@
-//! Fork and exec of this same binary in another mode, with exactly the descriptors it is to have.
+//! Fork and exec of this same binary in another mode, with exactly the descriptors it is to have; and the
+//! end of that process.
 //!
 //! ```text
 //!  0 1 2  stdio: the streams' own sockets, the null device, or a terminal
@@ -43,6 +44,8 @@ pub const START_FD: RawFd = 6;
 const PARKED_FD_MIN: RawFd = 16;
 /// Most descriptors that a child gets beyond stdio.
 const PASSED_FDS_MAX: usize = 4;
+/// Added to a signal's number in the status of a process that it ended, as shells do.
+const SIGNALLED: u32 = 128;
 
 /// Why there is no child.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +124,51 @@ async fn reap_late(pidfd: OwnedFd) {
     let _ = pidfd.readable().await;
     let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     let _ = rustix::process::waitid(WaitId::PidFd(pidfd.get_ref().as_fd()), ended);
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessEnd {
+    /// The process ended itself, with this code.
+    Exited(u32),
+    /// A signal ended the process: this one.
+    Signalled(u32),
+}
+
+impl ProcessEnd {
+    /// The end by SIGKILL.
+    pub const KILLED: Self = Self::Signalled(9);
+
+    /// The exit code, or 128+n.
+    #[must_use]
+    pub fn status(self) -> u32 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signalled(signal) => SIGNALLED + signal,
+        }
+    }
+
+    /// Whether the process was ended by SIGKILL.
+    #[must_use]
+    pub fn is_kill(self) -> bool {
+        self == Self::KILLED
+    }
+}
+
+/// Waits for a child's end.
+///
+/// # Errors
+/// `waitid(2)`'s.
+pub async fn reap(process: &AsyncFd<Child>) -> io::Result<ProcessEnd> {
+    let _ended = process.readable().await?;
+    let process = WaitId::PidFd(process.get_ref().as_fd());
+    let status = rustix::process::waitid(process, WaitIdOptions::EXITED)?
+        .ok_or(io::ErrorKind::WouldBlock)?;
+    let signal = status.terminating_signal().unwrap_or_default();
+    Ok(match status.exit_status() {
+        Some(code) => ProcessEnd::Exited(code.unsigned_abs()),
+        None => ProcessEnd::Signalled(signal.unsigned_abs()),
+    })
 }
 
 /// How a child starts.

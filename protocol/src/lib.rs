@@ -12,6 +12,7 @@
 //! * [`slot`]: the read-only memory slot through which a module or an artifact reaches the guest.
 //! * [`tree`]: what the file tree of a task never holds.
 //! * [`agent`] (feature `agent`): containerd's Task service and the agent's own messages.
+//! * `contract` (feature `contract`): what the agent's Task service promises the shim, for the tests of both.
 //! * [`threads`] (feature `agent`): what the threads of a process do, of the VMM's and of a program's.
 //!
 //! The protocol belongs to neither end: no crate of ours stands below this one.
@@ -19,6 +20,8 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "contract")]
+pub mod contract;
 pub mod control;
 mod error_chain;
 pub mod inspect;

@@ -170,6 +170,7 @@ fn after(present: Option<u64>, resources: &Resources) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::expect_codes;
     use std::fs;
     use tempfile::{TempDir, tempdir};
 
@@ -244,5 +245,24 @@ mod tests {
         assert_eq!(counted.oom_kills(), 3);
         let error = accounting.change(&Resources::default()).unwrap_err();
         assert!(matches!(error, ChangeError::Ended), "{error}");
+    }
+
+    #[test]
+    fn every_error_has_its_code() {
+        let cgroup = CgroupError::Swap {
+            both: 1,
+            reason: "no",
+        };
+        expect_codes([
+            (
+                ChangeError::Class {
+                    bytes: 1,
+                    ram_mib: 1,
+                },
+                ErrorCode::FailedPrecondition,
+            ),
+            (ChangeError::Ended, ErrorCode::FailedPrecondition),
+            (cgroup.into(), ErrorCode::InvalidArgument),
+        ]);
     }
 }

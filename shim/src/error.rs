@@ -148,6 +148,14 @@ pub(crate) fn console(tail: &str) -> String {
     }
 }
 
+/// Each of these errors has its code.
+#[cfg(test)]
+pub(crate) fn expect_codes<E: Coded, const N: usize>(table: [(E, ErrorCode); N]) {
+    for (error, code) in table {
+        assert_eq!(error.code(), code, "{error}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -61,12 +61,20 @@ struct Inherited {
     start: File,
 }
 
+/// An argument or a descriptor that the parent did not pass.
+#[derive(Debug, thiserror::Error)]
+#[error("a runner is started by the agent alone; this one was started without {0}")]
+struct NotPassed(String);
+
 /// The mode `runner SLOT_ADDRESS ROOT`; the descriptors are [`spawn`]'s.
 #[must_use]
 pub fn main(args: impl Iterator<Item = String>) -> i32 {
-    let Some(inherited) = Inherited::take(args) else {
-        log::line(Level::Error, "usage: runner SLOT_ADDRESS ROOT");
-        return 2;
+    let inherited = match Inherited::take(args) {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            log::line(Level::Error, &error.to_string());
+            return 2;
+        }
     };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -116,16 +124,19 @@ async fn run(inherited: Inherited) -> i32 {
 }
 
 impl Inherited {
-    fn take(mut args: impl Iterator<Item = String>) -> Option<Self> {
-        let slot_address = args.next()?.parse().ok()?;
-        let root = args.next()?;
-        Some(Self {
-            slots: spawn::take(SLOT_FD).ok()?,
-            slot_address,
-            root,
-            work: spawn::take(WORK_FD).ok()?.into(),
-            report: spawn::take(REPORT_FD).ok()?.into(),
-            start: spawn::take(START_FD).ok()?.into(),
+    fn take(mut args: impl Iterator<Item = String>) -> Result<Self, NotPassed> {
+        let absent = |what: &str| NotPassed(what.to_owned());
+        let address = args.next().and_then(|text| text.parse().ok());
+        let descriptor = |number, what| {
+            spawn::take(number).map_err(|_| NotPassed(format!("descriptor {number}, {what}")))
+        };
+        Ok(Self {
+            slot_address: address.ok_or_else(|| absent("the address of its slot"))?,
+            root: args.next().ok_or_else(|| absent("the root of its tree"))?,
+            slots: descriptor(SLOT_FD, "the slots' device")?,
+            work: descriptor(WORK_FD, "its program")?.into(),
+            report: descriptor(REPORT_FD, "the report pipe")?.into(),
+            start: descriptor(START_FD, "the start pipe")?.into(),
         })
     }
 }

@@ -35,7 +35,7 @@ use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 use crate::process::Process;
 
 pub(crate) const TASK: &str = "web";
-const EXE: &str = env!("CARGO_BIN_EXE_wasmvm-agent");
+pub(crate) const EXE: &str = env!("CARGO_BIN_EXE_wasmvm-agent");
 
 pub(crate) type Refusal = (Code, String);
 type Artifact = (ModuleKind, Vec<u8>);
@@ -69,7 +69,7 @@ pub(crate) struct Ended {
 
 pub(crate) struct Guest {
     directory: TempDir,
-    client: TaskClient,
+    pub client: TaskClient,
     tokens: AtomicU64,
     /// What the clock was last set to.
     pub clock: Arc<AtomicU64>,

@@ -7,6 +7,8 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod alone;
+mod contract;
 mod execs;
 mod files;
 mod guest;

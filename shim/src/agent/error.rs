@@ -197,8 +197,11 @@ impl Coded for AgentError {
 
 #[cfg(test)]
 mod tests {
+    use protobuf::Message as _;
+    use protobuf::well_known_types::any::Any;
+
     use super::*;
-    use crate::error::SENTENCE_BYTES_MAX;
+    use crate::error::{SENTENCE_BYTES_MAX, expect_codes};
 
     const METHODS: [Method; 10] = [
         Method::Create,
@@ -250,8 +253,23 @@ mod tests {
             request: "Kill",
             within: Duration::from_secs(1),
         };
-        assert_eq!(late.code(), ErrorCode::DeadlineExceeded);
         assert_eq!(late.to_string(), "the guest did not answer Kill within 1s");
+        let broken = Any::parse_from_bytes(b"\xff").unwrap_err();
+        let source = Refusal::say(ErrorCode::Unavailable, "no");
+        let header = StreamHeaderError::Magic([0; 4]);
+        expect_codes([
+            (late, ErrorCode::DeadlineExceeded),
+            (
+                AgentError::Connect { port: 1, source },
+                ErrorCode::Unavailable,
+            ),
+            (header.into(), ErrorCode::InvalidArgument),
+            (
+                AgentError::StreamBroken(std::io::ErrorKind::BrokenPipe.into()),
+                ErrorCode::Internal,
+            ),
+            (AgentError::Encode(broken), ErrorCode::Internal),
+        ]);
     }
 
     #[test]

@@ -126,3 +126,57 @@ impl Coded for BundleError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::expect_codes;
+
+    #[test]
+    fn every_error_has_its_code() {
+        let json = || serde_json::from_str::<u8>("x").unwrap_err();
+        let field = || "root".to_owned();
+        for (kind, code) in [
+            (io::ErrorKind::NotFound, ErrorCode::NotFound),
+            (io::ErrorKind::PermissionDenied, ErrorCode::InvalidArgument),
+        ] {
+            let read = BundleError::Read {
+                path: "/b".into(),
+                source: kind.into(),
+            };
+            let rootfs = BundleError::Rootfs {
+                path: "/b".into(),
+                source: kind.into(),
+            };
+            expect_codes([(read, code), (rootfs, code)]);
+        }
+        let refused = [
+            BundleError::TooLong {
+                path: "/b".into(),
+                bytes_max: 1,
+            },
+            BundleError::Parse {
+                path: "/b".into(),
+                source: json(),
+            },
+            BundleError::Shape { path: "/b".into() },
+            BundleError::Type {
+                document: CONFIG,
+                field: field(),
+                source: json(),
+            },
+            BundleError::Refused {
+                document: CONFIG,
+                field: field(),
+                value: "1".into(),
+                reason: "no".into(),
+            },
+            BundleError::Missing {
+                document: CONFIG,
+                field: "root",
+                reason: "no",
+            },
+        ];
+        expect_codes(refused.map(|error| (error, ErrorCode::InvalidArgument)));
+    }
+}

@@ -147,3 +147,93 @@ impl Coded for CgroupError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::expect_codes;
+
+    #[test]
+    fn every_error_has_its_code() {
+        let path = || PathBuf::from("/c");
+        let source = || io::ErrorKind::NotFound.into();
+        let unmet = [
+            CgroupError::Version { path: path() },
+            CgroupError::InUse { path: path() },
+            CgroupError::MemoryHeld {
+                limit_bytes: 1,
+                used_bytes: 2,
+            },
+            CgroupError::Controller {
+                field: "a".into(),
+                value: "1".into(),
+                controller: "cpu".into(),
+                path: path(),
+            },
+        ];
+        expect_codes(unmet.map(|error| (error, ErrorCode::FailedPrecondition)));
+        expect_codes([
+            (
+                CgroupError::Path {
+                    given: "..".into(),
+                    reason: "no",
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (
+                CgroupError::Swap {
+                    both: 1,
+                    reason: "no",
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (
+                CgroupError::Busy {
+                    path: path(),
+                    waited: Duration::ZERO,
+                },
+                ErrorCode::Internal,
+            ),
+            (
+                CgroupError::at(&path(), "open", source()),
+                ErrorCode::Internal,
+            ),
+            (
+                CgroupError::Write {
+                    file: path(),
+                    value: "1".into(),
+                    source: source(),
+                },
+                ErrorCode::Internal,
+            ),
+            (
+                JournalError::Exists(path()).into(),
+                ErrorCode::AlreadyExists,
+            ),
+        ]);
+    }
+
+    #[test]
+    fn a_value_that_the_kernel_refuses_has_the_code_of_the_reason() {
+        let refused = |errno| CgroupError::Refused {
+            field: "a".into(),
+            value: "1".into(),
+            file: "/c/a".into(),
+            source: io::Error::from_raw_os_error(errno),
+        };
+        for errno in [
+            libc::EINVAL,
+            libc::ERANGE,
+            libc::EACCES,
+            libc::EOVERFLOW,
+            libc::E2BIG,
+        ] {
+            expect_codes([(refused(errno), ErrorCode::InvalidArgument)]);
+        }
+        expect_codes([
+            (refused(libc::EBUSY), ErrorCode::FailedPrecondition),
+            (refused(libc::ENOSPC), ErrorCode::FailedPrecondition),
+            (refused(libc::EIO), ErrorCode::Internal),
+        ]);
+    }
+}

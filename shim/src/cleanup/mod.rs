@@ -255,6 +255,7 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::expect_codes;
     use crate::host_process::start_time;
     use std::process::Command;
     use tempfile::tempdir;
@@ -386,5 +387,20 @@ mod tests {
         assert_eq!(child.try_wait().unwrap(), None, "still runs");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn every_error_has_its_code() {
+        let vmm = CleanupError::Vmm {
+            pid: 1,
+            source: io::ErrorKind::TimedOut.into(),
+        };
+        let cgroup = CgroupError::InUse { path: "/c".into() };
+        let exists = JournalError::Exists("/t".into());
+        expect_codes([
+            (vmm, ErrorCode::Internal),
+            (cgroup.into(), ErrorCode::Internal),
+            (exists.into(), ErrorCode::AlreadyExists),
+        ]);
     }
 }

@@ -196,6 +196,7 @@ fn apply_layer(config: Config, options: &Options) -> Result<Config, ConfigError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::expect_codes;
 
     const CAPTURED: &[u8] = include_bytes!("../command/captures/1620-0.stdin");
 
@@ -281,5 +282,31 @@ mod tests {
             assert_eq!(error.code(), ErrorCode::FailedPrecondition);
             assert!(error.to_string().starts_with(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn every_error_has_its_code() {
+        let source = Any::parse_from_bytes(b"\xff").unwrap_err();
+        expect_codes([
+            (
+                OptionsError::Decode {
+                    type_url: "a".into(),
+                    source,
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (
+                ConfigError::Executable(io::ErrorKind::NotFound.into()).into(),
+                ErrorCode::Internal,
+            ),
+            (
+                OptionsError::File {
+                    action: "read",
+                    path: "/o".into(),
+                    source: io::ErrorKind::NotFound.into(),
+                },
+                ErrorCode::Internal,
+            ),
+        ]);
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Config, ConfigError, GuestFiles, Sharing};
-use crate::error::{Coded as _, ErrorCode};
+use crate::error::{Coded as _, ErrorCode, expect_codes};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::default().with_text(text, Path::new("/etc/wasmvm/config.toml"))
@@ -124,4 +124,35 @@ fn a_file_that_is_too_long_is_refused_and_not_cut() {
         sentence.ends_with("longer than 1048576 bytes"),
         "{sentence}"
     );
+}
+
+#[test]
+fn every_error_has_its_code() {
+    let path = || PathBuf::from("/c");
+    let source = || std::io::ErrorKind::NotFound.into();
+    let unmet = [
+        ConfigError::Read {
+            path: path(),
+            source: source(),
+        },
+        ConfigError::Parse {
+            path: path(),
+            line: 1,
+            message: "no".into(),
+        },
+        ConfigError::Value {
+            path: path(),
+            line: 1,
+            key: "a",
+            value: "1".into(),
+            reason: "no".into(),
+        },
+        ConfigError::Missing {
+            what: "the guest kernel",
+            path: path(),
+            source: source(),
+        },
+    ];
+    expect_codes(unmet.map(|error| (error, ErrorCode::FailedPrecondition)));
+    expect_codes([(ConfigError::Executable(source()), ErrorCode::Internal)]);
 }

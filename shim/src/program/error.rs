@@ -77,3 +77,44 @@ impl Coded for ProgramError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::expect_codes;
+
+    #[test]
+    fn every_error_has_its_code() {
+        let path = || PathBuf::from("/a");
+        let source = || io::ErrorKind::NotFound.into();
+        let absent = ProgramError::NotFound {
+            name: "a".into(),
+            looked: "/a".into(),
+        };
+        let copy = ProgramError::Copy {
+            path: path(),
+            source: source(),
+        };
+        expect_codes([(absent, ErrorCode::NotFound), (copy, ErrorCode::Internal)]);
+        let invalid = [
+            ProgramError::Read {
+                path: path(),
+                source: source(),
+            },
+            ProgramError::NotWasm {
+                path: path(),
+                what: "is a directory".into(),
+            },
+            ProgramError::FunctionOfComponent {
+                path: path(),
+                function: "f".into(),
+            },
+            ProgramError::TooLarge {
+                path: path(),
+                bytes: 2,
+                bytes_max: 1,
+            },
+        ];
+        expect_codes(invalid.map(|error| (error, ErrorCode::InvalidArgument)));
+    }
+}

@@ -184,6 +184,7 @@ fn open(stream: &'static str, path: &Path, options: &mut OpenOptions) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::expect_codes;
 
     #[tokio::test]
     async fn what_is_no_fifo_is_refused() {
@@ -196,5 +197,55 @@ mod tests {
         assert_eq!(error.code(), ErrorCode::NotFound);
         let directory = OutputFifo::open("stdout", dir.path()).unwrap_err();
         assert_eq!(directory.code(), ErrorCode::InvalidArgument);
+    }
+
+    #[test]
+    fn every_error_has_its_code() {
+        let (stream, path) = ("stdout", || PathBuf::from("/a"));
+        let (absent, denied) = (io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied);
+        let open = |kind: io::ErrorKind| StdioError::Open {
+            stream,
+            path: path(),
+            source: kind.into(),
+        };
+        let logger = |kind: io::ErrorKind| StdioError::Logger {
+            program: path(),
+            source: kind.into(),
+        };
+        expect_codes([
+            (
+                StdioError::Scheme {
+                    stream,
+                    uri: "a".into(),
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (
+                StdioError::TwoLoggers {
+                    stdout: "a".into(),
+                    stderr: "b".into(),
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (
+                StdioError::NotFifo {
+                    stream,
+                    path: path(),
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (open(absent), ErrorCode::NotFound),
+            (logger(absent), ErrorCode::NotFound),
+            (open(denied), ErrorCode::Internal),
+            (logger(denied), ErrorCode::Internal),
+            (
+                StdioError::LogFile {
+                    stream,
+                    path: path(),
+                    source: absent.into(),
+                },
+                ErrorCode::Internal,
+            ),
+        ]);
     }
 }

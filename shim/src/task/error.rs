@@ -145,3 +145,106 @@ impl Coded for TaskError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use protobuf::Message as _;
+    use protobuf::well_known_types::any::Any;
+
+    use super::*;
+    use crate::error::expect_codes;
+    use crate::task::{Move, State};
+
+    #[test]
+    fn every_error_has_its_code() {
+        let name = || "task a".to_owned();
+        let broken = Any::parse_from_bytes(b"\xff").unwrap_err();
+        let illegal = IllegalMove {
+            name: name(),
+            state: State::Running,
+            asked: Move::Start,
+        };
+        expect_codes([
+            (illegal.into(), ErrorCode::FailedPrecondition),
+            (TaskError::Finished(name()), ErrorCode::NotFound),
+            (TaskError::Unborn(name()), ErrorCode::NotFound),
+            (
+                TaskError::NoProcess {
+                    task: "a".into(),
+                    exec: "b".into(),
+                },
+                ErrorCode::NotFound,
+            ),
+            (TaskError::Exists(name()), ErrorCode::AlreadyExists),
+            (
+                TaskError::TooMany {
+                    name: name(),
+                    execs_max: 1,
+                },
+                ErrorCode::ResourceExhausted,
+            ),
+            (
+                TaskError::ExecId {
+                    bytes: 0,
+                    bytes_max: 1,
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (TaskError::Signal(65), ErrorCode::InvalidArgument),
+            (
+                TaskError::Size {
+                    width: 1 << 16,
+                    height: 1,
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (TaskError::Encode(broken), ErrorCode::Internal),
+            (
+                TaskError::Thread(io::ErrorKind::Other.into()),
+                ErrorCode::Internal,
+            ),
+            (TaskError::VmEnded("killed".into()), ErrorCode::Unavailable),
+        ]);
+        let unmet = [
+            TaskError::NotStarted,
+            TaskError::InitNotRunning,
+            TaskError::Paused,
+            TaskError::NotPaused,
+            TaskError::StopsAlone,
+            TaskError::Lingers,
+            TaskError::Abandoned,
+        ];
+        expect_codes(unmet.map(|error| (error(name()), ErrorCode::FailedPrecondition)));
+    }
+
+    #[test]
+    fn the_error_of_a_part_keeps_its_code() {
+        for code in ErrorCode::ALL {
+            let (name, source) = ("task a".to_owned(), Refusal::say(code, "no"));
+            let vm = TaskError::Vm {
+                action: "pause",
+                name: name.clone(),
+                source: source.clone(),
+            };
+            let connect = AgentError::Connect {
+                port: 1,
+                source: source.clone(),
+            };
+            expect_codes([
+                (TaskError::Program(source.clone()), code),
+                (TaskError::Hook(source.clone()), code),
+                (vm, code),
+                (connect.into(), code),
+                (TaskError::Destroy { name, source }, code),
+            ]);
+        }
+        let scheme = StdioError::Scheme {
+            stream: "stdin",
+            uri: "a".into(),
+        };
+        expect_codes([
+            (TaskError::from(scheme), ErrorCode::InvalidArgument),
+            (ChangeError::Ended.into(), ErrorCode::FailedPrecondition),
+        ]);
+    }
+}

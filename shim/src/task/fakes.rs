@@ -1,13 +1,13 @@
 //! A workload whose guest is a ttrpc server in this process, and an event sink that remembers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use protobuf::Message as _;
+use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
@@ -16,7 +16,10 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::{Task as TaskService, create_task};
-use wasmvm_protocol::agent::{self, Change, Program, Thread, Usage};
+use wasmvm_protocol::agent::{
+    self, CHANGE_TYPE_URL, Change, INSTANCE_TYPE_URL, PROGRAM_TYPE_URL, Program, Thread,
+    USAGE_TYPE_URL, Usage,
+};
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
@@ -34,6 +37,8 @@ use crate::vm::VmEnd;
 use crate::workload::{LoadedProgram, SlotLease, Workload, WorkloadMaker, WorkloadOrder};
 
 pub(crate) const PID: u32 = 4711;
+/// The pid of every program in the guest.
+const GUEST_PID: u32 = 7;
 
 /// The order to create the task `t` without streams.
 pub(crate) fn order(terminal: bool) -> TaskOrder {
@@ -151,6 +156,8 @@ pub(crate) enum Answer {
 /// A program of the guest.
 #[derive(Debug)]
 pub(crate) struct Instance {
+    /// Whether Start has come.
+    pub started: watch::Sender<bool>,
     pub exit: watch::Sender<Option<u32>>,
     pub signals: Mutex<Vec<u32>>,
     pub size: Mutex<Option<(u32, u32)>>,
@@ -159,11 +166,17 @@ pub(crate) struct Instance {
     pub terminal: bool,
 }
 
+impl Instance {
+    fn has_ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+}
+
 /// The guest's side: what the tests set and see.
 #[derive(Debug)]
 pub(crate) struct Guest {
     /// The programs by exec id; init's is empty.
-    pub instances: Mutex<HashMap<String, Arc<Instance>>>,
+    pub instances: Mutex<BTreeMap<String, Arc<Instance>>>,
     /// Start is answered only when this is true.
     pub answers_start: watch::Sender<bool>,
     pub obedience: Mutex<Obedience>,
@@ -214,8 +227,14 @@ impl Guest {
         self.ends("", status);
     }
 
-    /// A program ends, and its streams with it.
+    /// A program ends, and its streams with it. A guest that obeys has ended all execs before init.
     pub(crate) fn ends(&self, exec_id: &str, status: u32) {
+        if exec_id.is_empty() && *self.obedience.lock().unwrap() == Obedience::Obeys {
+            let execs = self.all().into_iter().skip(1);
+            for (exec, _) in execs.filter(|(_, exec)| !exec.has_ended()) {
+                self.ends(&exec, 137);
+            }
+        }
         let of = |header: &StreamHeader| header.exec == exec_id;
         self.streams
             .lock()
@@ -225,29 +244,38 @@ impl Guest {
     }
 
     fn load(&self, exec_id: &str, terminal: bool, tokens: [String; 3]) -> ttrpc::Result<()> {
+        let mut instances = self.instances.lock().unwrap();
+        if instances.contains_key(exec_id) {
+            return Err(refusal(ttrpc::Code::ALREADY_EXISTS, "loaded already"));
+        }
         if let Some((code, sentence)) = *self.refuses_create.lock().unwrap() {
             return Err(refusal(code, sentence));
         }
-        let instance = Arc::new(Instance {
+        let instance = Instance {
+            started: watch::Sender::new(false),
             exit: watch::Sender::new(None),
             signals: Mutex::default(),
             size: Mutex::default(),
             tokens,
             terminal,
-        });
-        let mut instances = self.instances.lock().unwrap();
-        // The workload of an earlier task is gone.
-        match instances.insert(exec_id.to_owned(), instance) {
-            Some(_) if !exec_id.is_empty() => {
-                Err(refusal(ttrpc::Code::ALREADY_EXISTS, "loaded already"))
-            }
-            _ => Ok(()),
-        }
+        };
+        instances.insert(exec_id.to_owned(), Arc::new(instance));
+        Ok(())
     }
 
-    fn find(&self, exec_id: &str) -> ttrpc::Result<Arc<Instance>> {
-        let instances = self.instances.lock().unwrap();
-        let found = instances.get(exec_id).cloned();
+    /// All programs with their exec ids, init first.
+    fn all(&self) -> BTreeMap<String, Arc<Instance>> {
+        self.instances.lock().unwrap().clone()
+    }
+
+    fn find(&self, task: &str, exec_id: &str) -> ttrpc::Result<Arc<Instance>> {
+        let created = self.created.lock().unwrap();
+        let found = match created.as_ref() {
+            Some(created) if created.id == task => {
+                self.instances.lock().unwrap().get(exec_id).cloned()
+            }
+            _ => None,
+        };
         found.ok_or_else(|| refusal(ttrpc::Code::NOT_FOUND, "no such program"))
     }
 
@@ -279,7 +307,35 @@ fn refusal(code: ttrpc::Code, sentence: &str) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, sentence))
 }
 
-/// The agent's Task service.
+fn wrong_phase() -> ttrpc::Error {
+    refusal(ttrpc::Code::FAILED_PRECONDITION, "not in this phase")
+}
+
+fn any(type_url: &str, message: &impl protobuf::Message) -> MessageField<Any> {
+    MessageField::some(Any {
+        type_url: type_url.to_owned(),
+        value: message.write_to_bytes().unwrap(),
+        ..Default::default()
+    })
+}
+
+/// The message that a request must carry.
+fn message<M: protobuf::Message>(type_url: &str, any: &Any) -> ttrpc::Result<M> {
+    if any.type_url != type_url {
+        return Err(refusal(ttrpc::Code::INVALID_ARGUMENT, "another message"));
+    }
+    Ok(M::parse_from_bytes(&any.value).unwrap())
+}
+
+/// Refuses what is no program.
+fn check_program(any: &Any) -> ttrpc::Result<()> {
+    match message::<Program>(PROGRAM_TYPE_URL, any)?.args.as_slice() {
+        [] => Err(refusal(ttrpc::Code::INVALID_ARGUMENT, "args is empty")),
+        _ => Ok(()),
+    }
+}
+
+/// An agent's Task service that keeps `wasmvm_protocol::contract`, but where a test has it do otherwise.
 struct Service(Arc<Guest>);
 
 #[async_trait]
@@ -290,6 +346,7 @@ impl TaskService for Service {
         request: pb::CreateTaskRequest,
     ) -> ttrpc::Result<pb::CreateTaskResponse> {
         self.0.obeys("Create").await?;
+        check_program(&request.options)?;
         let streams = [&request.stdin, &request.stdout, &request.stderr].map(String::clone);
         self.0.load("", request.terminal, streams)?;
         *self.0.created.lock().unwrap() = Some(request);
@@ -302,6 +359,13 @@ impl TaskService for Service {
         request: pb::ExecProcessRequest,
     ) -> ttrpc::Result<pb::Empty> {
         self.0.obeys("Exec").await?;
+        check_program(&request.spec)?;
+        if request.exec_id.is_empty() {
+            return Err(refusal(ttrpc::Code::INVALID_ARGUMENT, "no exec id"));
+        }
+        if self.0.find(&request.id, "")?.has_ended() {
+            return Err(wrong_phase());
+        }
         let streams = [request.stdin, request.stdout, request.stderr];
         self.0.load(&request.exec_id, request.terminal, streams)?;
         Ok(pb::Empty::new())
@@ -313,30 +377,32 @@ impl TaskService for Service {
         request: pb::StartRequest,
     ) -> ttrpc::Result<pb::StartResponse> {
         self.0.obeys("Start").await?;
-        self.0.find(&request.exec_id)?;
+        let instance = self.0.find(&request.id, &request.exec_id)?;
+        if instance.has_ended() || instance.started.send_replace(true) {
+            return Err(wrong_phase());
+        }
         let mut answers = self.0.answers_start.subscribe();
         answers.wait_for(|answers| *answers).await.unwrap();
         Ok(pb::StartResponse {
-            pid: 7,
+            pid: GUEST_PID,
             ..Default::default()
         })
     }
 
     async fn kill(&self, _: &TtrpcContext, request: pb::KillRequest) -> ttrpc::Result<pb::Empty> {
         self.0.obeys("Kill").await?;
-        let targets: Vec<String> = if request.all {
-            self.0.instances.lock().unwrap().keys().cloned().collect()
-        } else {
-            vec![request.exec_id]
-        };
+        if !(1..=signals::SIGNAL_MAX).contains(&request.signal) {
+            return Err(refusal(ttrpc::Code::INVALID_ARGUMENT, "no signal"));
+        }
+        if self.0.find(&request.id, &request.exec_id)?.has_ended() {
+            return Err(refusal(ttrpc::Code::NOT_FOUND, "over"));
+        }
+        let all = request.all && request.exec_id.is_empty();
         let obedience = *self.0.obedience.lock().unwrap();
-        for target in targets {
-            let instance = self.0.find(&target)?;
-            if instance.exit.borrow().is_some() {
-                if request.all {
-                    continue;
-                }
-                return Err(refusal(ttrpc::Code::NOT_FOUND, "over"));
+        // Init last, whose end is everybody's.
+        for (target, instance) in self.0.all().into_iter().rev() {
+            if instance.has_ended() || !(all || target == request.exec_id) {
+                continue;
             }
             instance.signals.lock().unwrap().push(request.signal);
             match obedience {
@@ -356,6 +422,9 @@ impl TaskService for Service {
         request: pb::DeleteRequest,
     ) -> ttrpc::Result<pb::DeleteResponse> {
         self.0.obeys("Delete").await?;
+        if !self.0.find(&request.id, &request.exec_id)?.has_ended() {
+            return Err(wrong_phase());
+        }
         self.0.instances.lock().unwrap().remove(&request.exec_id);
         Ok(pb::DeleteResponse::new())
     }
@@ -367,7 +436,14 @@ impl TaskService for Service {
     ) -> ttrpc::Result<pb::Empty> {
         self.0.obeys("ResizePty").await?;
         let size = (request.width, request.height);
-        *self.0.find(&request.exec_id)?.size.lock().unwrap() = Some(size);
+        if size.0.max(size.1) > u16::MAX.into() {
+            return Err(refusal(ttrpc::Code::INVALID_ARGUMENT, "too large"));
+        }
+        let instance = self.0.find(&request.id, &request.exec_id)?;
+        if instance.has_ended() {
+            return Err(wrong_phase());
+        }
+        *instance.size.lock().unwrap() = instance.terminal.then_some(size);
         Ok(pb::Empty::new())
     }
 
@@ -377,34 +453,45 @@ impl TaskService for Service {
         request: pb::UpdateTaskRequest,
     ) -> ttrpc::Result<pb::Empty> {
         self.0.obeys("Update").await?;
-        let change = Change::parse_from_bytes(&request.resources.value).unwrap();
+        let change = message(CHANGE_TYPE_URL, &request.resources)?;
+        self.0.find(&request.id, "")?;
         self.0.changes.lock().unwrap().push(change);
         Ok(pb::Empty::new())
     }
 
-    async fn pids(&self, _: &TtrpcContext, _: pb::PidsRequest) -> ttrpc::Result<pb::PidsResponse> {
+    async fn pids(
+        &self,
+        _: &TtrpcContext,
+        request: pb::PidsRequest,
+    ) -> ttrpc::Result<pb::PidsResponse> {
         self.0.obeys("Pids").await?;
-        let thread = Thread {
-            id: 7,
-            name: "wasm".to_owned(),
-            state: "R".to_owned(),
-            cpu_ms: 50,
-            ..Default::default()
-        };
-        let instance = agent::Instance {
-            threads: vec![thread],
-            ..Default::default()
-        };
-        let info = Any {
-            value: instance.write_to_bytes().unwrap(),
-            ..Default::default()
-        };
-        let process = pb::ProcessInfo {
-            info: Some(info).into(),
-            ..Default::default()
+        self.0.find(&request.id, "")?;
+        let process = |(exec_id, instance): (String, Arc<Instance>)| {
+            let thread = Thread {
+                id: GUEST_PID,
+                name: "wasm".to_owned(),
+                state: "R".to_owned(),
+                cpu_ms: 50,
+                ..Default::default()
+            };
+            let threads = if instance.has_ended() {
+                vec![]
+            } else {
+                vec![thread]
+            };
+            let info = agent::Instance {
+                exec_id,
+                threads,
+                ..Default::default()
+            };
+            pb::ProcessInfo {
+                pid: GUEST_PID,
+                info: any(INSTANCE_TYPE_URL, &info),
+                ..Default::default()
+            }
         };
         Ok(pb::PidsResponse {
-            processes: vec![process],
+            processes: self.0.all().into_iter().map(process).collect(),
             ..Default::default()
         })
     }
@@ -412,16 +499,12 @@ impl TaskService for Service {
     async fn stats(
         &self,
         _: &TtrpcContext,
-        _: pb::StatsRequest,
+        request: pb::StatsRequest,
     ) -> ttrpc::Result<pb::StatsResponse> {
         self.0.obeys("Stats").await?;
-        let usage = self.0.usage.lock().unwrap().write_to_bytes().unwrap();
+        self.0.find(&request.id, "")?;
         Ok(pb::StatsResponse {
-            stats: Some(Any {
-                value: usage,
-                ..Default::default()
-            })
-            .into(),
+            stats: any(USAGE_TYPE_URL, &*self.0.usage.lock().unwrap()),
             ..Default::default()
         })
     }
@@ -432,7 +515,7 @@ impl TaskService for Service {
         request: pb::WaitRequest,
     ) -> ttrpc::Result<pb::WaitResponse> {
         self.0.obeys("Wait").await?;
-        let mut exits = self.0.find(&request.exec_id)?.exit.subscribe();
+        let mut exits = self.0.find(&request.id, &request.exec_id)?.exit.subscribe();
         let status = exits.wait_for(Option::is_some).await.unwrap().unwrap();
         self.0.awake().await;
         Ok(pb::WaitResponse {

@@ -48,6 +48,9 @@ pub(crate) mod fakes;
 mod answers_tests;
 
 #[cfg(test)]
+mod contract_tests;
+
+#[cfg(test)]
 mod model_tests;
 
 pub(crate) use create::TaskOrder;

@@ -139,3 +139,79 @@ impl Coded for TreeError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::expect_codes;
+
+    #[test]
+    fn every_error_has_its_code() {
+        let host = TreeError::Host {
+            step: "make all mounts private",
+            source: io::ErrorKind::NotFound.into(),
+        };
+        let attach = TreeError::Attach {
+            destination: "/a".into(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        expect_codes([(host, ErrorCode::Internal), (attach, ErrorCode::Internal)]);
+        let refused = TreeError::RootfsRefused {
+            index: 0,
+            kind: "nfs".into(),
+            mounted: "a".into(),
+            reason: "no".into(),
+        };
+        let kernel = TreeError::KernelFiles {
+            destination: "/a".into(),
+            path: "/proc".into(),
+            kind: "proc".into(),
+        };
+        let mismatch = TreeError::Mismatch {
+            destination: "/a".into(),
+            what: "a file",
+        };
+        let option = TreeError::TmpfsOption {
+            destination: "/a".into(),
+            option: "size=x".into(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        expect_codes(
+            [refused, kernel, mismatch, option].map(|error| (error, ErrorCode::InvalidArgument)),
+        );
+    }
+
+    #[test]
+    fn what_the_request_names_has_the_code_of_what_is_wrong_with_it() {
+        for (kind, code) in [
+            (io::ErrorKind::NotFound, ErrorCode::NotFound),
+            (
+                io::ErrorKind::ReadOnlyFilesystem,
+                ErrorCode::FailedPrecondition,
+            ),
+            (io::ErrorKind::PermissionDenied, ErrorCode::InvalidArgument),
+        ] {
+            let rootfs = TreeError::Rootfs {
+                index: 0,
+                kind: "bind".into(),
+                mounted: "/r".into(),
+                target: "/t".into(),
+                source: kind.into(),
+            };
+            let source = TreeError::Source {
+                destination: "/a".into(),
+                path: "/s".into(),
+                source: kind.into(),
+            };
+            let point = TreeError::Point {
+                destination: "/a".into(),
+                source: kind.into(),
+            };
+            let cwd = TreeError::WorkingDirectory {
+                path: "/w".into(),
+                source: kind.into(),
+            };
+            expect_codes([rootfs, source, point, cwd].map(|error| (error, code)));
+        }
+    }
+}

@@ -122,6 +122,7 @@ pub(crate) fn of_program(spec: &TaskSpec, process: &ProcessSpec) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::expect_codes;
     use serde_json::{Value, json};
 
     const SIX: u64 = 0xdb;
@@ -227,5 +228,17 @@ mod tests {
             Err(CredentialsError::Groups(600))
         );
         of_task(&spec(&given, &DEFAULT)).unwrap();
+    }
+
+    #[test]
+    fn every_error_has_its_code() {
+        let other = CredentialsError::OtherUser {
+            wanted: "1:1".into(),
+            own: "0:0".into(),
+        };
+        expect_codes([
+            (CredentialsError::Groups(99), ErrorCode::InvalidArgument),
+            (other, ErrorCode::InvalidArgument),
+        ]);
     }
 }

@@ -152,6 +152,7 @@ fn set_one(root: BorrowedFd<'_>, sysctl: &Sysctl) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::expect_codes;
 
     const PORT: &str = "net/ipv4/ip_unprivileged_port_start";
 
@@ -211,5 +212,37 @@ mod tests {
         let mut outside = port("1");
         outside.path = "net/ipv4/no_such_setting".into();
         assert_eq!(set(outside).unwrap_err().code(), ErrorCode::InvalidArgument);
+    }
+
+    #[test]
+    fn every_error_has_its_code() {
+        let source = || io::ErrorKind::NotFound.into();
+        let (name, value) = (|| "a".to_owned(), || "1".to_owned());
+        expect_codes([
+            (NetworkError::Make(source()), ErrorCode::Internal),
+            (
+                NetworkError::Enter {
+                    path: "/n".into(),
+                    source: source(),
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (
+                NetworkError::Hosts {
+                    name: name(),
+                    value: value(),
+                    path: "/n".into(),
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (
+                NetworkError::Sysctl {
+                    name: name(),
+                    value: value(),
+                    source: source(),
+                },
+                ErrorCode::InvalidArgument,
+            ),
+        ]);
     }
 }

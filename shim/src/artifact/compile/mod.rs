@@ -281,6 +281,7 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::expect_codes;
 
     #[test]
     fn every_answer_of_the_compiler_has_its_code() {
@@ -305,5 +306,46 @@ mod tests {
             let error = refused("/a".into(), limit, &ttrpc::get_status(answer, "no"));
             assert_eq!((error.code(), error.to_string()), (code, sentence.into()));
         }
+    }
+
+    #[test]
+    fn every_error_has_its_code() {
+        let launch = LaunchError::Kvm(io::ErrorKind::NotFound.into());
+        let (path, reason) = (|| "/a".to_owned(), || "no".to_owned());
+        let late = CompileError::Late {
+            path: path(),
+            limit: Duration::ZERO,
+            source: ttrpc::Error::Eof,
+        };
+        expect_codes([
+            (launch.into(), ErrorCode::FailedPrecondition),
+            (VmError::Deaf.into(), ErrorCode::Unavailable),
+            (
+                CompileError::Module {
+                    path: path(),
+                    reason: reason(),
+                },
+                ErrorCode::InvalidArgument,
+            ),
+            (
+                CompileError::Compiler {
+                    path: path(),
+                    reason: reason(),
+                },
+                ErrorCode::Internal,
+            ),
+            (late, ErrorCode::DeadlineExceeded),
+            (
+                CompileError::Cut {
+                    announced: 2,
+                    received: 1,
+                },
+                ErrorCode::Unavailable,
+            ),
+            (
+                failed("open", io::ErrorKind::NotFound.into()),
+                ErrorCode::Internal,
+            ),
+        ]);
     }
 }

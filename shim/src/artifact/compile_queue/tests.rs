@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::fair_queue::Queue;
 use super::*;
+use crate::error::expect_codes;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -336,4 +337,23 @@ proptest! {
             prop_assert!(waiting.is_empty() || running.len() == usize::try_from(compilers_max).unwrap());
         }
     }
+}
+
+#[test]
+fn every_error_has_its_code() {
+    let source = || io::ErrorKind::NotFound.into();
+    expect_codes([
+        (
+            CompileQueueError::Full { tenant: "a".into() },
+            ErrorCode::ResourceExhausted,
+        ),
+        (
+            CompileQueueError::File {
+                path: "/q".into(),
+                source: source(),
+            },
+            ErrorCode::Internal,
+        ),
+        (CompileQueueError::Look(source()), ErrorCode::Internal),
+    ]);
 }

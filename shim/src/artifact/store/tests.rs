@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::{TempDir, tempdir, tempfile};
 
 use super::*;
+use crate::error::expect_codes;
 
 const CONTENT: &[u8] = b"machine code";
 const KIB: u64 = 1024;
@@ -371,4 +372,23 @@ fn who_shares_with_nobody_finds_artifacts_on_disk() {
     assert_eq!(content(inserted), CONTENT);
     let found = host.store.find(&key(1)).unwrap().unwrap();
     assert_eq!(content(found), CONTENT);
+}
+
+#[test]
+fn every_error_has_its_code() {
+    let source = || io::ErrorKind::NotFound.into();
+    let refused = FolderError::Refused {
+        setting: "artifact_dir",
+        path: "/a".into(),
+        reason: "no".into(),
+    };
+    let open = FolderError::Open {
+        path: "/a".into(),
+        source: source(),
+    };
+    expect_codes([
+        (refused.into(), ErrorCode::FailedPrecondition),
+        (open.into(), ErrorCode::Internal),
+        (StoreError::Delivered(source()), ErrorCode::Internal),
+    ]);
 }

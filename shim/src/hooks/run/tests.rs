@@ -4,6 +4,7 @@ use std::fs;
 
 use super::*;
 use crate::bundle::HookStatus;
+use crate::error::expect_codes;
 use crate::hooks::{run_in_order, wait_for_cancelled};
 
 fn shell(script: &str) -> Hook {
@@ -170,4 +171,32 @@ async fn the_first_that_fails_is_the_last() {
         "{error}"
     );
     assert_eq!(fs::read_to_string(file).unwrap(), "a\nb\n");
+}
+
+#[test]
+fn every_error_has_its_code() {
+    let path = || PathBuf::from("/h");
+    let source = || io::ErrorKind::NotFound.into();
+    let (field, index) = ("hooks.prestart", 0);
+    let failed = HookError::Failed {
+        field,
+        index,
+        path: path(),
+        how: "exited".into(),
+        output: String::new(),
+    };
+    expect_codes([
+        (
+            HookError::Spawn {
+                field,
+                index,
+                path: path(),
+                source: source(),
+            },
+            ErrorCode::FailedPrecondition,
+        ),
+        (failed, ErrorCode::FailedPrecondition),
+        (HookError::Cancelled, ErrorCode::FailedPrecondition),
+        (HookError::Wait(source()), ErrorCode::Internal),
+    ]);
 }

@@ -478,7 +478,9 @@ async fn the_start_is_told_before_the_exit() {
     let f = fixture();
     f.create(Default::default()).await.unwrap();
     f.maker.guest.answers_start.send_replace(false);
+    let mut begun = f.maker.guest.instance("").started.subscribe();
     let finish = async {
+        begun.wait_for(|begun| *begun).await.unwrap();
         f.maker.guest.exits(0);
         // The exit is known to the shim long before the start is.
         tokio::time::sleep(Duration::from_millis(50)).await;
