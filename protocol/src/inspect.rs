@@ -51,18 +51,18 @@ pub struct Node(BTreeMap<String, Value>);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
-    /// Yes or no.
+    /// True or false, as of a feature.
     Flag(bool),
     /// A count, a size in bytes or a number of the kernel's.
     Number(u64),
     /// A word or a sentence of ours.
     Text(String),
-    /// Further values.
+    /// Further values, by their names.
     Node(Node),
 }
 
 impl Node {
-    /// An empty node.
+    /// A node without a value.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
