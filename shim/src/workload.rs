@@ -9,6 +9,7 @@ use protobuf::well_known_types::any::Any;
 use tokio::net::UnixStream;
 use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::api::Mount;
+use wasmvm_protocol::inspect::Node;
 
 use crate::accounting::Accounting;
 use crate::bundle::ProcessSpec;
@@ -88,6 +89,8 @@ pub(crate) trait Workload: Send + Sync + 'static {
     async fn pause(&self) -> Result<(), Refusal>;
     /// Lets the guest run again. A guest that runs is not an error.
     async fn resume(&self) -> Result<(), Refusal>;
+    /// The state of the machine and its devices, in the VMM's words; within a second.
+    async fn inspect(&self) -> Result<Node, Refusal>;
     /// The limits and the use of the task.
     fn accounting(&self) -> &Arc<Accounting>;
     /// Opens a byte stream to a vsock port of the guest.

@@ -17,6 +17,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::{Task as TaskService, create_task};
 use wasmvm_protocol::agent::{self, Change, Program, Thread, Usage};
+use wasmvm_protocol::inspect::Node;
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
@@ -521,6 +522,11 @@ impl Workload for FakeWorkload {
 
     fn load_limit(&self) -> Duration {
         Duration::from_secs(60)
+    }
+
+    async fn inspect(&self) -> Result<Node, Refusal> {
+        let machine = Node::new().with("vsock\u{1b}[2J", "a\u{202e}b");
+        Ok(Node::new().with("devices", machine))
     }
 
     fn accounting(&self) -> &Arc<Accounting> {

@@ -29,6 +29,7 @@ use async_trait::async_trait;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use wasmvm_protocol::agent::Program;
+use wasmvm_protocol::inspect::Node;
 
 use self::description::describe;
 use self::resolve::Resolver;
@@ -105,6 +106,10 @@ impl Workload for TaskVm {
 
     async fn resume(&self) -> Result<(), Refusal> {
         Ok(self.vm.resume().await?)
+    }
+
+    async fn inspect(&self) -> Result<Node, Refusal> {
+        Ok(self.vm.inspect().await?)
     }
 
     fn accounting(&self) -> &Arc<Accounting> {

@@ -270,7 +270,7 @@ fn lead(
                 }
                 control::send(control, &ToVmm::MapsWritten, &[]).map_err(LaunchError::Control)?;
             }
-            FromVmm::Jailed => return Ok(()),
+            FromVmm::Jailed { .. } => return Ok(()),
             FromVmm::BootFailed { reason } => return Err(LaunchError::Refused(reason)),
             other => {
                 return Err(LaunchError::Refused(format!(
