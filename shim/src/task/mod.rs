@@ -51,6 +51,7 @@ mod answers_tests;
 #[cfg(test)]
 mod model_tests;
 
+pub(crate) use diagnostics::TaskView;
 pub(crate) use error::TaskError;
 pub(crate) use exec::{Exec, ExecOrder};
 pub(crate) use pause::Flow;
