@@ -15,8 +15,8 @@ pub(crate) async fn off_thread<T: Send + 'static>(
     Ok(tokio::task::spawn_blocking(work).await?)
 }
 
-/// The result of `work`, which runs on a thread of its own; `None` when that takes longer than `limit`. The thread is then
-/// left to itself.
+/// The result of `work`, which runs on a thread of its own; `None` when that takes longer than `limit`. The thread
+/// is then left to itself.
 pub(crate) async fn off_thread_within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,

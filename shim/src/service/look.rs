@@ -60,8 +60,8 @@ impl Service {
         off_thread_within(INSPECT_MAX, view).await
     }
 
-    /// Gives `tell` the id of a task and a line about it: the requests that are being worked on, the shim's threads, then
-    /// each task's processes and threads. `shim` is the runtime that serves.
+    /// Gives `tell` the id of a task and a line about it: the requests that are being worked on, the shim's threads,
+    /// then each task's processes and threads. `shim` is the runtime that serves.
     async fn look(&self, shim: &Handle, tell: &impl Fn(&str, &str)) {
         let Some((view, tasks)) = self.shim_view().await else {
             tracing::info!("look: the shim is busy: a thread holds the list of tasks");

@@ -23,13 +23,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use wasmvm_protocol::agent::Instance;
 use wasmvm_protocol::inspect::{Inspect, Node, Value};
 use wasmvm_protocol::threads::THREADS_MAX;
 
 use super::process::ProcessView;
 use super::{Flow, LoadedVm, Task, exec};
+use crate::agent::AgentError;
 use crate::error::{chain, printable};
 use crate::host_process;
 use crate::host_threads::{self, HostThreads, plain};
@@ -37,6 +38,8 @@ use crate::off_thread::off_thread_within;
 
 /// Most threads of the guest's own report that are told.
 const GUEST_THREADS_MAX: usize = 1024;
+/// Least time between two questions to the guest, whose answers have 8 KiB and 128 KiB/s (`agent/bounded.rs`).
+const LOOKS_APART: Duration = Duration::from_millis(100);
 /// How long after the guest's limit the shim's own thread counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_millis(250);
 /// In place of what the runtime's thread would have to ask.
@@ -80,8 +83,8 @@ struct Told {
 }
 
 impl TaskView {
-    /// Looks at a task, from any runtime; `shim` is the runtime that has the task's connections. Takes hardly longer than
-    /// `limit`, within which the guest has to answer.
+    /// Looks at a task, from any runtime; `shim` is the runtime that has the task's connections. Takes hardly longer
+    /// than `limit`, within which the guest has to answer.
     pub(crate) async fn of(task: &Arc<Task>, shim: &Handle, limit: Duration) -> Self {
         let [for_own, for_vmm, for_told] = [task.clone(), task.clone(), task.clone()];
         let mut telling = shim.spawn(async move { for_told.told(limit).await });
@@ -249,13 +252,23 @@ impl Task {
             return None;
         }
         tokio::select! {
-            told = timeout(limit, vm.agent.instances()) => Some(match told {
+            told = timeout(limit, self.instances(vm)) => Some(match told {
                 Ok(Ok(instances)) => Ok(bounded(instances)),
                 Ok(Err(error)) => Err(chain(&error)),
                 Err(_) => Err(format!("does not answer within {limit:?}")),
             }),
             () = self.flow.stopping() => None,
         }
+    }
+
+    /// Asks the guest now and then, however often operators ask: answers beyond their rate would cost the task.
+    async fn instances(&self, vm: &LoadedVm) -> Result<Vec<Instance>, AgentError> {
+        let turn = self.looking.clone().lock_owned().await;
+        tokio::spawn(async move {
+            sleep(LOOKS_APART).await;
+            drop(turn);
+        });
+        vm.agent.instances().await
     }
 }
 

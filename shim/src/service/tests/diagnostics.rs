@@ -154,6 +154,17 @@ async fn a_silent_guest_costs_the_tree_half_a_second_and_its_own_place() {
 }
 
 #[tokio::test]
+async fn a_guest_is_not_asked_faster_than_it_may_answer() {
+    let f = fixture();
+    f.running().await;
+    let asked = Instant::now();
+    for _ in 0..4 {
+        assert!(f.inspect("t", "guest/init/threads/7").await.is_ok());
+    }
+    assert!(asked.elapsed() >= Duration::from_millis(300));
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_refused_by_what_is() {
     let f = fixture();
     f.running().await;
