@@ -52,13 +52,13 @@ enum InspectError {
     )]
     Name(String),
     /// A file of the task cannot be read.
-    #[error("cannot read {}; `wasmvm inspect` is for root", .0.display())]
+    #[error("cannot read {} (`wasmvm inspect` is for root)", .0.display())]
     File(PathBuf, #[source] io::Error),
     /// A file of the task has other content than the shim writes.
     #[error("{} does not say {what}", .path.display())]
     Content { path: PathBuf, what: &'static str },
     /// The shim does not listen.
-    #[error("cannot connect to the shim at {}; `ctr task delete` removes what a dead shim has left", .0.display())]
+    #[error("cannot connect to the shim at {} (`ctr task delete` removes what a dead one has left)", .0.display())]
     Connect(PathBuf, #[source] io::Error),
     /// The shim is stuck.
     #[error(
