@@ -7,6 +7,7 @@
 //!
 //! * [`control`]: the messages on the socket pair between the shim and its VMM, and the socket itself.
 //! * [`inspect`]: the live state of a task as a tree.
+//! * [`inspect_service`] (feature `inspect`): how the tree is asked for.
 //! * [`ports`]: the vsock ports of the guest.
 //! * [`stream`]: the header that opens every stdio stream.
 //! * [`slot`]: the read-only memory slot through which a module or an artifact reaches the guest.
@@ -25,6 +26,8 @@ pub mod contract;
 pub mod control;
 mod error_chain;
 pub mod inspect;
+#[cfg(feature = "inspect")]
+pub mod inspect_service;
 pub mod ports;
 pub mod slot;
 pub mod stream;

@@ -1,11 +1,12 @@
 //! The daemon: serves the task for which `start` has started it, until `Shutdown`.
 //!
 //! ```text
-//! start ─ listener as standard input ─► serve ─► task v2 + v3 on one socket
+//! start ─ listener as standard input ─► serve ─► task v2 + v3 and inspect on one socket
 //!                                         └ ends: Shutdown, or no task for IDLE_MAX
 //! ```
 //!
-//! One thread runs everything here. Work that blocks (mounts, clone, compile) has threads of its own.
+//! One thread runs everything here but the answer to SIGUSR1. Work that blocks (mounts, clone, compile) has threads of
+//! its own.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -19,9 +20,10 @@ use tokio::sync::watch;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, Service as ServiceTable};
 use wasmvm_protocol::agent::containerd::shim_async::{Task as TaskService, create_task};
+use wasmvm_protocol::inspect_service::create_inspect;
 
 use crate::events::{EventSink, Publisher};
-use crate::service::Service;
+use crate::service::{Service, look_when_asked};
 use crate::task::Tasks;
 use crate::task_vm::TaskVmMaker;
 
@@ -123,9 +125,13 @@ async fn run(order: &DaemonOrder, listener: UnixListener, path: &Path) -> Result
     let service = Arc::new(Service::new(&order.namespace, tasks.clone(), shutdown));
     let mut server = Server::new()
         .add_listener(Listener::from(listener))
-        .register_service(services(&service));
+        .register_service(services(&service))
+        .register_service(create_inspect(service.clone()));
     ignore_signals()?;
-    look_when_asked(service)?;
+    look_when_asked(service, |task_id, line| {
+        tracing::info!(task_id, "look: {line}");
+    })
+    .map_err(|error| DaemonError::SetUp("handle signals", error))?;
     server.start().await.map_err(DaemonError::Server)?;
     tracing::debug!(task_id = %order.id, pid = std::process::id(), "serving");
     let why = tokio::select! {
@@ -168,18 +174,6 @@ async fn idle(mut count: watch::Receiver<usize>) {
             Ok(Err(_)) | Err(_) => return,
         }
     }
-}
-
-/// Writes diagnostics into the log at each SIGUSR1, the signal at which containerd's own shims log their stacks.
-fn look_when_asked(service: Arc<Service>) -> Result<(), DaemonError> {
-    let mut asked = signal(SignalKind::user_defined1())
-        .map_err(|error| DaemonError::SetUp("handle signals", error))?;
-    tokio::spawn(async move {
-        while asked.recv().await.is_some() {
-            service.look().await;
-        }
-    });
-    Ok(())
 }
 
 /// Ignores the signals that end a process by default: the task ends when containerd asks, not by a signal to the

@@ -23,6 +23,7 @@ pub mod fuzz;
 mod guest_deadline;
 mod hooks;
 mod host_process;
+mod host_threads;
 mod journal;
 mod log;
 mod memory_file;

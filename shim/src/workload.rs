@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use protobuf::well_known_types::any::Any;
 use wasmvm_protocol::agent::Program;
 use wasmvm_protocol::agent::containerd::api::Mount;
+use wasmvm_protocol::inspect::Node;
 
 use crate::accounting::Accounting;
 use crate::agent::{AgentError, Programs};
@@ -100,6 +101,8 @@ pub(crate) trait Workload: Send + Sync + 'static {
     async fn pause(&self) -> Result<(), Refusal>;
     /// Lets the guest run again. A guest that runs is not an error.
     async fn resume(&self) -> Result<(), Refusal>;
+    /// The state of the machine and its devices, in the VMM's words; within a second.
+    async fn inspect(&self) -> Result<Node, Refusal>;
     /// Waits for the end of the VM; any number of callers may wait.
     async fn vm_ended(&self) -> VmEnd;
     /// Ends the VM at once, whatever the guest does.

@@ -23,6 +23,7 @@
 //! * [`settings`]: the runtime's options.
 //! * [`soak`]: many tasks with random lives.
 //! * [`debug`]: what an operator sees of a stuck task.
+//! * [`inspect`]: what an operator is told of any task.
 //! * [`hostile`]: guests that have been taken over.
 //! * [`ring0`]: guests that try all that ring 0 can.
 //! * [`versions`]: the main things on other containerds.
@@ -38,6 +39,7 @@ mod faults;
 mod files;
 mod hooks;
 mod hostile;
+mod inspect;
 mod load;
 mod logs;
 mod memory;

@@ -4,6 +4,7 @@
 //! caller's deadline: containerd repeats a Delete that it gave up, and finds it further on or done.
 //! The methods that are not here are `Unimplemented`, with a sentence.
 
+mod look;
 mod requests;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use ttrpc::asynchronous::TtrpcContext;
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::Task as TaskService;
 
+pub(crate) use self::look::look_when_asked;
 use self::requests::{Request, Requests};
 use crate::bundle::Resources;
 use crate::error::{ErrorCode, Refusal};
@@ -40,19 +42,6 @@ impl Service {
             tasks,
             requests: Requests::default(),
             shutdown,
-        }
-    }
-
-    /// Writes the diagnostics into the log, a line each: the requests that are being worked on, then each task's
-    /// processes and threads.
-    pub(crate) async fn look(&self) {
-        for request in self.requests.list() {
-            tracing::info!(task_id = request.task(), "look: {request}");
-        }
-        for task in self.tasks.all() {
-            for line in task.diagnostics().await {
-                tracing::info!(task_id = task.id(), "look: {line}");
-            }
         }
     }
 

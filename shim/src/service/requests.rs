@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use wasmvm_protocol::inspect::{Inspect, Node};
+
 /// A request that is being worked on, as diagnostics name it.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -39,6 +41,17 @@ impl fmt::Display for Request {
         let of = if exec.is_empty() { "" } else { " of exec " };
         let seconds = self.since.elapsed().as_secs_f64();
         write!(f, "{method}{of}{exec} has taken {seconds:.1} s")
+    }
+}
+
+impl Inspect for Request {
+    fn inspect(&self) -> Node {
+        let mut node = Node::new().with("method", self.method);
+        if !self.exec.is_empty() {
+            node.set("exec", self.exec.as_str());
+        }
+        let ms = self.since.elapsed().as_millis();
+        node.with("ms", u64::try_from(ms).unwrap_or(u64::MAX))
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) use sinks::Sinks;
 pub(crate) use uri::fuzz;
 
 pub(crate) use pump::{GuestStreams, Pumps};
-pub(crate) use switch::StdioSwitch;
+pub(crate) use switch::{StdioSwitch, StreamsView};
 
 /// The streams of one instance as containerd names them (see [`uri`]); an empty name is the null device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

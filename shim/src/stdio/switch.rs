@@ -1,9 +1,11 @@
 //! Begins and ends the streams of one instance, from wherever that is decided.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::watch;
+use wasmvm_protocol::inspect::{Inspect, Node};
 
 /// The phase of standard input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,39 @@ pub(crate) struct StdioSwitch {
     unread: Arc<AtomicUsize>,
     /// Bytes that the FIFOs have taken.
     read: Arc<AtomicU64>,
+}
+
+/// The streams of one instance at one moment.
+#[derive(Debug)]
+pub(crate) struct StreamsView {
+    stdin: &'static str,
+    output: &'static str,
+    /// Outputs that wait for a reader.
+    unread: usize,
+    /// Output that has been read, or lies in a FIFO.
+    bytes_read: u64,
+}
+
+/// Prints streams as in "standard input is open; output flows, 1 of it waiting for a reader".
+impl fmt::Display for StreamsView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stdin, output, .. } = self;
+        write!(f, "standard input {stdin}; output {output}")?;
+        match self.unread {
+            0 => Ok(()),
+            streams => write!(f, ", {streams} of it waiting for a reader"),
+        }
+    }
+}
+
+impl Inspect for StreamsView {
+    fn inspect(&self) -> Node {
+        Node::new()
+            .with("stdin", self.stdin)
+            .with("output", self.output)
+            .with("output_bytes", self.bytes_read)
+            .with("waiting_for_reader", self.unread)
+    }
 }
 
 /// Counts an output as waiting for its reader, until dropped.
@@ -81,24 +116,25 @@ impl StdioSwitch {
         self.advance(OutputPhase::Leaving);
     }
 
-    /// The phases of the streams in words, for the log.
+    /// The phases of the streams, for diagnostics.
     #[must_use]
-    pub(crate) fn words(&self) -> String {
+    pub(crate) fn view(&self) -> StreamsView {
         let stdin = match *self.stdin.borrow() {
             StdinPhase::Held => "waits for the start",
             StdinPhase::Open => "is open",
             StdinPhase::Closing => "is being closed",
-        };
-        let unread = match self.unread.load(Ordering::Relaxed) {
-            0 => String::new(),
-            streams => format!(", {streams} of it waiting for a reader"),
         };
         let output = match *self.output.borrow() {
             OutputPhase::Flowing => "flows",
             OutputPhase::Ended => "of an ended program is being read",
             OutputPhase::Leaving => "is waited for by Delete",
         };
-        format!("standard input {stdin}; output {output}{unread}")
+        StreamsView {
+            stdin,
+            output,
+            unread: self.unread.load(Ordering::Relaxed),
+            bytes_read: self.bytes_read(),
+        }
     }
 
     /// Output that has been read, or lies in a FIFO, bytes.

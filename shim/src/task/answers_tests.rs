@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use protobuf::Enum as _;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
+use wasmvm_protocol::inspect::Inspect as _;
 
 use super::fakes::{Answer, Scene, exec_order, order};
 use super::*;
@@ -18,6 +20,8 @@ const TERM: u32 = 15;
 const WINCH: u32 = 28;
 /// From Kill until containerd hears of the exit.
 const EXIT_MAX: Duration = Duration::from_secs(5);
+/// How long a guest may take to tell what it does.
+const LOOK_MAX: Duration = Duration::from_secs(1);
 /// Beyond every limit of the shim's, all together.
 const HANG: Duration = Duration::from_secs(3600);
 const METHODS: [&str; 10] = [
@@ -195,7 +199,13 @@ async fn whole_life(methods: &[&str], answer: Answer, signal: u32, paused: bool)
         }
         let told = case.done("Kill", task.kill(WINCH, false)).await;
         case.expect_honest("Kill", told.map_err(|error| error.code()));
-        case.done("the look", task.diagnostics()).await;
+        let shim = Handle::current();
+        let looked = TaskView::of(&task, &shim, LOOK_MAX);
+        let answered = Instant::now();
+        let view = case.done("the look", looked).await;
+        assert!(answered.elapsed() <= 2 * LOOK_MAX, "{}", case.what);
+        let told = view.inspect();
+        assert!(told.find("guest").is_some(), "{}: {told}", case.what);
     }
     if runs && paused {
         case.done("Pause", task.pause()).await.unwrap();

@@ -1,4 +1,5 @@
-//! Diagnostics: what every process and thread of a task does, in sentences for the log, at an operator's SIGUSR1.
+//! Diagnostics: the live state of a task, gathered once and told in two forms: as sentences for the log, at an
+//! operator's SIGUSR1, and as the tree of `wasmvm inspect`.
 //!
 //! ```text
 //! task web is running; pid 4711; standard input is open; output flows, 1 of it waiting for a reader
@@ -13,147 +14,397 @@
 //!
 //! The letters are proc(5)'s: R runs, S waits, D waits and cannot be woken. Lines that begin with `guest`
 //! say what the guest reports of itself.
+//!
+//! No part of a look waits for another one: a lock that is held, a runtime thread that is stuck, a VMM and a guest
+//! that do not answer are told in the place of what they keep back. Whatever the parts hold, the tree has less than
+//! half of `TREE_BYTES_MAX` (`wasmvm_protocol::inspect`).
 
-use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use syscalls::x86_64::Sysno;
-use wasmvm_protocol::agent::{Instance, Thread};
-use wasmvm_protocol::threads;
+use tokio::runtime::Handle;
+use tokio::time::{sleep, timeout};
+use wasmvm_protocol::agent::Instance;
+use wasmvm_protocol::inspect::{Inspect, Node, Value};
+use wasmvm_protocol::threads::THREADS_MAX;
 
+use super::process::ProcessView;
 use super::{Flow, LoadedVm, Task, exec};
+use crate::agent::AgentError;
 use crate::error::{chain, printable};
 use crate::host_process;
+use crate::host_threads::{self, HostThreads, plain};
+use crate::off_thread::off_thread_within;
 
-/// Most lines about the guest's own report.
-const GUEST_LINES_MAX: usize = 1024;
+/// Most threads of the guest's own report that are told.
+const GUEST_THREADS_MAX: usize = 1024;
+/// Least time between two questions to the guest, whose answers have 8 KiB and 128 KiB/s (`agent/bounded.rs`).
+const LOOKS_APART: Duration = Duration::from_millis(100);
+/// How long after the guest's limit the shim's own thread counts as stuck.
+const STUCK_AFTER: Duration = Duration::from_millis(250);
+/// In place of what the runtime's thread would have to ask.
+const STUCK: &str = "the shim's own thread does not answer";
+/// In place of the state whose lock is held.
+const BUSY: &str = "is busy: a thread of the shim holds its state";
 
-impl Task {
-    /// Returns a sentence for each process, the VM, each thread of the VMM and its file server, and each
-    /// thread of the programs in the guest, which has a second to answer.
-    pub(crate) async fn diagnostics(&self) -> Vec<String> {
-        let mut lines = vec![self.init.words(self.pid())];
-        for exec in self.execs_where(|_| true) {
-            lines.push(exec.process.words(exec.pid()));
+/// The live state of a task at one moment.
+#[derive(Debug)]
+pub(crate) struct TaskView {
+    id: String,
+    /// `None` when a lock is held for longer than the look waits.
+    own: Option<OwnState>,
+    /// `None` before the task has a VM.
+    vm: Option<VmView>,
+}
+
+/// The shim's own state of a task.
+#[derive(Debug)]
+struct OwnState {
+    init: ProcessView,
+    /// The execs with their ids.
+    execs: Vec<(String, ProcessView)>,
+    flow: Flow,
+}
+
+/// A task's VM from the outside, and what the VM tells.
+#[derive(Debug)]
+struct VmView {
+    vmm: Option<HostThreads>,
+    file_server: Option<HostThreads>,
+    told: Told,
+}
+
+/// The answers of guest and VMM; a sentence in the place of one that did not come.
+#[derive(Debug)]
+struct Told {
+    /// `None` when the VM does not run: the answer would come when the VM runs again.
+    guest: Option<Result<Vec<Instance>, String>>,
+    vmm: Result<Node, String>,
+}
+
+impl TaskView {
+    /// Looks at a task, from any runtime; `shim` is the runtime that has the task's connections. Takes hardly longer
+    /// than `limit`, within which the guest has to answer.
+    pub(crate) async fn of(task: &Arc<Task>, shim: &Handle, limit: Duration) -> Self {
+        let [for_own, for_vmm, for_told] = [task.clone(), task.clone(), task.clone()];
+        let mut telling = shim.spawn(async move { for_told.told(limit).await });
+        let (own, processes, told) = tokio::join!(
+            off_thread_within(limit, move || for_own.own_state()),
+            off_thread_within(limit, move || for_vmm.host_processes()),
+            timeout(limit + STUCK_AFTER, &mut telling),
+        );
+        telling.abort();
+        let vm = task.vm.get().map(|_| {
+            let (vmm, file_server) = processes.flatten().unzip();
+            VmView {
+                vmm,
+                file_server: file_server.flatten(),
+                told: told
+                    .ok()
+                    .and_then(Result::ok)
+                    .flatten()
+                    .unwrap_or_else(stuck),
+            }
+        });
+        Self {
+            id: task.id().to_owned(),
+            own,
+            vm,
         }
-        let Some(vm) = self.vm.get() else {
+    }
+
+    /// A sentence for each process, the VM, each thread of the VMM and its file server, and each thread of the
+    /// programs in the guest.
+    #[must_use]
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines = match &self.own {
+            Some(own) => own.processes().map(ToString::to_string).collect(),
+            None => vec![format!("task {} {BUSY}", self.id)],
+        };
+        let Some(vm) = &self.vm else {
             lines.push("it has no VM yet".to_owned());
             return lines;
         };
-        let flow = match self.flow.now() {
-            Flow::Running => "runs",
-            Flow::Pausing => "is being paused",
-            Flow::Paused => "is paused",
-            Flow::Resuming => "is being resumed",
-        };
-        lines.push(format!("its VM {flow}"));
-        lines.extend(vmm(vm.workload.pid()));
-        // A VM that does not run is not asked: the answer would come when the VM runs again.
-        if self.flow.now() == Flow::Running {
-            lines.extend(self.guest(vm).await);
+        if let Some(own) = &self.own {
+            lines.push(format!("its VM {}", flow_words(own.flow)));
+        }
+        let processes = vm.vmm.iter().chain(&vm.file_server);
+        lines.extend(processes.flat_map(HostThreads::lines));
+        match &vm.told.guest {
+            None => {}
+            Some(Err(error)) => lines.push(format!("guest: {error}")),
+            Some(Ok(instances)) => lines.extend(instances.iter().flat_map(|one| self.program(one))),
         }
         lines
     }
 
-    async fn guest(&self, vm: &LoadedVm) -> Vec<String> {
-        let told = tokio::select! {
-            told = vm.programs().instances() => told,
-            () = self.flow.stopping() => return Vec::new(),
+    fn program(&self, instance: &Instance) -> impl Iterator<Item = String> {
+        let task = format!("task {}", self.id);
+        let name = match instance.exec_id.as_str() {
+            "" => task,
+            exec_id => exec::name(exec_id, &task),
         };
-        match told {
-            Ok(instances) => instances
-                .iter()
-                .flat_map(|instance| self.program(instance))
-                .take(GUEST_LINES_MAX)
-                .collect(),
-            Err(error) => vec![format!("guest: {}", chain(&error))],
+        let words = instance.threads.iter().map(host_threads::words);
+        words.map(move |words| printable(&format!("guest: {name}: {words}")))
+    }
+
+    /// The programs by the names that the shim knows them by, and others by their place in the guest's report.
+    fn guest(&self, instances: &[Instance]) -> Node {
+        let known = |id: &str| {
+            let own = self.own.iter();
+            own.flat_map(|own| &own.execs).any(|(known, _)| known == id)
+        };
+        let [mut guest, mut execs, mut unknown] = [Node::new(), Node::new(), Node::new()];
+        for (place, instance) in instances.iter().enumerate() {
+            let threads = host_threads::tree(&instance.threads, Value::guest);
+            let program = Node::new().with("threads", threads);
+            match instance.exec_id.as_str() {
+                "" => guest.set("init", program),
+                id if known(id) => execs.set(id, program),
+                id => unknown.set(place.to_string(), program.with("exec_id", Value::guest(id))),
+            }
+        }
+        guest.with("execs", execs).with("unknown", unknown)
+    }
+}
+
+impl Inspect for TaskView {
+    fn inspect(&self) -> Node {
+        let task = match &self.own {
+            Some(own) => own.inspect(),
+            None => Node::new().with("state", BUSY),
+        };
+        let tree = Node::new().with("task", task.with("id", self.id.as_str()));
+        let Some(vm) = &self.vm else {
+            return tree.with("vmm", "it has no VM yet");
+        };
+        let guest = match &vm.told.guest {
+            None => "is not asked, as the VM does not run".into(),
+            Some(Err(error)) => plain(error).into(),
+            Some(Ok(instances)) => Value::from(self.guest(instances)),
+        };
+        tree.with("vmm", vm.inspect()).with("guest", guest)
+    }
+}
+
+impl OwnState {
+    fn processes(&self) -> impl Iterator<Item = &ProcessView> {
+        std::iter::once(&self.init).chain(self.execs.iter().map(|(_, exec)| exec))
+    }
+}
+
+impl Inspect for OwnState {
+    fn inspect(&self) -> Node {
+        let execs = self.execs.iter().fold(Node::new(), |execs, (id, exec)| {
+            execs.with(id, exec.inspect())
+        });
+        Node::new()
+            .with("init", self.init.inspect())
+            .with("execs", execs)
+            .with("vm", flow_words(self.flow))
+    }
+}
+
+impl Inspect for VmView {
+    /// The VMM's own words, and beside them what the host knows of the VMM.
+    fn inspect(&self) -> Node {
+        let mut node = match &self.told.vmm {
+            Ok(state) => plain_tree(state),
+            Err(error) => Node::new().with("state", plain(error)),
+        };
+        for (name, process) in [("process", &self.vmm), ("file_server", &self.file_server)] {
+            if let Some(process) = process {
+                node.set(name, process.inspect());
+            }
+        }
+        node
+    }
+}
+
+impl Task {
+    fn own_state(&self) -> OwnState {
+        let exec = |exec: &Arc<exec::Exec>| (exec.id.clone(), exec.process.view(exec.pid()));
+        OwnState {
+            init: self.init.view(self.pid()),
+            execs: self.execs_where(|_| true).iter().map(exec).collect(),
+            flow: self.flow.now(),
         }
     }
 
-    fn program(&self, instance: &Instance) -> Vec<String> {
-        let name = match instance.exec_id.as_str() {
-            "" => self.init.name().to_owned(),
-            exec_id => exec::name(exec_id, self.init.name()),
-        };
-        let threads = instance.threads.iter().take(threads::THREADS_MAX);
-        let lines = threads.map(|thread| printable(&format!("guest: {name}: {}", words(thread))));
-        lines.collect()
+    /// The threads of the VMM and of its child, the file server, by /proc alone.
+    fn host_processes(&self) -> Option<(HostThreads, Option<HostThreads>)> {
+        let pid = self.vm.get()?.workload.pid();
+        let file_server = child(pid).map(|pid| HostThreads::of("file server", pid));
+        Some((HostThreads::of("VMM", pid), file_server))
+    }
+
+    async fn told(&self, limit: Duration) -> Option<Told> {
+        let vm = self.vm.get()?;
+        let (guest, vmm) = tokio::join!(self.guest(vm, limit), vm.workload.inspect());
+        Some(Told {
+            guest,
+            vmm: vmm.map_err(|refusal| refusal.sentence),
+        })
+    }
+
+    async fn guest(&self, vm: &LoadedVm, limit: Duration) -> Option<Result<Vec<Instance>, String>> {
+        if self.flow.now() != Flow::Running {
+            return None;
+        }
+        tokio::select! {
+            told = timeout(limit, self.instances(vm)) => Some(match told {
+                Ok(Ok(instances)) => Ok(bounded(instances)),
+                Ok(Err(error)) => Err(chain(&error)),
+                Err(_) => Err(format!("does not answer within {limit:?}")),
+            }),
+            () = self.flow.stopping() => None,
+        }
+    }
+
+    /// Asks the guest now and then, however often operators ask: answers beyond their rate would cost the task.
+    async fn instances(&self, vm: &LoadedVm) -> Result<Vec<Instance>, AgentError> {
+        let turn = self.looking.clone().lock_owned().await;
+        tokio::spawn(async move {
+            sleep(LOOKS_APART).await;
+            drop(turn);
+        });
+        vm.programs().instances().await
     }
 }
 
-/// The threads of the VMM and of its child, the file server.
-fn vmm(pid: u32) -> Vec<String> {
-    let mut lines = threads_of("VMM", pid);
-    lines.extend(
-        children(pid)
-            .into_iter()
-            .flat_map(|pid| threads_of("file server", pid)),
-    );
-    lines
+/// At most [`THREADS_MAX`] threads of an instance and [`GUEST_THREADS_MAX`] of all.
+fn bounded(mut instances: Vec<Instance>) -> Vec<Instance> {
+    let mut left = GUEST_THREADS_MAX;
+    for instance in &mut instances {
+        instance.threads.truncate(THREADS_MAX.min(left));
+        left -= instance.threads.len();
+    }
+    instances
 }
 
-/// The children of a process, by the fourth field of each /proc/PID/stat (proc(5)): not every kernel lists
+/// The answers in place of those that the shim's own thread, which has the connections, does not fetch.
+fn stuck() -> Told {
+    Told {
+        guest: Some(Err(STUCK.to_owned())),
+        vmm: Err(STUCK.to_owned()),
+    }
+}
+
+fn flow_words(flow: Flow) -> &'static str {
+    match flow {
+        Flow::Running => "runs",
+        Flow::Pausing => "is being paused",
+        Flow::Paused => "is paused",
+        Flow::Resuming => "is being resumed",
+    }
+}
+
+/// A child of a process, by the fourth field of each /proc/PID/stat (proc(5)): not every kernel lists
 /// a process's children.
-fn children(parent: u32) -> Vec<u32> {
+fn child(parent: u32) -> Option<u32> {
     let pids = std::fs::read_dir("/proc").into_iter().flatten();
-    let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let is_child = |pid: &u32| host_process::parent(*pid).is_ok_and(|its| its == parent);
-    pids.filter(is_child).collect()
+    let mut pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.find(|pid: &u32| host_process::parent(*pid).is_ok_and(|its| its == parent))
 }
 
-fn threads_of(name: &str, pid: u32) -> Vec<String> {
-    match threads::read(&PathBuf::from("/proc").join(pid.to_string())) {
-        Ok(threads) => threads
-            .iter()
-            .map(|thread| format!("{name}: {}", words(thread)))
-            .collect(),
-        Err(error) => vec![format!("{name}: process {pid}: {error}")],
-    }
-}
-
-fn words(thread: &Thread) -> String {
-    let Thread {
-        id, name, state, ..
-    } = thread;
-    let seconds = thread.cpu_ms / 1000;
-    let hundredths = thread.cpu_ms % 1000 / 10;
-    let mut words = format!("thread {id} {name:?} is {state}, {seconds}.{hundredths:02} s of CPU");
-    if let Some(number) = thread.syscall {
-        let known = usize::try_from(number).ok().and_then(Sysno::new);
-        let name = known.map_or_else(|| number.to_string(), |known| known.name().to_owned());
-        words.push_str(", in ");
-        words.push_str(&name);
-    }
-    if !thread.wait_channel.is_empty() {
-        words.push_str(" (");
-        words.push_str(&thread.wait_channel);
-        words.push(')');
-    }
-    words
+/// A tree of the VMM's, for a terminal.
+fn plain_tree(node: &Node) -> Node {
+    node.iter().fold(Node::new(), |plainer, (name, value)| {
+        let value = match value {
+            Value::Text(text) => plain(text).into(),
+            Value::Node(node) => plain_tree(node).into(),
+            Value::Flag(_) | Value::Number(_) => value.clone(),
+        };
+        plainer.with(plain(name), value)
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use wasmvm_protocol::agent::Thread;
+    use wasmvm_protocol::inspect::TREE_BYTES_MAX;
 
-    #[test]
-    fn a_thread_in_words() {
-        let mut thread = Thread {
-            id: 7,
-            name: "a\nb".to_owned(),
-            state: "S".to_owned(),
-            cpu_ms: 12_345,
-            syscall: Some(202),
-            wait_channel: "futex_wait_queue".to_owned(),
+    use super::*;
+    use crate::stdio::StdioNames;
+    use crate::task::State;
+    use crate::task::fakes::{Scene, soon};
+    use crate::task::process::Process;
+
+    #[tokio::test]
+    async fn state_that_is_held_costs_a_look_its_own_place() {
+        let scene = Scene::new();
+        let task = scene.running().await;
+        let (held, is_held) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let holder = {
+            let task = task.clone();
+            std::thread::spawn(move || {
+                let _execs = task.execs();
+                held.send(()).unwrap();
+                let _ = released.recv();
+            })
+        };
+        is_held.recv().unwrap();
+        let view = soon(TaskView::of(&task, &Handle::current(), STUCK_AFTER)).await;
+        let lines = view.lines();
+        assert_eq!(
+            lines[0],
+            "task t is busy: a thread of the shim holds its state"
+        );
+        assert!(lines[1].starts_with("VMM: "), "{lines:?}");
+        let tree = view.inspect();
+        assert_eq!(tree.find("task/state"), Some(BUSY.into()));
+        assert!(tree.find("guest/init/threads/7").is_some(), "{tree}");
+        drop(release);
+        holder.join().unwrap();
+    }
+
+    /// Threads of this name with the longest numbers.
+    fn threads(count: u32, name: &str) -> Vec<Thread> {
+        let thread = |id| Thread {
+            id: u32::MAX - id,
+            name: name.to_owned(),
+            state: "R".to_owned(),
+            cpu_ms: u64::MAX,
+            syscall: Some(u32::MAX),
             ..Default::default()
         };
-        assert_eq!(
-            words(&thread),
-            "thread 7 \"a\\nb\" is S, 12.34 s of CPU, in futex (futex_wait_queue)"
-        );
-        thread.syscall = Some(u32::MAX);
-        thread.wait_channel.clear();
-        assert!(words(&thread).ends_with(", in 4294967295"));
-        thread.syscall = None;
-        assert!(words(&thread).ends_with(" s of CPU"));
+        (0..count).map(thread).collect()
+    }
+
+    #[test]
+    fn the_largest_tree_is_below_half_of_what_it_may_be() {
+        let process = || Process::new(String::new(), StdioNames::default(), true, State::Running);
+        let exec = |number: u32| {
+            let process = process();
+            process.set_flowing();
+            (format!("{number:x>76}"), process.view(u32::MAX))
+        };
+        // An answer of 8 KiB: names of control characters, which are escaped twice.
+        let instance = |number| Instance {
+            exec_id: format!("{number}"),
+            threads: threads(64, &"\u{1}".repeat(8)),
+            ..Default::default()
+        };
+        let host = || HostThreads::fake(threads(64, &"x".repeat(15)));
+        let view = TaskView {
+            id: "x".repeat(76),
+            own: Some(OwnState {
+                init: process().view(7),
+                execs: (0..256).map(exec).collect(),
+                flow: Flow::Resuming,
+            }),
+            vm: Some(VmView {
+                vmm: Some(host()),
+                file_server: Some(host()),
+                told: Told {
+                    guest: Some(Ok(bounded((0..1000).map(instance).collect()))),
+                    vmm: Ok(Node::new().with("x", "x".repeat(16 << 10))),
+                },
+            }),
+        };
+        let tree = serde_json::to_vec(&view.inspect()).unwrap();
+        assert!(tree.len() > TREE_BYTES_MAX / 8, "{}", tree.len());
+        assert!(tree.len() < TREE_BYTES_MAX / 2, "{}", tree.len());
     }
 }

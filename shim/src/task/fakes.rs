@@ -20,6 +20,7 @@ use wasmvm_protocol::agent::{
     self, CHANGE_TYPE_URL, Change, INSTANCE_TYPE_URL, PROGRAM_TYPE_URL, Program, Thread,
     USAGE_TYPE_URL, Usage,
 };
+use wasmvm_protocol::inspect::Node;
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
@@ -633,6 +634,11 @@ impl FakeWorkload {
 impl Workload for FakeWorkload {
     fn pid(&self) -> u32 {
         PID
+    }
+
+    async fn inspect(&self) -> Result<Node, Refusal> {
+        let machine = Node::new().with("vsock\u{1b}[2J", "a\u{202e}b");
+        Ok(Node::new().with("devices", machine))
     }
 
     fn accounting(&self) -> &Arc<Accounting> {

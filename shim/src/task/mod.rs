@@ -16,6 +16,7 @@
 //! | `Task.abort`, `.ending` | Delete came during Create; init has exited. Set once | nothing |
 //! | `PauseControl.flow`, `.runs` | whether the VM runs; set by the holder of `changing` | nothing |
 //! | `PauseControl.kept` | messages for a guest that is stopped; locked before `flow` is read | nothing |
+//! | `Task.looking` | whether the guest was asked what it does a moment ago | a tenth of a second |
 //! | `PauseControl.changing` | one Pause or Resume at a time | the VMM's answer, then the guest's to what was kept for it |
 //! | `Task.updating` | one Update at a time | the host's cgroup files, the guest's answer to a change |
 //! | `LoadedVm.destroyed` | whether anything of the VM is left | the end of the VM and the removal of all that is its own |
@@ -54,6 +55,7 @@ mod contract_tests;
 mod model_tests;
 
 pub(crate) use create::TaskOrder;
+pub(crate) use diagnostics::TaskView;
 pub(crate) use error::TaskError;
 pub(crate) use exec::{Exec, ExecOrder};
 pub(crate) use pause::Flow;
@@ -122,6 +124,8 @@ pub(crate) struct Task {
     vm: OnceLock<LoadedVm>,
     /// Held during an Update: no Update builds on limits that another one may take back.
     updating: tokio::sync::Mutex<()>,
+    /// Held for a while after the guest was asked what its programs do.
+    looking: Arc<tokio::sync::Mutex<()>>,
     /// Set when `Delete` comes during `Create`.
     abort: watch::Sender<bool>,
     /// Set when init has exited: the execs that still run have to end.
@@ -151,6 +155,7 @@ impl Task {
             flow: PauseControl::default(),
             vm: OnceLock::new(),
             updating: tokio::sync::Mutex::new(()),
+            looking: Arc::default(),
             abort: watch::Sender::new(false),
             ending: watch::Sender::new(false),
         }

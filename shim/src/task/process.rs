@@ -1,16 +1,18 @@
 //! A process as containerd knows it, init or an exec: its state, its streams, its terminal.
 
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::sync::watch;
 use wasmvm_protocol::agent::containerd::events::task::TaskExit;
+use wasmvm_protocol::inspect::{Inspect, Node, Value};
 
 use super::fatal::FatalSignal;
 use super::{Exit, IllegalMove, Move, State, Task, TaskError};
 use crate::agent::TerminalSize;
-use crate::stdio::{Pumps, StdioNames, StdioSwitch};
+use crate::stdio::{Pumps, StdioNames, StdioSwitch, StreamsView};
 
 /// The facts about a process that State, Pids and Connect report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +24,20 @@ pub(crate) struct Report {
     /// Whether the streams are a terminal's.
     pub terminal: bool,
 }
+
+/// A process at one moment, for diagnostics.
+#[derive(Debug)]
+pub(super) struct ProcessView {
+    name: String,
+    pid: u32,
+    state: State,
+    terminal: bool,
+    /// `None` when no stream is open.
+    streams: Option<StreamsView>,
+}
+
+/// Streams that are not there, in words.
+const CLOSED: &str = "no stream is open";
 
 /// The request that deletes a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,15 +181,15 @@ impl Process {
         }
     }
 
-    /// State, pid and streams in one sentence for the log.
-    pub(super) fn words(&self, pid: u32) -> String {
-        let (name, state) = (&self.name, self.state().word());
-        let streams = if *self.drained.borrow() {
-            "no stream is open".to_owned()
-        } else {
-            self.switch.words()
-        };
-        format!("{name} is {state}; pid {pid}; {streams}")
+    /// State, pid and streams for diagnostics.
+    pub(super) fn view(&self, pid: u32) -> ProcessView {
+        ProcessView {
+            name: self.name.clone(),
+            pid,
+            state: self.state(),
+            terminal: self.terminal,
+            streams: (!*self.drained.borrow()).then(|| self.switch.view()),
+        }
     }
 
     /// Keeps a terminal's size until it can be sent to the guest.
@@ -189,6 +205,33 @@ impl Process {
     /// The size is one value, and so whole after every statement.
     fn size(&self) -> MutexGuard<'_, Option<TerminalSize>> {
         self.size.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Prints a process as in "task web is running; pid 4711; no stream is open".
+impl fmt::Display for ProcessView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, pid, .. } = self;
+        write!(f, "{name} is {}; pid {pid}; ", self.state.word())?;
+        match &self.streams {
+            Some(streams) => streams.fmt(f),
+            None => f.write_str(CLOSED),
+        }
+    }
+}
+
+impl Inspect for ProcessView {
+    fn inspect(&self) -> Node {
+        let streams = self.streams.as_ref().map(Inspect::inspect);
+        let mut node = Node::new()
+            .with("pid", self.pid)
+            .with("state", self.state.word())
+            .with("streams", streams.map_or(Value::from(CLOSED), Value::from))
+            .with("terminal", self.terminal);
+        if let Some(exit) = self.state.exit() {
+            node.set("exit_status", exit.status);
+        }
+        node
     }
 }
 

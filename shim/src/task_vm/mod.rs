@@ -26,6 +26,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
+use wasmvm_protocol::inspect::Node;
 
 use self::description::describe;
 use self::resolve::Resolver;
@@ -109,6 +110,10 @@ impl Workload for TaskVm {
 
     async fn resume(&self) -> Result<(), Refusal> {
         Ok(self.vm.resume().await?)
+    }
+
+    async fn inspect(&self) -> Result<Node, Refusal> {
+        Ok(self.vm.inspect().await?)
     }
 
     async fn vm_ended(&self) -> VmEnd {

@@ -137,6 +137,7 @@ impl Driver {
             }
             FromVmm::Done { .. }
             | FromVmm::Connected { .. }
+            | FromVmm::Inspected { .. }
             | FromVmm::Refused { .. }
             | FromVmm::SinkDone { .. }
             | FromVmm::SinkFailed { .. } => self.answers.deliver(message),
@@ -156,7 +157,7 @@ impl Driver {
                 });
             }
             // `NeedMaps` and `Jailed` belong to the handshake; a VMM that repeats them gains nothing.
-            FromVmm::NeedMaps | FromVmm::Jailed { .. } | FromVmm::Inspected { .. } => {}
+            FromVmm::NeedMaps | FromVmm::Jailed { .. } => {}
         }
         None
     }

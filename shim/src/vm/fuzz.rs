@@ -76,7 +76,10 @@ async fn order(vm: Vm, kind: u8) {
         2 => vm.map_slot(0, file().as_fd()).await,
         3 => vm.connect(1024).await.map(drop),
         4 => vm.sink(1025, &file(), 16, LIMIT).await.map(drop),
-        _ => vm.ready(LIMIT).await.map(drop),
+        _ => {
+            let (told, ready) = tokio::join!(vm.inspect(), vm.ready(LIMIT));
+            told.map(drop).and(ready.map(drop))
+        }
     };
     if let Err(err) = ended {
         assert!(!err.to_string().is_empty());
@@ -248,7 +251,11 @@ fn message(u: &mut Unstructured<'_>) -> Result<FromVmm> {
         3 => FromVmm::AgentReady {
             boot_us: u.arbitrary()?,
         },
-        4 | 5 => FromVmm::Connected { id },
+        4 => FromVmm::Connected { id },
+        5 => FromVmm::Inspected {
+            id,
+            state: Node::new().with("vcpus", 1_u32),
+        },
         6 => FromVmm::Refused {
             id,
             reason: u.arbitrary()?,

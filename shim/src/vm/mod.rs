@@ -33,6 +33,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use wasmvm_protocol::control::{self, ControlError, ToVmm};
+use wasmvm_protocol::inspect::Node;
 
 use crate::error::{Coded, ErrorCode};
 use crate::host_process::HostProcess;
@@ -41,6 +42,8 @@ use crate::vm::driver::{Driver, State};
 
 /// How long the VMM may take to answer an order, from its own knowledge or after the guest's handshake.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long the VMM may take to tell its state, which an operator waits for.
+const INSPECT_MAX: Duration = Duration::from_millis(500);
 /// How long a broken connection waits for the VMM's report of the end.
 const REASON_MAX: Duration = Duration::from_secs(1);
 
@@ -232,6 +235,18 @@ impl Vm {
     pub(crate) async fn resume(&self) -> Result<(), VmError> {
         let id = self.next_id();
         self.done(id, &ToVmm::Resume { id }, &[]).await
+    }
+
+    /// The state of the machine and its devices in the VMM's words, which are the guest's once the VMM is taken over.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub(crate) async fn inspect(&self) -> Result<Node, VmError> {
+        let id = self.next_id();
+        let inspected = self.inner.answers.inspected(id);
+        self.send(&ToVmm::Inspect { id }, &[])?;
+        let state = self.answer(inspected, INSPECT_MAX).await?;
+        state.map_err(VmError::Answer)
     }
 
     /// Gives an order whose answer says no more than that the order is carried out.

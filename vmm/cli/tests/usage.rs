@@ -42,13 +42,16 @@ fn the_version_is_one_line() {
 #[test]
 fn any_other_words_get_the_help_on_standard_error() {
     let help = wasmvm(&["--help"]).stdout;
-    let wrong: [&[&str]; 6] = [
+    let wrong: [&[&str]; 9] = [
         &[],
         &[""],
         &["run"],
         &["--check"],
         &["check", "/dev/kvm"],
         &["--help", "check"],
+        &["inspect"],
+        &["inspect", "--json"],
+        &["inspect", "web", "vmm", "devices"],
     ];
     for words in wrong {
         let said = wasmvm(words);
@@ -62,6 +65,16 @@ fn a_word_that_is_no_text_is_a_wrong_word() {
     let word = OsStr::from_bytes(b"\xff");
     let said = command(&["check"]).arg(word).output().unwrap();
     assert_eq!((said.status.code(), said.stdout), (Some(2), vec![]));
+}
+
+#[test]
+fn the_state_of_no_task_is_a_sentence_on_standard_error() {
+    let said = wasmvm(&["inspect", "--namespace", "no.such", "web"]);
+    assert_eq!((said.status.code(), said.stdout), (Some(1), vec![]));
+    assert_eq!(
+        String::from_utf8(said.stderr).unwrap(),
+        "wasmvm: no task \"web\" runs in namespace \"no.such\"; `ctr -n no.such task ls` lists the tasks\n"
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ use wasmvm_protocol::stream::StdioFd;
 
 use super::*;
 use crate::stdio::open_reader;
-use crate::task::fakes::{FakeMaker, Obedience, PID, Recorder, Scene, soon};
+use crate::task::fakes::{Answer, FakeMaker, Obedience, PID, Recorder, Scene, soon};
 use crate::workload::Workload as _;
 
 mod diagnostics;

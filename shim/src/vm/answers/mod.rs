@@ -7,6 +7,7 @@
 //! |---|---|
 //! | MapSlot, Pause, Resume | `Done` |
 //! | Connect | `Connected` or `Refused` |
+//! | Inspect | `Inspected` |
 //! | Sink | perhaps `Connected`; then `SinkDone`, `SinkFailed` or `Refused` |
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use wasmvm_protocol::control::FromVmm;
+use wasmvm_protocol::inspect::Node;
 
 /// An answer, or a sentence that says why there is none.
 pub(super) type Answer<T> = Result<T, String>;
@@ -29,6 +31,8 @@ enum Waiter {
     Connected(oneshot::Sender<Answer<()>>),
     /// The number of bytes written.
     Written(oneshot::Sender<Answer<u64>>),
+    /// The state of the machine.
+    Inspected(oneshot::Sender<Answer<Node>>),
 }
 
 /// The waiting end of an order; its drop removes the order's place.
@@ -68,6 +72,11 @@ impl Answers {
         self.expect(id, Waiter::Written)
     }
 
+    /// Registers an order to tell the state of the machine.
+    pub(super) fn inspected(&self, id: u32) -> Awaited<Answer<Node>> {
+        self.expect(id, Waiter::Inspected)
+    }
+
     fn expect<T>(&self, id: u32, waiter: impl FnOnce(oneshot::Sender<T>) -> Waiter) -> Awaited<T> {
         let (sender, answer) = oneshot::channel();
         self.table().insert(id, waiter(sender));
@@ -82,6 +91,7 @@ impl Answers {
     pub(super) fn deliver(&self, message: FromVmm) {
         let (FromVmm::Done { id }
         | FromVmm::Connected { id }
+        | FromVmm::Inspected { id, .. }
         | FromVmm::Refused { id, .. }
         | FromVmm::SinkDone { id, .. }
         | FromVmm::SinkFailed { id, .. }) = message
@@ -103,6 +113,10 @@ impl Answers {
                 Waiter::Written(to),
                 FromVmm::Refused { reason, .. } | FromVmm::SinkFailed { reason, .. },
             ) => to.send(Err(reason)).is_err(),
+            (Waiter::Inspected(to), FromVmm::Inspected { state, .. }) => {
+                to.send(Ok(state)).is_err()
+            }
+            (Waiter::Inspected(to), other) => to.send(unexpected(&other)).is_err(),
             (Waiter::Done(to) | Waiter::Connected(to), other) => {
                 to.send(unexpected(&other)).is_err()
             }
@@ -147,7 +161,12 @@ mod tests {
     async fn each_order_gets_its_own_answer() {
         let answers = Answers::default();
         let (done, connected) = (answers.done(1), answers.connected(2));
-        let refused = answers.connected(3);
+        let (refused, inspected) = (answers.connected(3), answers.inspected(4));
+        let state = Node::new().with("vcpus", 1_u32);
+        answers.deliver(FromVmm::Inspected {
+            id: 4,
+            state: state.clone(),
+        });
         answers.deliver(FromVmm::Connected { id: 2 });
         answers.deliver(FromVmm::Refused {
             id: 3,
@@ -157,6 +176,7 @@ mod tests {
         assert_eq!(done.answer().await, Some(Ok(())));
         assert_eq!(connected.answer().await, Some(Ok(())));
         assert_eq!(refused.answer().await, Some(Err("nobody listens".into())));
+        assert_eq!(inspected.answer().await, Some(Ok(state)));
         assert_eq!(answers.pending(), 0);
     }
 
