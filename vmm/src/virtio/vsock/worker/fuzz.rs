@@ -22,7 +22,7 @@ use crate::virtio::fuzz::{GuestRing, NEXT, WRITE, event, near};
 use crate::virtio::vsock::HOST_CID;
 use crate::virtio::vsock::device::QUEUE_SIZES;
 use crate::virtio::vsock::handle::VsockHandle;
-use crate::virtio::vsock::packet::{Op, TYPE_STREAM};
+use crate::virtio::vsock::packet::{HEADER_BYTES, Header, Op, TYPE_STREAM};
 
 const MEMORY_BYTES: u64 = 0x10_0000;
 const RINGS: [u64; 3] = [0x1000, 0x3000, 0x5000];

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::mock::MockGuest;
 use super::super::muxer::RESETS_MAX;
-use super::super::packet::{Op, SHUTDOWN_BOTH};
+use super::super::packet::{Header, Op, SHUTDOWN_BOTH};
 use super::tests::{connect, ready_guest};
 use super::*;
 

@@ -5,6 +5,7 @@ use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::packet::{HEADER_BYTES, Header};
 use super::*;
 
 /// `VRING_DESC_F_NEXT` with `VRING_DESC_F_WRITE`.

@@ -11,7 +11,7 @@ use wasmvm_protocol::control::CONTROL_BYTES_MAX;
 use super::super::CONNECTIONS_MAX;
 use super::super::handle::{CutReason, RefusedReason};
 use super::super::mock::{MockGuest, PATIENCE};
-use super::super::packet::{Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
 use crate::gate::Closing;
 use crate::report::sentence;
