@@ -162,7 +162,9 @@ mod tests {
         let compiler = directory.path().join("compiler.cpio");
         let digest = directory.path().join("compiler.cpio.sha256");
         let key = || ArtifactKey::new(&[1; 32], &compiler, "sse", None);
-        assert!(matches!(key(), Err(KeyError::Compiler { .. })));
+        let missing = key().unwrap_err();
+        assert!(matches!(missing, KeyError::Compiler { .. }));
+        assert_eq!(missing.code(), ErrorCode::FailedPrecondition);
         let wrong = "z".repeat(64);
         for text in ["", "\n", "abc", &wrong] {
             fs::write(&digest, text).unwrap();

@@ -223,3 +223,31 @@ async fn explain(workload: &dyn Workload, error: CreateError) -> CreateError {
     let end = end_behind_silence(workload.vm_ended()).await;
     end.map_or(error, CreateError::VmEnded)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::expect_codes;
+
+    #[test]
+    fn every_error_has_its_code() {
+        let end = VmEnd {
+            reason: "the guest shut down".into(),
+            console_tail: String::new(),
+        };
+        let refusal = Refusal::say(ErrorCode::NotFound, "no program");
+        let late = AgentError::Late {
+            request: "Create",
+            within: std::time::Duration::ZERO,
+        };
+        expect_codes([
+            (CreateError::TaskVm(refusal), ErrorCode::NotFound),
+            (CreateError::Agent(late), ErrorCode::DeadlineExceeded),
+            (CreateError::VmEnded(end), ErrorCode::Unavailable),
+            (
+                CreateError::Aborted("t".into()),
+                ErrorCode::FailedPrecondition,
+            ),
+        ]);
+    }
+}

@@ -33,3 +33,19 @@ impl Coded for TaskVmError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::expect_codes;
+
+    #[test]
+    fn every_error_has_its_code() {
+        let source = || io::Error::from(io::ErrorKind::NotFound);
+        let step = TaskVmError::Step {
+            action: "read the VMM's start time",
+            source: source(),
+        };
+        expect_codes([(step, ErrorCode::Internal)]);
+    }
+}

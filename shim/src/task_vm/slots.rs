@@ -132,6 +132,7 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::expect_codes;
 
     fn key(name: u32) -> ArtifactKey {
         ArtifactKey::fake(&name.to_string())
@@ -143,6 +144,14 @@ mod tests {
             let index = slots.vacate()?;
             Some(slots.fill(index, key(name)))
         })
+    }
+
+    #[test]
+    fn every_error_has_its_code() {
+        expect_codes([
+            (SlotsError::Full, ErrorCode::ResourceExhausted),
+            (SlotsError::Map(VmError::Deaf), ErrorCode::Unavailable),
+        ]);
     }
 
     #[test]

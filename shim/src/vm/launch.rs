@@ -324,3 +324,28 @@ fn open(path: &Path) -> Result<File, LaunchError> {
 fn step(action: &'static str, source: io::Error) -> LaunchError {
     LaunchError::Step { action, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::expect_codes;
+
+    #[test]
+    fn every_error_has_its_code() {
+        use ErrorCode::{FailedPrecondition, Internal, Unavailable};
+        let source = || io::Error::from(io::ErrorKind::NotFound);
+        let file = LaunchError::File {
+            path: "/kernel".into(),
+            source: source(),
+        };
+        expect_codes([
+            (LaunchError::Kvm(source()), FailedPrecondition),
+            (file, FailedPrecondition),
+            (step("make the log pipe", source()), Internal),
+            (LaunchError::Control(ControlError::Truncated), Internal),
+            (LaunchError::Refused("no".into()), Internal),
+            (LaunchError::Silent("ended"), Internal),
+            (LaunchError::Vm(VmError::Deaf), Unavailable),
+        ]);
+    }
+}

@@ -367,3 +367,35 @@ impl Drop for Inner {
         self.kill();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::expect_codes;
+
+    #[test]
+    fn every_error_has_its_code() {
+        use ErrorCode::{DeadlineExceeded, Internal, Unavailable};
+        let late = VmError::Timeout {
+            what: "boot",
+            limit: REASON_MAX,
+        };
+        let refused = VmError::Refused {
+            port: 1024,
+            reason: "no".into(),
+        };
+        let descriptor = VmError::Descriptor {
+            action: "copy the control descriptor",
+            source: io::ErrorKind::Other.into(),
+        };
+        expect_codes([
+            (late, DeadlineExceeded),
+            (VmError::Ended(VmEnd::unknown()), Unavailable),
+            (VmError::Deaf, Unavailable),
+            (refused, Unavailable),
+            (VmError::Answer("no".into()), Internal),
+            (VmError::Control(ControlError::Truncated), Internal),
+            (descriptor, Internal),
+        ]);
+    }
+}
