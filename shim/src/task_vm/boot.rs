@@ -20,7 +20,7 @@ use crate::agent::Agent;
 use crate::bundle::{Network as SpecNetwork, TaskSpec, ram_mib};
 use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
 use crate::cleanup;
-use crate::config::{Config, GuestFiles, options};
+use crate::config::{GuestFiles, options};
 use crate::error::{Refusal, chain};
 use crate::guest_deadline::GuestClock;
 use crate::host_process::start_time;
@@ -51,13 +51,9 @@ impl WorkloadMaker for TaskVmMaker {
         let wanted = order.clone();
         let (guest, spec, journal) = off_thread(move || begin(&wanted)).await?;
         let (namespace, id) = (order.namespace.clone(), order.id.clone());
-        let host = Host {
-            resolver: Resolver::new(&namespace, &id, &spec, &config, guest),
-            spec: Arc::new(spec),
-            journal: Arc::new(journal),
-            config,
-        };
-        match boot(order, host, clock).await {
+        let resolver = Resolver::new(&namespace, &id, &spec, &config, guest);
+        let (spec, journal) = (Arc::new(spec), Arc::new(journal));
+        match boot(order, spec, journal, resolver, clock).await {
             Ok(vm) => Ok(Arc::new(vm)),
             Err(error) => {
                 if let Err(left) = undo(cleanup::undo, namespace, id).await {
@@ -74,14 +70,6 @@ impl WorkloadMaker for TaskVmMaker {
     }
 }
 
-/// The parts of a task on the host that are there before the task's VM.
-struct Host {
-    config: Config,
-    spec: Arc<TaskSpec>,
-    journal: Arc<Journal>,
-    resolver: Resolver,
-}
-
 /// Finds the guest's files, loads the spec and starts the journal; what a task of the same id has left
 /// after a crash is removed first.
 fn begin(request: &WorkloadOrder) -> Result<(GuestFiles, TaskSpec, Journal), Refusal> {
@@ -95,13 +83,13 @@ fn begin(request: &WorkloadOrder) -> Result<(GuestFiles, TaskSpec, Journal), Ref
 
 /// Makes the cgroup and the VM, runs the hooks of `Create`, maps init's artifact once the guest listens, and
 /// connects to the agent.
-async fn boot(order: WorkloadOrder, host: Host, clock: GuestClock) -> Result<TaskVm, Refusal> {
-    let Host {
-        config,
-        spec,
-        journal,
-        resolver,
-    } = host;
+async fn boot(
+    order: WorkloadOrder,
+    spec: Arc<TaskSpec>,
+    journal: Arc<Journal>,
+    resolver: Resolver,
+    clock: GuestClock,
+) -> Result<TaskVm, Refusal> {
     let WorkloadOrder {
         namespace,
         id,
@@ -109,6 +97,7 @@ async fn boot(order: WorkloadOrder, host: Host, clock: GuestClock) -> Result<Tas
         rootfs,
         ..
     } = order;
+    let config = &resolver.config;
     let ram_mib = ram_mib(spec.memory_bytes_max(), config.default_memory_mib);
     let cgroup = make_cgroup(&namespace, &id, &spec, &journal).await?;
     let request = launch_request(&id, &spec, ram_mib, &cgroup, &resolver).await?;
