@@ -264,6 +264,7 @@ impl Resolver {
         let compiled = compile(Compile {
             name: format!("{} (compiler)", self.id),
             files: self.vm_files(Role::Compiler, cgroup).await?,
+            cpu: wanted.cpu,
             cgroup: cgroup.birth()?,
             path: &program.path,
             module: &module,

@@ -40,6 +40,8 @@ pub(crate) struct Compile<'a> {
     pub name: String,
     /// The VMM, the kernel and the compiler's initramfs.
     pub files: VmFiles,
+    /// The features of the CPU that the artifact is for.
+    pub cpu: &'a str,
     /// Cgroup that the VMM is born in.
     pub cgroup: Birth,
     /// Path of the module in the image, for errors.
@@ -92,6 +94,11 @@ pub(crate) enum CompileError {
         #[source]
         source: ttrpc::Error,
     },
+    /// The compiler VM's CPU has other features than the task's: the artifact would not fit.
+    #[error(
+        "the compiler VM's CPU has other features than the task's VM; wasmvm needs a host whose processors have the same features"
+    )]
+    OtherCpu,
     /// The artifact is not what the compiler announced.
     #[error("the compiler announced {announced} bytes and sent {received}")]
     Cut {
@@ -114,6 +121,7 @@ pub(crate) enum CompileError {
 impl Coded for CompileError {
     fn code(&self) -> ErrorCode {
         match self {
+            Self::OtherCpu => ErrorCode::FailedPrecondition,
             Self::Launch(err) => err.code(),
             Self::Vm(err) => err.code(),
             Self::Module { .. } => ErrorCode::InvalidArgument,
@@ -149,6 +157,9 @@ pub(crate) async fn compile(request: Compile<'_>) -> Result<File, CompileError> 
         stand_in_empty_tree().map_err(CompileError::from)
     })
     .await?;
+    if vm.cpu() != request.cpu {
+        return Err(CompileError::OtherCpu);
+    }
     vm.ready(request.boot_limit).await?;
     vm.map_slot(0, request.module.slot.as_fd()).await?;
     let path = request.path.display().to_string();
@@ -319,6 +330,7 @@ mod tests {
         };
         expect_codes([
             (launch.into(), ErrorCode::FailedPrecondition),
+            (CompileError::OtherCpu, ErrorCode::FailedPrecondition),
             (VmError::Deaf.into(), ErrorCode::Unavailable),
             (
                 CompileError::Module {
