@@ -20,7 +20,7 @@ mod standby;
 pub mod vsock;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
@@ -57,16 +57,15 @@ pub trait VirtioDevice: Send {
     }
 }
 
-/// A device's worker as other threads look at it; empty before the driver is ready.
+/// A device's worker as other threads look at it, as long as the worker's thread has it.
 #[derive(Clone, Default)]
-struct WorkerView(Arc<OnceLock<Arc<Mutex<dyn Inspect + Send>>>>);
+struct WorkerView(Arc<OnceLock<Weak<Mutex<dyn Inspect + Send>>>>);
 
 impl WorkerView {
     /// Shows `worker`, which is locked for a turn of work at a time. A device has one worker in its life.
     fn show<W: Inspect + Send + 'static>(&self, worker: &Arc<Mutex<W>>) {
-        let _first = self
-            .0
-            .set(Arc::clone(worker) as Arc<Mutex<dyn Inspect + Send>>);
+        let worker: Weak<Mutex<W>> = Arc::downgrade(worker);
+        let _first = self.0.set(worker);
     }
 }
 
@@ -75,8 +74,12 @@ impl Inspect for WorkerView {
         let Some(worker) = self.0.get() else {
             return Node::new().with("state", "waits for the driver");
         };
-        match worker.try_lock() {
-            Ok(worker) => worker.inspect().with("state", "waits for work"),
+        let Some(worker) = worker.upgrade() else {
+            return Node::new().with("state", "has ended");
+        };
+        let looked = worker.try_lock().map(|worker| worker.inspect());
+        match looked {
+            Ok(state) => state.with("state", "is idle"),
             Err(_) => Node::new().with("state", "works"),
         }
     }

@@ -41,7 +41,7 @@ const ANSWER_BYTES: usize = 0x2_0000;
 const ANSWER_HEADER_BYTES: usize = 16;
 /// What lies where no answer is.
 const UNTOUCHED: u8 = 0x5a;
-/// As the builder gives a task.
+/// As the set-up gives a task.
 pub(crate) const GUEST_FDS: u64 = 64;
 /// Largest file: what is asked for must not fill the host.
 const FILE_BYTES_MAX: u64 = 16 << 20;

@@ -347,7 +347,7 @@ fn a_guest_that_takes_more_than_its_credit_is_cut() {
 #[test]
 fn a_broken_ring_is_the_end_with_its_reason() {
     let mut guest = ready_guest();
-    connect(&mut guest, 1);
+    let (ours, _) = connect(&mut guest, 1);
     guest.tx.set_avail_idx(40_000);
     guest.tx.kick.write(1).unwrap();
     let VsockEvent::Stopped(reason) = guest.event() else {
@@ -355,6 +355,10 @@ fn a_broken_ring_is_the_end_with_its_reason() {
     };
     assert!(matches!(reason, StoppedReason::Ring { queue: 1, .. }));
     assert!(sentence(&reason).starts_with("the guest's vsock queue 1 is not a valid ring: "));
+    // The worker goes with its connections.
+    expect_to_end(&ours, b"");
+    let state = guest.device.inspect_worker().find("state");
+    assert_eq!(state, Some("has ended".into()));
 }
 
 #[test]
