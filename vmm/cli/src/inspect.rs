@@ -48,34 +48,46 @@ enum InspectError {
     NoTask { namespace: String, id: String },
     /// An id or a namespace that cannot be a directory's name.
     #[error(
-        "{0:?} is no id of a task and no namespace: these have letters, digits, dots, dashes and underscores"
+        "{what} is {name:?}; it has letters, digits, dashes, underscores and dots, and begins with no dot"
     )]
-    Name(String),
+    Name { what: &'static str, name: String },
     /// A file of the task cannot be read.
-    #[error("cannot read {} (`wasmvm inspect` is for root)", .0.display())]
+    #[error("cannot read {}{}", .0.display(), for_root(.1))]
     File(PathBuf, #[source] io::Error),
     /// A file of the task has other content than the shim writes.
     #[error("{} does not say {what}", .path.display())]
     Content { path: PathBuf, what: &'static str },
     /// The shim does not listen.
-    #[error("cannot connect to the shim at {} (`ctr task delete` removes what a dead one has left)", .0.display())]
-    Connect(PathBuf, #[source] io::Error),
+    #[error(
+        "cannot connect to the shim at {}{}; `ctr -n {namespace} task delete {id}` removes what a dead one has left",
+        .socket.display(), for_root(.source)
+    )]
+    Connect {
+        socket: PathBuf,
+        namespace: String,
+        id: String,
+        #[source]
+        source: io::Error,
+    },
     /// The shim is stuck.
     #[error(
-        "the shim of task {0:?} does not answer within {ANSWER_MAX:?}; SIGUSR1 makes it log what it does"
+        "the shim of task {0:?} does not answer within {ANSWER_MAX:?}; SIGUSR1 to the parent of the task's pid makes the shim log its state"
     )]
     Late(String),
     /// The shim refuses; holds its sentence.
     #[error("{0}")]
     Refused(String),
+    /// The shim was started by a version that tells nothing.
+    #[error("the shim of task {0:?} is of a version without `wasmvm inspect`; start the task anew")]
+    Old(String),
     /// The shim's answer does not arrive.
-    #[error("cannot ask the shim")]
-    Ask(#[source] ttrpc::Error),
+    #[error("cannot ask the shim of task {0:?}")]
+    Ask(String, #[source] ttrpc::Error),
     /// The shim's answer is not JSON.
     #[error("the shim's answer cannot be read")]
     Answer(#[source] serde_json::Error),
     /// No runtime to ask by.
-    #[error("cannot start")]
+    #[error("cannot make an event loop")]
     Runtime(#[source] io::Error),
 }
 
@@ -88,24 +100,20 @@ impl Question {
             id: String::new(),
             path: String::new(),
         };
-        let mut rest = words;
-        let names = loop {
-            match rest {
-                ["--json", behind @ ..] => (question.json, rest) = (true, behind),
-                ["--namespace" | "-n", namespace, behind @ ..] => {
-                    (question.namespace, rest) = ((*namespace).to_owned(), behind);
-                }
-                names => break names,
+        let (mut words, mut names) = (words.iter(), Vec::new());
+        while let Some(word) = words.next() {
+            match *word {
+                "--json" => question.json = true,
+                "--namespace" | "-n" => question.namespace = (*words.next()?).to_owned(),
+                option if option.starts_with('-') => return None,
+                name => names.push(name),
             }
-        };
-        let (id, path) = match names {
-            [id] => (*id, ""),
-            [id, path] => (*id, *path),
+        }
+        let (id, path) = match names.as_slice() {
+            [id] if !id.is_empty() => (*id, ""),
+            [id, path] if !id.is_empty() => (*id, *path),
             _ => return None,
         };
-        if id.is_empty() || id.starts_with('-') || path.starts_with('-') {
-            return None;
-        }
         (question.id, question.path) = (id.to_owned(), path.to_owned());
         Some(question)
     }
@@ -123,7 +131,12 @@ impl Question {
 
     async fn ask(&self, socket: PathBuf) -> Result<Value, InspectError> {
         let stream = UnixStream::connect(&socket).await;
-        let stream = stream.map_err(|error| InspectError::Connect(socket, error))?;
+        let stream = stream.map_err(|source| InspectError::Connect {
+            socket,
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            source,
+        })?;
         let client = InspectClient::new(Client::new(Socket::from(stream)));
         let request = InspectRequest {
             id: self.id.clone(),
@@ -132,19 +145,26 @@ impl Question {
         };
         match client.inspect(context::Context::default(), &request).await {
             Ok(answer) => serde_json::from_slice(&answer.value).map_err(InspectError::Answer),
+            // ttrpc's answer for a service that nobody has registered.
+            Err(ttrpc::Error::RpcStatus(status))
+                if status.message().ends_with("service does not exist") =>
+            {
+                Err(InspectError::Old(self.id.clone()))
+            }
             Err(ttrpc::Error::RpcStatus(status)) => {
                 Err(InspectError::Refused(status.message().to_owned()))
             }
-            Err(error) => Err(InspectError::Ask(error)),
+            Err(error) => Err(InspectError::Ask(self.id.clone(), error)),
         }
     }
 
     /// The path of the shim's socket.
     fn socket(&self, tasks: &Path) -> Result<PathBuf, InspectError> {
-        for name in [&self.namespace, &self.id] {
+        for (what, name) in [("the namespace", &self.namespace), ("the id", &self.id)] {
             let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
             if !name.chars().all(allowed) || name.starts_with('.') {
-                return Err(InspectError::Name(name.clone()));
+                let name = name.clone();
+                return Err(InspectError::Name { what, name });
             }
         }
         let journal = tasks.join(&self.namespace).join(&self.id).join("journal");
@@ -172,6 +192,13 @@ impl Question {
                 Err(InspectError::Content { path, what })
             }
         }
+    }
+}
+
+fn for_root(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => " (`wasmvm inspect` is for root)",
+        _ => "",
     }
 }
 
@@ -219,19 +246,13 @@ mod tests {
         for words in [
             "--json --namespace k8s.io web vmm/devices",
             "-n k8s.io --json web vmm/devices",
+            "web vmm/devices --json -n k8s.io",
         ] {
             assert_eq!(question(words).as_ref(), Some(&expected), "{words}");
         }
         let plain = question("web").unwrap();
         assert_eq!((plain.namespace.as_str(), plain.json), ("default", false));
-        for words in [
-            "",
-            "--json",
-            "-n web",
-            "web a b",
-            "--yaml web",
-            "web --json",
-        ] {
+        for words in ["", "--json", "-n web", "web a b", "--yaml web", "web -n"] {
             assert_eq!(question(words), None, "{words}");
         }
     }
@@ -268,7 +289,7 @@ mod tests {
     fn a_name_is_never_a_path() {
         for id in ["..", "../web", "a/b", "a\u{1b}[2J"] {
             let refused = Question::of(&[id]).unwrap().socket(Path::new("/"));
-            assert!(matches!(refused, Err(InspectError::Name(_))), "{id}");
+            assert!(matches!(refused, Err(InspectError::Name { .. })), "{id}");
         }
     }
 
