@@ -93,14 +93,15 @@ impl Node {
             return Some(Value::Node(self.clone()));
         };
         let found = names.try_fold(self.0.get(first)?, |value, name| match value {
-            Value::Node(node) => node.0.get(name),
+            Value::Node(node) if node.guest_text().is_none() => node.0.get(name),
             _ => None,
         });
         found.cloned()
     }
 
-    /// The guest's text that this node stands for, if it stands for one.
-    fn guest_text(&self) -> Option<&str> {
+    /// The guest's text that this node stands for, if it stands for one: then it is a leaf.
+    #[must_use]
+    pub fn guest_text(&self) -> Option<&str> {
         match self.0.get(GUEST) {
             Some(Value::Text(text)) if self.0.len() == 1 => Some(text),
             _ => None,
@@ -248,6 +249,7 @@ mod tests {
         assert_eq!(name.to_string(), "(guest) a\\nb\\u{fc}\n");
         assert_eq!(tree.find("pid/of"), None);
         assert_eq!(tree.find("guest/nothing"), None);
+        assert_eq!(tree.find("guest/threads/15/name/guest says"), None);
     }
 
     #[test]

@@ -3,7 +3,11 @@
 use std::io;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
+
+/// Most threads that may be left to themselves.
+const LEFT_THREADS_MAX: usize = 8;
 
 /// Runs `work` on a thread of its own; containerd's other requests go on meanwhile.
 ///
@@ -16,10 +20,20 @@ pub(crate) async fn off_thread<T: Send + 'static>(
 }
 
 /// The result of `work`, which runs on a thread of its own; `None` when that takes longer than `limit`. The thread
-/// is then left to itself.
+/// is then left to itself; there are at most [`LEFT_THREADS_MAX`] such threads.
 pub(crate) async fn off_thread_within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    timeout(limit, off_thread(work)).await.ok()?.ok()
+    static THREADS: Semaphore = Semaphore::const_new(LEFT_THREADS_MAX);
+    let work = async {
+        let thread = THREADS.acquire().await.ok()?;
+        let work = move || {
+            let done = work();
+            drop(thread);
+            done
+        };
+        off_thread(work).await.ok()
+    };
+    timeout(limit, work).await.ok()?
 }

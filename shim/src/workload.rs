@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use protobuf::well_known_types::any::Any;
@@ -101,8 +101,8 @@ pub(crate) trait Workload: Send + Sync + 'static {
     async fn pause(&self) -> Result<(), Refusal>;
     /// Lets the guest run again. A guest that runs is not an error.
     async fn resume(&self) -> Result<(), Refusal>;
-    /// The state of the machine and its devices, in the VMM's words; within a second.
-    async fn inspect(&self) -> Result<Node, Refusal>;
+    /// The state of the machine and its devices, in the VMM's words, which has `limit` to answer.
+    async fn inspect(&self, limit: Duration) -> Result<Node, Refusal>;
     /// Waits for the end of the VM; any number of callers may wait.
     async fn vm_ended(&self) -> VmEnd;
     /// Ends the VM at once, whatever the guest does.

@@ -25,10 +25,10 @@ use crate::task::{Task, TaskView};
 const INSPECT_MAX: Duration = Duration::from_millis(500);
 /// How long the guest may take to answer an operator's SIGUSR1.
 const LOOK_MAX: Duration = Duration::from_secs(1);
-/// Most requests in a tree.
+/// In place of all when the shim's lists cannot be read.
+const BUSY: &str = "the shim is busy: a thread holds the list of tasks";
+/// Most requests in a tree, or in the log.
 const REQUESTS_MAX: usize = 256;
-/// Most threads that wait for locks on behalf of looks.
-const LOOKING_THREADS_MAX: usize = 4;
 
 /// The shim itself at one moment: the requests that are being worked on, and its threads.
 struct ShimView {
@@ -64,10 +64,10 @@ impl Service {
     /// then each task's processes and threads. `shim` is the runtime that serves.
     async fn look(&self, shim: &Handle, tell: &impl Fn(&str, &str)) {
         let Some((view, tasks)) = self.shim_view().await else {
-            tracing::info!("look: the shim is busy: a thread holds the list of tasks");
+            tracing::info!("look: {BUSY}");
             return;
         };
-        for request in view.requests {
+        for request in view.requests.iter().take(REQUESTS_MAX) {
             tell(request.task(), &request.to_string());
         }
         for task in tasks {
@@ -82,7 +82,10 @@ impl Service {
 
     /// The value at `path` of the tree of a task.
     async fn value_at(&self, id: &str, path: &str) -> Result<Value, Refusal> {
-        let task = self.tasks.get(id)?;
+        let (tasks, wanted) = (self.tasks.clone(), id.to_owned());
+        let task = off_thread_within(INSPECT_MAX, move || tasks.get(&wanted)).await;
+        let busy = || Refusal::say(ErrorCode::Unavailable, BUSY.to_owned());
+        let task = task.ok_or_else(busy)??;
         let shim = Handle::current();
         let (own, view) = tokio::join!(self.shim_view(), TaskView::of(&task, &shim, INSPECT_MAX));
         let mut tree = view.inspect();
@@ -124,6 +127,9 @@ fn absent(tree: &Node, path: &str) -> String {
         let Some((_, Value::Node(below))) = node.iter().find(|(known, _)| *known == name) else {
             break;
         };
+        if below.guest_text().is_some() {
+            break;
+        }
         node = below;
         there = format!("{there}/{name}");
     }
@@ -167,10 +173,7 @@ pub(crate) fn look_when_asked(
 }
 
 fn looker() -> io::Result<(Runtime, Signal)> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(LOOKING_THREADS_MAX)
-        .build()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let inside = runtime.enter();
     let asked = signal(SignalKind::user_defined1())?;
     drop(inside);

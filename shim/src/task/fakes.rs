@@ -636,7 +636,7 @@ impl Workload for FakeWorkload {
         PID
     }
 
-    async fn inspect(&self) -> Result<Node, Refusal> {
+    async fn inspect(&self, _: Duration) -> Result<Node, Refusal> {
         let machine = Node::new().with("vsock\u{1b}[2J", "a\u{202e}b");
         Ok(Node::new().with("devices", machine))
     }

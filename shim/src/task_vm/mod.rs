@@ -22,7 +22,7 @@ pub(crate) use self::boot::TaskVmMaker;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
@@ -112,8 +112,8 @@ impl Workload for TaskVm {
         Ok(self.vm.resume().await?)
     }
 
-    async fn inspect(&self) -> Result<Node, Refusal> {
-        Ok(self.vm.inspect().await?)
+    async fn inspect(&self, limit: Duration) -> Result<Node, Refusal> {
+        Ok(self.vm.inspect(limit).await?)
     }
 
     async fn vm_ended(&self) -> VmEnd {

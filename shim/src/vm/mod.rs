@@ -42,8 +42,6 @@ use crate::vm::driver::{Driver, State};
 
 /// How long the VMM may take to answer an order, from its own knowledge or after the guest's handshake.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How long the VMM may take to tell its state, which an operator waits for.
-const INSPECT_MAX: Duration = Duration::from_millis(500);
 /// How long a broken connection waits for the VMM's report of the end.
 const REASON_MAX: Duration = Duration::from_secs(1);
 
@@ -238,14 +236,15 @@ impl Vm {
     }
 
     /// The state of the machine and its devices in the VMM's words, which are the guest's once the VMM is taken over.
+    /// The VMM has `limit` to answer.
     ///
     /// # Errors
     /// [`VmError`].
-    pub(crate) async fn inspect(&self) -> Result<Node, VmError> {
+    pub(crate) async fn inspect(&self, limit: Duration) -> Result<Node, VmError> {
         let id = self.next_id();
         let inspected = self.inner.answers.inspected(id);
         self.send(&ToVmm::Inspect { id }, &[])?;
-        let state = self.answer(inspected, INSPECT_MAX).await?;
+        let state = self.answer(inspected, limit).await?;
         state.map_err(VmError::Answer)
     }
 

@@ -203,13 +203,16 @@ async fn a_task_that_is_being_created_has_a_tree() {
         }
     })
     .await;
-    assert_eq!(f.inspect("t", "vmm").await.unwrap(), "it has no VM yet\n");
+    assert_eq!(
+        f.inspect("t", "vmm").await.unwrap(),
+        "the task has no VM yet\n"
+    );
     let lines = f.lines().await;
     assert!(
         lines[0].starts_with("task t is being created; "),
         "{lines:?}"
     );
-    assert_eq!(lines[1], "it has no VM yet");
+    assert_eq!(lines[1], "the task has no VM yet");
 }
 
 /// The signal comes while the runtime's thread waits for something that never ends by itself.

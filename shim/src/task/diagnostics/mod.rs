@@ -16,7 +16,7 @@
 //! say what the guest reports of itself.
 //!
 //! No part of a look waits for another one: a lock that is held, a runtime thread that is stuck, a VMM and a guest
-//! that do not answer are told in the place of what they keep back. Whatever the parts hold, the tree has less than
+//! that do not answer are told in the place of what they keep back. Whatever the parts hold, a task's tree has less than
 //! half of `TREE_BYTES_MAX` (`wasmvm_protocol::inspect`).
 
 mod view;
@@ -36,16 +36,21 @@ use crate::host_process;
 use crate::host_threads::HostThreads;
 use crate::off_thread::off_thread_within;
 pub(crate) use view::TaskView;
-use view::{OwnState, Told, VmView};
+use view::{NoReport, OwnState, Told, VmView};
 
 /// Most threads of the guest's own report that are told.
 const GUEST_THREADS_MAX: usize = 1024;
 /// Least time between two questions to the guest, whose answers have 8 KiB and 128 KiB/s (`agent/bounded.rs`).
 const LOOKS_APART: Duration = Duration::from_millis(100);
-/// How long after the guest's limit the shim's own thread counts as stuck.
+/// How long a look waits for its turn to ask the guest.
+const TURN_MAX: Duration = Duration::from_millis(150);
+/// How long after the guest's limit, and the wait for a turn, the shim's own thread counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_millis(250);
 /// In place of what the runtime's thread would have to ask.
 const STUCK: &str = "the shim's own thread does not answer";
+/// In place of a report, when others have just asked for one.
+const ASKED_JUST_NOW: &str = "is not asked, as other looks ask at the same time";
+
 impl TaskView {
     /// Looks at a task, from any runtime; `shim` is the runtime that has the task's connections. Takes hardly longer
     /// than `limit`, within which the guest has to answer.
@@ -97,35 +102,38 @@ impl Task {
 
     async fn told(&self, limit: Duration) -> Option<Told> {
         let vm = self.vm.get()?;
-        let (guest, vmm) = tokio::join!(self.guest(vm, limit), vm.workload.inspect());
+        let (guest, vmm) = tokio::join!(self.guest(vm, limit), vm.workload.inspect(limit));
         Some(Told {
             guest,
             vmm: vmm.map_err(|refusal| refusal.sentence),
         })
     }
 
-    async fn guest(&self, vm: &LoadedVm, limit: Duration) -> Option<Result<Vec<Instance>, String>> {
+    async fn guest(
+        &self,
+        vm: &LoadedVm,
+        limit: Duration,
+    ) -> Option<Result<Vec<Instance>, NoReport>> {
         if self.flow.now() != Flow::Running {
             return None;
         }
-        tokio::select! {
-            told = timeout(limit, self.instances(vm)) => Some(match told {
-                Ok(Ok(instances)) => Ok(bounded(instances)),
-                Ok(Err(error)) => Err(chain(&error)),
-                Err(_) => Err(format!("does not answer within {limit:?}")),
-            }),
-            () = self.flow.stopping() => None,
-        }
-    }
-
-    /// Asks the guest now and then, however often operators ask: answers beyond their rate would cost the task.
-    async fn instances(&self, vm: &LoadedVm) -> Result<Vec<Instance>, AgentError> {
-        let turn = self.looking.clone().lock_owned().await;
+        // The guest is asked now and then, however often operators ask: answers beyond their rate would cost the task.
+        let Ok(turn) = timeout(TURN_MAX, self.looking.clone().lock_owned()).await else {
+            return Some(Err(NoReport::Ours(ASKED_JUST_NOW.to_owned())));
+        };
         tokio::spawn(async move {
             sleep(LOOKS_APART).await;
             drop(turn);
         });
-        vm.programs().instances().await
+        tokio::select! {
+            told = timeout(limit, vm.programs().instances()) => Some(match told {
+                Ok(Ok(instances)) => Ok(bounded(instances)),
+                Ok(Err(error @ AgentError::Refused { .. })) => Err(NoReport::Guests(chain(&error))),
+                Ok(Err(error)) => Err(NoReport::Ours(chain(&error))),
+                Err(_) => Err(NoReport::Ours(format!("does not answer within {limit:?}"))),
+            }),
+            () = self.flow.stopping() => None,
+        }
     }
 }
 
@@ -142,7 +150,7 @@ fn bounded(mut instances: Vec<Instance>) -> Vec<Instance> {
 /// The answers in place of those that the shim's own thread, which has the connections, does not fetch.
 fn stuck() -> Told {
     Told {
-        guest: Some(Err(STUCK.to_owned())),
+        guest: Some(Err(NoReport::Ours(STUCK.to_owned()))),
         vmm: Err(STUCK.to_owned()),
     }
 }
@@ -158,13 +166,13 @@ fn child(parent: u32) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use wasmvm_protocol::agent::Thread;
-    use wasmvm_protocol::inspect::{Inspect as _, Node, TREE_BYTES_MAX};
+    use wasmvm_protocol::inspect::{Inspect as _, Node, TREE_BYTES_MAX, Value};
 
     use super::view::BUSY;
     use super::*;
     use crate::stdio::StdioNames;
     use crate::task::State;
-    use crate::task::fakes::{Scene, soon};
+    use crate::task::fakes::{Answer, Scene, soon};
     use crate::task::process::Process;
 
     #[tokio::test]
@@ -194,6 +202,19 @@ mod tests {
         assert!(tree.find("guest/init/threads/7").is_some(), "{tree}");
         drop(release);
         holder.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guests_refusal_is_marked_as_the_guests_words() {
+        let scene = Scene::new();
+        let task = scene.running().await;
+        let refuses = Answer::Refuses(ttrpc::Code::INTERNAL);
+        scene.maker.guest.answer("Pids", refuses);
+        let view = soon(TaskView::of(&task, &Handle::current(), STUCK_AFTER)).await;
+        let told = Value::guest("the guest refused Pids: no");
+        assert_eq!(view.inspect().find("guest"), Some(told));
+        let line = "guest: the guest refused Pids: no".to_owned();
+        assert!(view.lines().contains(&line), "{:?}", view.lines());
     }
 
     /// Threads of this name with the longest numbers.

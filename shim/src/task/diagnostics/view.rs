@@ -42,8 +42,17 @@ pub(super) struct VmView {
 #[derive(Debug)]
 pub(super) struct Told {
     /// `None` when the VM does not run: the answer would come when the VM runs again.
-    pub(super) guest: Option<Result<Vec<Instance>, String>>,
+    pub(super) guest: Option<Result<Vec<Instance>, NoReport>>,
     pub(super) vmm: Result<Node, String>,
+}
+
+/// Why there is no report of the guest's programs.
+#[derive(Debug)]
+pub(super) enum NoReport {
+    /// A sentence of the shim's.
+    Ours(String),
+    /// The guest's refusal, in the guest's words.
+    Guests(String),
 }
 
 impl TaskView {
@@ -56,7 +65,7 @@ impl TaskView {
             None => vec![format!("task {} {BUSY}", self.id)],
         };
         let Some(vm) = &self.vm else {
-            lines.push("it has no VM yet".to_owned());
+            lines.push("the task has no VM yet".to_owned());
             return lines;
         };
         if let Some(own) = &self.own {
@@ -66,7 +75,9 @@ impl TaskView {
         lines.extend(processes.flat_map(HostThreads::lines));
         match &vm.told.guest {
             None => {}
-            Some(Err(error)) => lines.push(format!("guest: {error}")),
+            Some(Err(NoReport::Ours(sentence) | NoReport::Guests(sentence))) => {
+                lines.push(printable(&format!("guest: {sentence}")));
+            }
             Some(Ok(instances)) => lines.extend(instances.iter().flat_map(|one| self.program(one))),
         }
         lines
@@ -110,11 +121,12 @@ impl Inspect for TaskView {
         };
         let tree = Node::new().with("task", task.with("id", self.id.as_str()));
         let Some(vm) = &self.vm else {
-            return tree.with("vmm", "it has no VM yet");
+            return tree.with("vmm", "the task has no VM yet");
         };
         let guest = match &vm.told.guest {
             None => "is not asked, as the VM does not run".into(),
-            Some(Err(error)) => plain(error).into(),
+            Some(Err(NoReport::Ours(sentence))) => plain(sentence).into(),
+            Some(Err(NoReport::Guests(sentence))) => Value::guest(sentence),
             Some(Ok(instances)) => Value::from(self.guest(instances)),
         };
         tree.with("vmm", vm.inspect()).with("guest", guest)
