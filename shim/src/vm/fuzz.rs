@@ -77,7 +77,7 @@ async fn order(vm: Vm, kind: u8) {
         3 => vm.connect(1024).await.map(drop),
         4 => vm.sink(1025, &file(), 16, LIMIT).await.map(drop),
         _ => {
-            let (told, ready) = tokio::join!(vm.inspect(), vm.ready(LIMIT));
+            let (told, ready) = tokio::join!(vm.inspect(LIMIT), vm.ready(LIMIT));
             told.map(drop).and(ready.map(drop))
         }
     };
