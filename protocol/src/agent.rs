@@ -26,28 +26,7 @@ pub const REPLY_BYTES_MAX: usize = 8 << 10;
 /// Longest sentence of a refusal in it, bytes.
 pub const SENTENCE_BYTES_MAX: usize = 4 << 10;
 
-#[allow(
-    missing_docs,
-    nonstandard_style,
-    unreachable_pub,
-    unused,
-    missing_debug_implementations,
-    unused_qualifications,
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    clippy::pedantic,
-    clippy::unwrap_used,
-    reason = "generated from agent.proto"
-)]
-mod generated {
-    pub mod agent {
-        include!(concat!(env!("OUT_DIR"), "/agent.rs"));
-    }
-    pub mod agent_ttrpc {
-        use super::agent;
-        include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
-    }
-}
+generated!(agent, agent_ttrpc);
 
 pub use generated::agent::{
     Change, CompileRequest, CompileResponse, DeviceMount, Instance, ModuleKind, Program, Thread,

@@ -19,6 +19,35 @@
 //! The protocol belongs to neither end: no crate of ours stands below this one.
 #![forbid(unsafe_code)]
 
+/// The messages and the service that the build makes of a proto file, in a module `generated`.
+#[cfg(any(feature = "agent", feature = "inspect"))]
+macro_rules! generated {
+    ($messages:ident, $service:ident) => {
+        #[allow(
+            missing_docs,
+            nonstandard_style,
+            unreachable_pub,
+            unused,
+            missing_debug_implementations,
+            unused_qualifications,
+            clippy::all,
+            clippy::allow_attributes_without_reason,
+            clippy::pedantic,
+            clippy::unwrap_used,
+            reason = "generated from a proto file"
+        )]
+        mod generated {
+            pub mod $messages {
+                include!(concat!(env!("OUT_DIR"), "/", stringify!($messages), ".rs"));
+            }
+            pub mod $service {
+                use super::$messages;
+                include!(concat!(env!("OUT_DIR"), "/", stringify!($service), ".rs"));
+            }
+        }
+    };
+}
+
 #[cfg(feature = "agent")]
 pub mod agent;
 #[cfg(feature = "contract")]
