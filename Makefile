@@ -16,9 +16,11 @@ CARGO    := env -u MAKEFLAGS -u MFLAGS cargo
 # Lines for backtraces, no variables: debug builds write far less.
 export CARGO_PROFILE_DEV_DEBUG ?= line-tables-only
 # rust-toolchain.toml names the compiler. Where rustup has that one as its default, under whatever name, it is taken as it is.
+ifndef RUSTUP_TOOLCHAIN
 DEFAULT_TOOLCHAIN := $(shell rustup default 2>/dev/null | cut -d' ' -f1)
 ifneq ($(filter $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml),$(if $(DEFAULT_TOOLCHAIN),$(shell rustup run $(DEFAULT_TOOLCHAIN) rustc -V 2>/dev/null))),)
-export RUSTUP_TOOLCHAIN ?= $(DEFAULT_TOOLCHAIN)
+export RUSTUP_TOOLCHAIN := $(DEFAULT_TOOLCHAIN)
+endif
 endif
 SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
