@@ -189,7 +189,7 @@ pub fn build(
 
     let vcpu_fd = vm.create_vcpu().map_err(BuildError::Kvm)?;
     let cpu = arch::set_features(vm.kvm(), &vcpu_fd).map_err(BuildError::Kvm)?;
-    arch::set_boot_state(&vcpu_fd, entry).map_err(BuildError::Kvm)?;
+    entry.set_registers(&vcpu_fd).map_err(BuildError::Kvm)?;
 
     let console = Console::new(config.console);
     let vm = Arc::new(vm);

@@ -14,7 +14,5 @@ pub use x86_64::layout::{
     RAM_MIB_MAX, RAM_MIB_MIN, low_ram_end, mmio_address, ram_ranges,
 };
 pub use x86_64::serial::Serial;
-pub use x86_64::vm::{
-    clock_ns, init_vcpu, init_vm, notify_of_pause, set_boot_state, set_clock_ns, set_features,
-};
+pub use x86_64::vm::{clock_ns, init_vcpu, init_vm, notify_of_pause, set_clock_ns, set_features};
 pub use x86_64::{ELF_MACHINE, SECCOMP_ARCH};

@@ -3,7 +3,6 @@
 use kvm_bindings::kvm_clock_data;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::boot::entry::Entry;
 use super::cpuid::{features, guest_cpuid};
 use super::layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS};
 use super::offer;
@@ -50,14 +49,6 @@ pub fn set_features(kvm: &Kvm, vcpu: &VcpuFd) -> Result<String, KvmError> {
     vcpu.set_cpuid2(&cpuid)
         .map_err(KvmError::of("KVM_SET_CPUID2"))?;
     Ok(features(cpuid.as_slice()))
-}
-
-/// Sets the registers with which the guest starts at `entry`.
-///
-/// # Errors
-/// [`KvmError::Ioctl`].
-pub fn set_boot_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
-    entry.set_registers(vcpu)
 }
 
 /// The guest's monotonic clock, kvm-clock, nanoseconds.
