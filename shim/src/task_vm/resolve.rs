@@ -25,6 +25,7 @@ use crate::vm::launch::VmFiles;
 
 /// The annotation with a pod's namespace, in the specs that CRI makes (containerd, `pkg/cri/annotations`).
 const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+
 /// A program to resolve, for the VM that is to run the program.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {

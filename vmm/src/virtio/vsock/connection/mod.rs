@@ -33,7 +33,7 @@ mod state;
 
 use std::time::{Duration, Instant};
 
-use wasmvm_protocol::inspect::{Inspect as _, Node};
+use wasmvm_protocol::inspect::{Inspect, Node};
 
 use super::handle::{CutReason, Order, RefusedReason, VsockEvent};
 use super::host::{Host, HostWriteError};
@@ -49,6 +49,13 @@ pub(super) struct Connection {
     host: Option<Host>,
     /// Deadline of the guest's next answer.
     deadline: Option<Instant>,
+}
+
+/// The state, without the host's end and the clock.
+impl Inspect for Connection {
+    fn inspect(&self) -> Node {
+        self.state.inspect()
+    }
 }
 
 impl Connection {
@@ -73,11 +80,6 @@ impl Connection {
     /// Ends a connection whose host's end cannot be used, before the guest was asked.
     pub(super) fn give_up(&mut self) {
         self.finish();
-    }
-
-    /// The state, without the host's end and the clock.
-    pub(super) fn inspect(&self) -> Node {
-        self.state.inspect()
     }
 
     pub(super) fn host_port(&self) -> u32 {
