@@ -32,6 +32,7 @@ mod off_thread;
 mod program;
 mod service;
 mod sha256;
+mod signals;
 mod stats;
 mod stdio;
 #[allow(unsafe_code, reason = "the one place for it")]

@@ -18,6 +18,7 @@ use crate::agent::{AgentError, Programs};
 use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
 use crate::guest_deadline::GuestClock;
+use crate::signals;
 use crate::stdio::{GuestStreams, Stdio};
 use crate::vm::VmEnd;
 
@@ -103,6 +104,10 @@ pub(crate) trait Workload: Send + Sync + 'static {
     async fn resume(&self) -> Result<(), Refusal>;
     /// The state of the machine and its devices, in the VMM's words, which has `limit` to answer.
     async fn inspect(&self, limit: Duration) -> Result<Node, Refusal>;
+    /// The status with which init exits by this signal; `None` for a signal that does not end init.
+    fn status_by(&self, signal: u32) -> Option<u32> {
+        signals::default_status(signal)
+    }
     /// Waits for the end of the VM; any number of callers may wait.
     async fn vm_ended(&self) -> VmEnd;
     /// Ends the VM at once, whatever the guest does.

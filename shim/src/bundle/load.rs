@@ -26,7 +26,7 @@ impl TaskSpec {
     /// # Errors
     /// [`BundleError`], with the field and its value.
     pub(crate) fn load(bundle: &Path) -> Result<Self, BundleError> {
-        let path = bundle.join("config.json");
+        let path = bundle.join(CONFIG);
         let spec = Self::parse(&read_config(&path)?, &path, bundle)?;
         check_rootfs(&spec.rootfs)?;
         Ok(spec)
@@ -115,7 +115,7 @@ fn preopen_cwd(annotations: &BTreeMap<String, String>) -> Result<bool, BundleErr
     }
 }
 
-fn read_config(path: &Path) -> Result<Vec<u8>, BundleError> {
+pub(super) fn read_config(path: &Path) -> Result<Vec<u8>, BundleError> {
     let read = bounded_file::read(path, CONFIG_BYTES_MAX);
     let bytes = read.map_err(|source| BundleError::Read {
         path: path.to_owned(),

@@ -21,6 +21,7 @@ mod load;
 mod memory;
 mod mounts;
 mod paths;
+mod pod;
 mod process;
 mod resources;
 mod spec;
@@ -34,6 +35,7 @@ pub(crate) use hook_state::{HookState, HookStatus};
 pub(crate) use hooks::{Hook, Hooks, Stage};
 pub(crate) use memory::{RAM_MIB_MAX, ram_mib, wasm_memory_bytes_max};
 pub(crate) use paths::cleaned;
+pub(crate) use pod::PodPlace;
 pub(crate) use process::PROCESS_TYPE_URL;
 pub(crate) use spec::{
     AccessTimes, CpuLimits, Labels, Limit, MountSource, Network, ProcessSpec, Resources, Sysctl,

@@ -1,4 +1,4 @@
-//! Spawns a VMM: `clone3(CLONE_INTO_CGROUP | CLONE_PIDFD | new namespaces)`, then exec.
+//! Spawns a VMM, or a pod's holder: `clone3(CLONE_INTO_CGROUP | CLONE_PIDFD | new namespaces)`, then exec.
 //!
 //! `std::process` can do none of the three, and moving a process into its cgroup afterwards costs an
 //! RCU grace period. The child is a copy of a multi-threaded process, so between `clone3` and exec it
@@ -26,15 +26,19 @@ const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 /// Flag of `clone3(2)`, `linux/sched.h`.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// Descriptors and settings that the VMM inherits.
+/// Descriptors and settings that the child inherits.
 #[derive(Debug)]
 pub(crate) struct SpawnRequest<'a> {
-    /// Executable of the VMM.
+    /// Name of the program: its first argument.
+    pub name: &'static CStr,
+    /// Executable of the program.
     pub executable: BorrowedFd<'a>,
-    /// Socket that becomes [`CONTROL_FD`].
-    pub control: BorrowedFd<'a>,
+    /// Descriptor that becomes standard input; the null device without one.
+    pub stdin: Option<BorrowedFd<'a>>,
     /// Descriptor that becomes standard output and standard error.
     pub log: BorrowedFd<'a>,
+    /// Socket that becomes [`CONTROL_FD`], for a program that takes one.
+    pub control: Option<BorrowedFd<'a>>,
     /// Directory of the cgroup to be born in, in the unified hierarchy.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// `cgroup.procs` of the cgroups to enter before all else, in hierarchies of version 1.
@@ -55,35 +59,36 @@ pub(crate) struct Spawned {
     pub pidfd: OwnedFd,
 }
 
-/// Why no VMM was spawned.
+/// Why no process was spawned.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpawnError {
     /// A step before the child existed failed.
-    #[error("cannot prepare the VMM's descriptors")]
+    #[error("cannot prepare the descriptors of a process")]
     Prepare(#[source] io::Error),
     /// `clone3(2)` made no child.
-    #[error("cannot clone a process into the VMM's namespaces and cgroup")]
+    #[error("cannot clone a process into the task's namespaces and cgroup")]
     Clone(#[source] io::Error),
     /// The child could not enter its cgroup (version 1).
-    #[error("cannot move the VMM into its cgroup")]
+    #[error("cannot move a process into the task's cgroup")]
     Cgroup(#[source] io::Error),
     /// The kernel has no core scheduling.
     #[error(
-        "cannot give the VMM a core of its own, which containerd asks for (SCHED_CORE, sched_core = true): \
+        "cannot give the task's process a core of its own, which containerd asks for (SCHED_CORE, sched_core = true): \
          the kernel needs CONFIG_SCHED_CORE"
     )]
     CoreScheduling(#[source] io::Error),
     /// A system call of the child failed, up to exec.
-    #[error("cannot execute the VMM")]
-    Exec(#[source] io::Error),
+    #[error("cannot execute {0:?}")]
+    Exec(&'static CStr, #[source] io::Error),
 }
 
 /// Everything that the child touches, allocated before it exists.
 struct Child {
+    name: &'static CStr,
     executable: OwnedFd,
     stdin: OwnedFd,
     log: OwnedFd,
-    control: OwnedFd,
+    control: Option<OwnedFd>,
     cgroup_procs: Vec<OwnedFd>,
     own_core: bool,
     failure: OwnedFd,
@@ -98,7 +103,7 @@ const OWN_CORE: i32 = 3;
 /// Every other step up to exec.
 const EXECUTE: i32 = 2;
 
-/// Spawns the VMM and waits until it has executed.
+/// Spawns the process and waits until the process has executed its program.
 ///
 /// # Errors
 /// [`SpawnError`]; then no process is left.
@@ -113,10 +118,11 @@ pub(crate) fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
     .map_err(prepare)?;
     let (failure_reader, failure) = pipe_with(PipeFlags::CLOEXEC).map_err(prepare)?;
     let child = Child {
+        name: request.name,
         executable: above(request.executable)?,
-        stdin: above(null.as_fd())?,
+        stdin: above(request.stdin.unwrap_or(null.as_fd()))?,
         log: above(request.log)?,
-        control: above(request.control)?,
+        control: request.control.map(above).transpose()?,
         cgroup_procs: request
             .cgroup_procs
             .iter()
@@ -140,7 +146,7 @@ pub(crate) fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
             match i32::from_ne_bytes(step) {
                 ENTER => Err(SpawnError::Cgroup(error)),
                 OWN_CORE => Err(SpawnError::CoreScheduling(error)),
-                _ => Err(SpawnError::Exec(error)),
+                _ => Err(SpawnError::Exec(request.name, error)),
             }
         }
     }
@@ -299,25 +305,20 @@ const fn core_failure(errno: i32) -> i32 {
 
 /// Sets up the descriptors and the signal mask, executes; returns the errno of the call that failed.
 fn exec_child(child: &Child) -> i32 {
-    const NAME: &CStr = c"wasmvm-vmm";
-    let moves = [
-        (&child.stdin, 0),
-        (&child.log, 1),
-        (&child.log, 2),
-        (&child.control, CONTROL_FD),
-    ];
-    for (fd, number) in moves {
+    let moves = [(&child.stdin, 0), (&child.log, 1), (&child.log, 2)];
+    let control = child.control.as_ref().map(|control| (control, CONTROL_FD));
+    for (fd, number) in moves.into_iter().chain(control) {
         // SAFETY: `fd` is an open descriptor; `number` is below FD_FLOOR, so none of ours is hit.
         if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
             return errno();
         }
     }
-    let above_control = CONTROL_FD.unsigned_abs() + 1;
+    let unnamed = control.map_or(3, |(_, number)| number.unsigned_abs() + 1);
     // SAFETY: marks every other descriptor close-on-exec; closes none that this function still uses.
     let marked = unsafe {
         libc::syscall(
             libc::SYS_close_range,
-            above_control,
+            unnamed,
             u32::MAX,
             libc::CLOSE_RANGE_CLOEXEC,
         )
@@ -329,7 +330,7 @@ fn exec_child(child: &Child) -> i32 {
     let empty: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: a valid set; the old mask is not wanted.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut()) };
-    let argv = [NAME.as_ptr(), std::ptr::null()];
+    let argv = [child.name.as_ptr(), std::ptr::null()];
     let envp = [std::ptr::null::<libc::c_char>()];
     // SAFETY: the path is empty and AT_EMPTY_PATH set, argv and envp are null-terminated arrays that
     // live until the call replaces this process image, or fails.
@@ -368,9 +369,11 @@ mod tests {
         let program = File::open("/bin/true").unwrap();
         let null = File::open("/dev/null").unwrap();
         let spawned = spawn(&SpawnRequest {
+            name: c"true",
             executable: program.as_fd(),
-            control: null.as_fd(),
+            stdin: None,
             log: null.as_fd(),
+            control: None,
             cgroup: None,
             cgroup_procs: &[],
             new_network: false,

@@ -2,10 +2,11 @@
 
 use std::io;
 
-use super::{IllegalMove, signals};
+use super::IllegalMove;
 use crate::accounting::ChangeError;
 use crate::agent::AgentError;
 use crate::error::{Coded, ErrorCode, Refusal};
+use crate::signals;
 use crate::stdio::StdioError;
 
 /// Why a request about a task failed. Processes are named as in "task a" or "exec b of task a".

@@ -12,9 +12,10 @@ use wasmvm_protocol::stream::ID_BYTES_MAX;
 use super::exec::{Exec, ExecOrder};
 use super::process::never_ran;
 use super::terminal::tell_size;
-use super::{Claim, Exit, LoadedVm, Move, Task, TaskError, exec_watcher, signals};
+use super::{Claim, Exit, LoadedVm, Move, Task, TaskError, exec_watcher};
 use crate::agent::EXEC_PID_BASE;
 use crate::events::Event;
+use crate::signals;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioOwner};
 
 /// Execs of one task: those not deleted, and deleted ones that the guest may still run.

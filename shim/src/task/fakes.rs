@@ -24,7 +24,6 @@ use wasmvm_protocol::inspect::Node;
 use wasmvm_protocol::ports::{AGENT_PORT, STREAM_PORT};
 use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 
-use super::signals;
 use super::{ExecOrder, Task, TaskOrder, Tasks};
 use crate::accounting::Accounting;
 use crate::agent::{Agent, AgentError, GuestConnector, Programs};
@@ -33,6 +32,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
 use crate::guest_deadline::GuestClock;
+use crate::signals;
 use crate::stdio::{GuestStreams, Stdio, StdioNames};
 use crate::vm::VmEnd;
 use crate::workload::{LoadedProgram, SlotLease, Workload, WorkloadMaker, WorkloadOrder};

@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::signals;
 use crate::cleanup::STATUS_KILLED;
+use crate::signals;
 
 /// How long the guest may take to end a program: by the host's clock for SIGKILL, and no longer than the VM
 /// runs; in the guest's own time for other signals.
@@ -31,30 +31,31 @@ pub(super) struct FatalSignal(watch::Sender<Option<Asked>>);
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     signal: u32,
+    status: u32,
     at: Instant,
 }
 
 impl FatalSignal {
-    /// Notes the signal; whether the process has to be watched for it. True for the first signal, and for
-    /// SIGKILL after another signal.
-    pub(super) fn ask(&self, signal: u32) -> bool {
+    /// Notes the signal, and the exit status of a process that the signal ends; whether the process has to be
+    /// watched for its exit. True for the first signal, and for SIGKILL after another signal.
+    pub(super) fn ask(&self, signal: u32, status: u32) -> bool {
         let at = Instant::now();
         self.0.send_if_modified(|asked| {
             let stronger = asked
                 .is_none_or(|asked| signal == signals::SIGKILL && asked.signal != signals::SIGKILL);
             if stronger {
-                *asked = Some(Asked { signal, at });
+                *asked = Some(Asked { signal, status, at });
             }
             stronger
         })
     }
 
-    /// The exit status of a process: 128+n for the signal that was asked for, whatever the guest reports
+    /// The exit status of a process: that of the signal that was asked for, whatever the guest reports
     /// afterwards. Without such a signal it is the guest's report, or the status of SIGKILL without a report.
     pub(super) fn status(&self, reported: Option<u32>) -> u32 {
         let asked = *self.0.borrow();
         let reported = reported.unwrap_or(STATUS_KILLED);
-        asked.map_or(reported, |asked| 128 + asked.signal)
+        asked.map_or(reported, |asked| asked.status)
     }
 
     /// Waits until the exit has to be reported, whatever else is still awaited; for ever without a signal.
@@ -81,9 +82,9 @@ mod tests {
     fn the_first_signal_counts_and_sigkill_after_it() {
         let fatal = FatalSignal::default();
         assert_eq!((fatal.status(None), fatal.status(Some(3))), (137, 3));
-        assert!(fatal.ask(15) && !fatal.ask(2) && !fatal.ask(15));
+        assert!(fatal.ask(15, 143) && !fatal.ask(2, 130) && !fatal.ask(15, 143));
         assert_eq!((fatal.status(None), fatal.status(Some(3))), (143, 143));
-        assert!(fatal.ask(9) && !fatal.ask(9) && !fatal.ask(15));
+        assert!(fatal.ask(9, 137) && !fatal.ask(9, 137) && !fatal.ask(15, 143));
         assert_eq!(fatal.status(Some(0)), 137);
     }
 
@@ -93,7 +94,7 @@ mod tests {
         let hour = Duration::from_secs(3600);
         let waited = tokio::time::timeout(hour, fatal.overdue()).await;
         assert!(waited.is_err(), "no signal, no limit");
-        fatal.ask(15);
+        fatal.ask(15, 143);
         let start = Instant::now();
         fatal.overdue().await;
         assert_eq!(start.elapsed(), EXIT_TOLD_MAX);

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::fatal::OBEYED_MAX;
 use super::pause::{Flow, Target};
-use super::{Exec, LoadedVm, Process, State, Task, TaskError, signals};
+use super::{Exec, LoadedVm, Process, State, Task, TaskError};
 use crate::agent::AgentError;
+use crate::signals;
 
 /// How long the report of an exit may take to arrive after the guest has said that the program has ended.
 const EXIT_SEEN_MAX: Duration = Duration::from_millis(500);
@@ -36,11 +37,11 @@ impl Task {
         if self.init.state().exit().is_some() {
             return Err(TaskError::Finished(self.init.name().to_owned()));
         }
-        let fatal = signals::ends_by_default(signal);
+        let fatal = vm.workload.status_by(signal);
         let over = *self.ending.borrow();
         match signal {
             signals::PROBE => return Ok(()),
-            _ if over && !fatal => {
+            _ if over && fatal.is_none() => {
                 return Err(TaskError::Finished(self.init.name().to_owned()));
             }
             signals::SIGSTOP => return self.stop().await,
@@ -54,7 +55,7 @@ impl Task {
         };
         if self.flow.now() != Flow::Running {
             if signal == signals::SIGKILL {
-                self.init.fatal.ask(signal);
+                self.init.fatal.ask(signal, signals::status_of(signal));
                 vm.workload.kill_vm();
                 return Ok(());
             }
@@ -62,8 +63,8 @@ impl Task {
                 return Ok(());
             }
         }
-        if fatal {
-            self.insist(signal);
+        if let Some(status) = fatal {
+            self.insist(signal, status);
         }
         if over {
             // The exit is being reported to containerd, and is delayed no longer than after any Kill.
@@ -90,7 +91,7 @@ impl Task {
         let name = self.init.name();
         match killed {
             Ok(()) => Ok(()),
-            Err(error) if !signals::ends_by_default(signal) => {
+            Err(error) if vm.workload.status_by(signal).is_none() => {
                 Err(self.refused(&self.init, error).await)
             }
             // The program may have exited a moment ago. If not, `insist` ends the VM after OBEYED_MAX.
@@ -106,10 +107,10 @@ impl Task {
         }
     }
 
-    /// Notes that init is to end by `signal`, and ends the VM when init does not exit within
+    /// Notes that init is to end by `signal` and with `status`, and ends the VM when init does not exit within
     /// [`OBEYED_MAX`].
-    pub(super) fn insist(self: &Arc<Self>, signal: u32) {
-        if !self.init.fatal.ask(signal) {
+    pub(super) fn insist(self: &Arc<Self>, signal: u32, status: u32) {
+        if !self.init.fatal.ask(signal, status) {
             return;
         }
         let task = self.clone();
@@ -223,7 +224,7 @@ impl Task {
     /// Notes that an exec is to end by `signal`, and gives the exec up when there is no exit within
     /// [`OBEYED_MAX`] of the guest's time. The VM keeps running, as init may be well.
     pub(super) fn insist_on_exec(self: &Arc<Self>, exec: &Arc<Exec>, signal: u32) {
-        if !exec.process.fatal.ask(signal) {
+        if !exec.process.fatal.ask(signal, signals::status_of(signal)) {
             return;
         }
         let (task, exec) = (self.clone(), exec.clone());
@@ -242,7 +243,7 @@ impl Task {
 impl Exec {
     async fn kill_starting(&self, signal: u32) -> Result<(), TaskError> {
         if signals::ends_by_default(signal) {
-            self.process.fatal.ask(signal);
+            self.process.fatal.ask(signal, signals::status_of(signal));
             self.abandon();
             self.process
                 .reaches(|state| *state != State::Starting)

@@ -36,7 +36,6 @@ mod pause;
 mod process;
 mod registry;
 mod resources;
-mod signals;
 mod state;
 mod terminal;
 mod time_of_day;

@@ -19,10 +19,11 @@ use tokio::sync::watch;
 use wasmvm_protocol::agent::Change;
 use wasmvm_protocol::agent::containerd::events::task::{TaskPaused, TaskResumed};
 
-use super::{LoadedVm, State, Task, TaskError, signals};
+use super::{LoadedVm, State, Task, TaskError};
 use crate::error::Refusal;
 use crate::events::Event;
 use crate::guest_deadline::GuestClock;
+use crate::signals;
 
 /// The flow of a VM: running, paused, or on the way from one to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,7 +274,7 @@ impl Task {
                     self.insist_on_exec(&exec, signal);
                 }
             }
-            Target::All | Target::One(_) => self.insist(signal),
+            Target::All | Target::One(_) => self.insist(signal, signals::status_of(signal)),
         }
     }
 

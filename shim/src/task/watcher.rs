@@ -19,9 +19,10 @@ use tokio::time::timeout;
 
 use super::fatal::is_kill;
 use super::process::exit_event;
-use super::{Exit, LoadedVm, Move, State, Task, signals};
+use super::{Exit, LoadedVm, Move, State, Task};
 use crate::cleanup::STATUS_KILLED;
 use crate::events::Event;
+use crate::signals;
 use crate::stdio::Pumps;
 use crate::vm::VmEnd;
 

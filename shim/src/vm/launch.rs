@@ -208,9 +208,11 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
     fcntl_setfl(&log, OFlags::NONBLOCK)
         .map_err(|errno| step("make the log pipe non-blocking", errno.into()))?;
     let spawned = spawn::spawn(&SpawnRequest {
+        name: c"wasmvm-vmm",
         executable: vmm.as_fd(),
-        control: theirs.as_fd(),
+        stdin: None,
         log: log_writer.as_fd(),
+        control: Some(theirs.as_fd()),
         cgroup: request.cgroup.unified.as_ref().map(AsFd::as_fd),
         cgroup_procs: &request.cgroup.procs,
         new_network,
