@@ -25,7 +25,7 @@ use wasmvm_protocol::inspect_service::create_inspect;
 use crate::events::{EventSink, Publisher};
 use crate::service::{Service, look_when_asked};
 use crate::task::Tasks;
-use crate::task_vm::TaskVmMaker;
+use crate::task_vm::HostMaker;
 
 /// A daemon without a task ends by itself: containerd may have refused the reply of `start`, or died
 /// between two requests.
@@ -119,7 +119,7 @@ async fn run(order: &DaemonOrder, listener: UnixListener, path: &Path) -> Result
     ));
     let (shutdown, mut wanted) = watch::channel(false);
     let tasks = Arc::new(Tasks::new(
-        Arc::new(TaskVmMaker),
+        Arc::new(HostMaker),
         events.clone() as Arc<dyn EventSink>,
     ));
     let service = Arc::new(Service::new(&order.namespace, tasks.clone(), shutdown));

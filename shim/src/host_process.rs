@@ -93,6 +93,14 @@ impl HostProcess {
         Ok(rustix::fs::openat(proc, "root", flags, Mode::empty())?)
     }
 
+    /// Sets `/proc/PID/oom_score_adj` (`proc_pid_oom_score_adj(5)`), -1000 to 1000. The process has not been reaped.
+    ///
+    /// # Errors
+    /// Those of writing the file.
+    pub(crate) fn set_oom_score_adj(&self, score: i32) -> io::Result<()> {
+        fs::write(format!("/proc/{}/oom_score_adj", self.pid), score.to_string())
+    }
+
     /// Sends a signal. A process that has ended already is no error.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&*self.pidfd, signal);

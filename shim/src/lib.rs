@@ -29,6 +29,7 @@ mod log;
 mod memory_file;
 mod mountinfo;
 mod off_thread;
+mod pod;
 mod program;
 mod service;
 mod sha256;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::error::{ErrorCode, Refusal};
+
 /// Most threads that may be left to themselves.
 const LEFT_THREADS_MAX: usize = 8;
 
@@ -17,6 +19,27 @@ pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
     Ok(tokio::task::spawn_blocking(work).await?)
+}
+
+/// Runs a step of a request by [`off_thread`].
+///
+/// # Errors
+/// The step's, and [`Refusal`] when the step panicked.
+pub(crate) async fn step_off_thread<T, E>(
+    step: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, Refusal>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    Refusal: From<E>,
+{
+    match off_thread(step).await {
+        Ok(done) => Ok(done?),
+        Err(error) => {
+            let sentence = format!("cannot finish a step on a thread of its own: {error}");
+            Err(Refusal::say(ErrorCode::Internal, sentence))
+        }
+    }
 }
 
 /// The result of `work`, which runs on a thread of its own; `None` when that takes longer than `limit`. The thread

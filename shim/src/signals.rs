@@ -1,9 +1,15 @@
 //! Linux signal numbers, as far as the shim has to tell them apart (signal(7)).
 
+use rustix::process::Signal;
+
 /// The highest real-time signal.
 pub(crate) const SIGNAL_MAX: u32 = 64;
 /// Not a signal: kill(2) with 0 asks whether the program is there.
 pub(crate) const PROBE: u32 = 0;
+/// Interrupts a program, as a terminal's Ctrl-C does.
+pub(crate) const SIGINT: u32 = 2;
+/// Asks a program to end.
+pub(crate) const SIGTERM: u32 = 15;
 /// Ends a program; cannot be caught.
 pub(crate) const SIGKILL: u32 = 9;
 
@@ -24,6 +30,11 @@ pub(crate) fn ends_by_default(signal: u32) -> bool {
 /// The exit status of a program that does not handle the signal; `None` for a signal that ends no program.
 pub(crate) fn default_status(signal: u32) -> Option<u32> {
     ends_by_default(signal).then(|| status_of(signal))
+}
+
+/// The signal of this number, as system calls take it; `None` for real-time signals, which have no name.
+pub(crate) fn named(signal: u32) -> Option<Signal> {
+    Signal::from_named_raw(i32::try_from(signal).ok()?)
 }
 
 /// The exit status of a program that a signal has ended.

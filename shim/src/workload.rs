@@ -1,9 +1,10 @@
-//! The seam below a task: [`Workload`], programs in a VM of their own, or a fake in tests.
+//! The seam below a task: [`Workload`], programs in a VM of their own, the holder of a pod's namespaces, or a fake in
+//! tests.
 //!
 //! The task decides what containerd is told and when; the workload knows where programs run, and [`Programs`] what
 //! may be asked of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ use wasmvm_protocol::inspect::Node;
 
 use crate::accounting::Accounting;
 use crate::agent::{AgentError, Programs};
-use crate::bundle::ProcessSpec;
+use crate::bundle::{PodPlace, ProcessSpec};
 use crate::error::Refusal;
 use crate::guest_deadline::GuestClock;
 use crate::signals;
@@ -34,6 +35,43 @@ pub(crate) struct WorkloadOrder {
     pub rootfs: Vec<Mount>,
     /// The runtime's options, of whatever type.
     pub options: Option<Any>,
+    /// The task's place among pods.
+    pub membership: Membership,
+}
+
+/// A pod, as far as its containers take over what its sandbox was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pod {
+    /// Id of the pod's sandbox.
+    pub id: String,
+    /// Host name of the pod; empty when the sandbox's spec has none.
+    pub hostname: String,
+    /// Path of the sandbox's bundle, in which `start` has kept the runtime's options.
+    pub bundle: PathBuf,
+}
+
+/// A task's place among pods: [`PodPlace`], with the pod itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Membership {
+    /// The task belongs to no pod.
+    #[default]
+    Alone,
+    /// The task is a pod's sandbox.
+    Sandbox,
+    /// The task is a container of this pod.
+    Container(Arc<Pod>),
+}
+
+impl WorkloadOrder {
+    /// Id of the pod that the task belongs to, or is the sandbox of.
+    #[must_use]
+    pub(crate) fn pod_id(&self) -> Option<&str> {
+        match &self.membership {
+            Membership::Alone => None,
+            Membership::Sandbox => Some(&self.id),
+            Membership::Container(pod) => Some(&pod.id),
+        }
+    }
 }
 
 /// The program of an exec, ready to be loaded.
@@ -70,6 +108,9 @@ impl SlotLease {
 /// The maker of workloads: this host, or a fake in tests.
 #[async_trait]
 pub(crate) trait WorkloadMaker: Send + Sync + 'static {
+    /// The place among pods that a bundle claims for the task of this id.
+    async fn place(&self, bundle: &Path, id: &str) -> Result<PodPlace, Refusal>;
+
     /// Boots a VM and connects to its agent, whose deadlines count by `clock`. A failure leaves nothing; after
     /// a future that was dropped, [`WorkloadMaker::undo`] has to follow.
     async fn create(
@@ -89,6 +130,10 @@ pub(crate) trait Workload: Send + Sync + 'static {
     fn pid(&self) -> u32;
     /// The limits and the use of the task.
     fn accounting(&self) -> &Arc<Accounting>;
+    /// The pod whose sandbox this is; `None` for programs.
+    fn pod(&self) -> Option<&Arc<Pod>> {
+        None
+    }
 
     /// Loads init with its streams, which are open from then on.
     async fn create(&self, stdio: &Stdio, terminal: bool) -> Result<GuestStreams, AgentError>;

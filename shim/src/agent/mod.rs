@@ -34,7 +34,7 @@ use wasmvm_protocol::stream::{StdioFd, StreamHeader};
 pub(crate) use self::bounded::client;
 pub(crate) use self::connector::GuestConnector;
 use self::connector::connect;
-pub(crate) use self::error::{AgentError, Method};
+pub(crate) use self::error::{AgentError, Meaning, Method};
 pub(crate) use self::programs::Programs;
 pub(crate) use self::terminal_size::TerminalSize;
 use self::wall_clock::{Moment, Told};

@@ -23,8 +23,10 @@ use self::directory::Directory;
 #[cfg(test)]
 use self::directory::Origin;
 use self::host::Kind;
-use crate::bundle::Resources;
+use crate::bundle::{Resources, TaskSpec};
+use crate::error::Refusal;
 use crate::journal::Journal;
+use crate::off_thread::step_off_thread;
 
 mod change;
 mod directory;
@@ -76,6 +78,24 @@ impl Cgroup {
             .iter()
             .try_for_each(|line| change::write(&cgroup, line).map(drop))?;
         Ok(cgroup)
+    }
+
+    /// [`Cgroup::create`], where the spec of a task wants its cgroup, on a thread of its own.
+    ///
+    /// # Errors
+    /// [`CgroupError`], translated for containerd.
+    pub(crate) async fn of_task(
+        namespace: &str,
+        id: &str,
+        spec: &Arc<TaskSpec>,
+        journal: &Arc<Journal>,
+    ) -> Result<Self, Refusal> {
+        let inner = cgroup_path(spec.cgroup_path.as_deref(), namespace, id)?;
+        let (spec, journal) = (spec.clone(), journal.clone());
+        step_off_thread(move || {
+            Self::create(&Hierarchies::find()?.place(&inner), &spec.resources, &journal)
+        })
+        .await
     }
 
     /// Version of cgroups that Stats reports.

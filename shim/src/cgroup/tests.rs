@@ -39,7 +39,7 @@ struct Task {
 impl Task {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let journal = Journal::create(root.path(), "default", "web", Path::new("/b")).unwrap();
+        let journal = Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
         let journal = Arc::new(journal);
         Self { root, journal }
     }

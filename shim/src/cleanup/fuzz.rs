@@ -44,7 +44,7 @@ pub fn undo(input: &[u8]) {
     }
     std::os::unix::fs::symlink("full", host.path().join("link")).unwrap();
     let root = tempfile::tempdir().unwrap();
-    drop(Journal::create(root.path(), "default", "web", Path::new("/run/b/web")).unwrap());
+    drop(Journal::create(root.path(), "default", "web", Path::new("/run/b/web"), None).unwrap());
     let path = root.path().join("default/web/journal");
     let text = text(&mut Unstructured::new(input), host.path());
     fs::write(&path, &text).unwrap();

@@ -4,6 +4,10 @@
 //! killed. So what the fault tests prove for one holds for the others. It blocks, uses no runtime, and
 //! may be called again: each step can be undone twice.
 
+mod off_thread;
+
+pub(crate) use self::off_thread::{Cleanup, undo_off_thread};
+
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -79,11 +83,23 @@ pub(crate) fn undo(root: &Path, namespace: &str, id: &str) -> Result<Outcome, Cl
     let outcome = undo_all(root, namespace, id, &steps)?;
     hooks::run_poststop(root, namespace, id, &steps);
     journal::forget(root, namespace, id)?;
+    if let Some(pod) = pod_of(&steps).filter(|pod| *pod != id) {
+        journal::leave(root, namespace, pod, id);
+    }
     Ok(outcome)
 }
 
+/// The pod that the task of these steps belongs to, or is the sandbox of.
+fn pod_of(steps: &[Step]) -> Option<&str> {
+    steps.iter().find_map(|step| match step {
+        Step::Bundle { pod, .. } => pod.as_deref(),
+        _ => None,
+    })
+}
+
 /// [`undo`] for the `delete` action. Another containerd's task of the same id, whose shim lives, is left
-/// alone: ours was refused because of it, and has left nothing.
+/// alone: ours was refused because of it, and has left nothing. With a pod's sandbox all containers of the pod are
+/// undone that no shim holds: for a container that came without `start` there is no `delete`.
 ///
 /// # Errors
 /// As [`undo`]'s.
@@ -96,16 +112,56 @@ pub(crate) fn undo_of_bundle(
     let steps = journal::read(root, namespace, id)?.unwrap_or_default();
     let foreign = steps
         .iter()
-        .any(|step| matches!(step, Step::Bundle { path } if path != bundle));
+        .any(|step| matches!(step, Step::Bundle { path, .. } if path != bundle));
     match journal::take_over(root, namespace, id)? {
         LeftOver::Held if foreign => Ok(Outcome::default()),
         // Our own shim may still live, and be at it too.
-        LeftOver::Held | LeftOver::Taken(_) => undo(root, namespace, id),
+        LeftOver::Held => undo(root, namespace, id),
+        LeftOver::Taken(_) => {
+            let (containers, own) = std::thread::scope(|scope| {
+                let containers = scope.spawn(|| undo_containers(root, namespace, id));
+                let own = undo(root, namespace, id);
+                (containers.join(), own)
+            });
+            containers.unwrap_or(Ok(()))?;
+            own
+        }
         LeftOver::Gone => {
+            undo_containers(root, namespace, id)?;
             journal::tidy(root, namespace, id);
             Ok(Outcome::default())
         }
     }
+}
+
+fn is_of_pod(root: &Path, namespace: &str, id: &str, pod: &str) -> Result<bool, CleanupError> {
+    let steps = journal::read(root, namespace, id)?.unwrap_or_default();
+    Ok(pod_of(&steps) == Some(pod))
+}
+
+/// Undoes every container of a pod that no shim holds, all at once. A task that is no pod's sandbox has none.
+fn undo_containers(root: &Path, namespace: &str, pod: &str) -> Result<(), CleanupError> {
+    let containers = journal::containers_of(root, namespace, pod)?;
+    let undo_one = |id: &str| match journal::take_over(root, namespace, id)? {
+        LeftOver::Held => Ok(()),
+        LeftOver::Taken(_) if is_of_pod(root, namespace, id, pod)? => {
+            undo(root, namespace, id).map(drop)
+        }
+        // The shim died before the journal was made, or the id is another task's.
+        LeftOver::Taken(_) | LeftOver::Gone => {
+            journal::leave(root, namespace, pod, id);
+            Ok(())
+        }
+    };
+    let undone: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = containers
+            .iter()
+            .map(|id| scope.spawn(move || undo_one(id)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join()).collect()
+    });
+    // A thread that panicked has said so; its container's journal is still there.
+    undone.into_iter().flatten().collect()
 }
 
 /// Starts the journal of a new task below `tasks`, once what a dead shim has left of one of the same id is
@@ -119,11 +175,12 @@ pub(crate) fn begin(
     namespace: &str,
     id: &str,
     bundle: &Path,
+    pod: Option<&str>,
 ) -> Result<Journal, CleanupError> {
     loop {
         let root = journal::root_among(tasks, earlier, namespace, id);
         if root == tasks {
-            match Journal::create(tasks, namespace, id, bundle) {
+            match Journal::create(tasks, namespace, id, bundle, pod) {
                 Err(JournalError::Exists(_)) => {}
                 other => return Ok(other?),
             }
@@ -199,7 +256,7 @@ fn undo_steps(steps: &[Step], deadline: Instant) -> Result<Outcome, CleanupError
     for step in steps.iter().rev() {
         match step {
             Step::Exit(exit) => outcome.exit = *exit,
-            Step::Vmm { pid, start_time } => {
+            Step::Vmm { pid, start_time } | Step::Holder { pid, start_time } => {
                 outcome.pid = *pid;
                 results.push(end_process(*pid, *start_time, limit()));
             }
@@ -227,6 +284,7 @@ fn undo_steps(steps: &[Step], deadline: Instant) -> Result<Outcome, CleanupError
             }
             Step::Bundle { .. }
             | Step::Vmm { .. }
+            | Step::Holder { .. }
             | Step::Poststop { .. }
             | Step::PoststopHook { .. }
             | Step::Exit(_)
@@ -262,7 +320,7 @@ mod tests {
 
     /// The journal of a task whose shim lives as long as it is held.
     fn create(root: &Path) -> Journal {
-        Journal::create(root, "default", "web", Path::new("/run/b/web")).unwrap()
+        Journal::create(root, "default", "web", Path::new("/run/b/web"), None).unwrap()
     }
 
     #[test]
@@ -340,7 +398,7 @@ mod tests {
                     .map(|shim| {
                         let (tasks, bundle) = (&tasks, format!("/run/{shim}/web"));
                         scope.spawn(move || {
-                            begin(tasks, earlier, "default", "web", Path::new(&bundle))
+                            begin(tasks, earlier, "default", "web", Path::new(&bundle), None)
                         })
                     })
                     .collect();

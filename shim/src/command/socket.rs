@@ -116,6 +116,11 @@ pub(super) fn noted(bundle: &Path) -> Option<PathBuf> {
     Some(unix_path(address.trim()).to_owned())
 }
 
+/// Whether a process listens on the socket.
+pub(super) fn is_served(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
+}
+
 /// Removes a socket on which no process listens any more: a killed daemon cannot remove its own. The socket of a
 /// living daemon stays.
 pub(super) fn remove_dead(path: &Path) {

@@ -1,4 +1,5 @@
-//! `start`: bind the socket, leave a daemon behind that inherits the socket, reply with the socket's address.
+//! `start`: bind the socket, leave a daemon behind that inherits the socket, reply with the socket's address. A
+//! container of a pod gets no daemon: the reply is the address of the pod's.
 //!
 //! The socket listens before the daemon runs, so containerd's first request waits in the socket's backlog
 //! and `start` need not wait for the daemon. The listener is the daemon's standard input: a descriptor
@@ -15,8 +16,10 @@ use super::args::Args;
 use super::bootstrap::{BootstrapError, Dialect};
 use super::cgroup::{self, ShimCgroupError};
 use super::socket::{self, Bound, SocketError};
+use crate::bundle::{BundleError, PodPlace};
 use crate::config::options::{self, OptionsError};
 use crate::daemon::DaemonOrder;
+use crate::journal::{self, TASKS_ROOT};
 
 /// Name of the variable with the address of containerd's event socket, in the environment of shims.
 const EVENTS_ADDRESS_VARIABLE: &str = "TTRPC_ADDRESS";
@@ -26,6 +29,15 @@ const OOM_SCORE_ADJ_MAX: i32 = 1000;
 /// Why no daemon was started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
+    /// The annotations that name a pod make no sense, or `config.json` cannot be read.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The container's pod has no daemon.
+    #[error(
+        "pod {0}, which annotations[\"io.kubernetes.cri.sandbox-id\"] names, has no shim of io.containerd.wasmvm.v1 \
+         here: its shim has died, or its sandbox has another runtime or containerd"
+    )]
+    NoPod(String),
     /// The socket could not be bound, or its address not written.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -46,29 +58,44 @@ pub(crate) enum StartError {
     Spawn(PathBuf, #[source] io::Error),
 }
 
-/// Starts the daemon, unless a daemon serves the task's socket already, and returns the reply to print.
+/// Starts the daemon, unless a daemon serves the task's socket already, and returns the reply to print. A container of a
+/// pod is served by the pod's daemon, or not at all.
 pub(super) fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     let bundle = std::env::current_dir()
         .map_err(|error| StartError::Self_("the working directory", error))?;
-    start_in(&bundle, args, input)
+    start_in(&bundle, Path::new(TASKS_ROOT), args, input)
 }
 
-fn start_in(bundle: &Path, args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
+fn start_in(
+    bundle: &Path,
+    tasks: &Path,
+    args: &Args,
+    input: &[u8],
+) -> Result<Vec<u8>, StartError> {
     let dialect = Dialect::of(input, &args.namespace, &args.id);
-    // The task's own id names the socket, so each task has a daemon of its own.
-    let path = socket::path(
-        &dialect.socket_dir()?,
-        &args.address,
-        &args.namespace,
-        &args.id,
-    );
+    let place = PodPlace::of_bundle(bundle, &args.id)?;
+    // The id of the pod, or the task's own, names the socket: each pod and each task without one has its daemon.
+    let owner = match &place {
+        PodPlace::Container { pod } => pod,
+        PodPlace::Alone | PodPlace::Sandbox => &args.id,
+    };
+    let directory = dialect.socket_dir()?;
+    let path = socket::path(&directory, &args.address, &args.namespace, owner);
     let address = socket::address(&path);
     let reply = dialect.reply(&address)?;
+    if let PodPlace::Container { pod } = &place
+        && !(journal::is_pod(tasks, &args.namespace, pod) && socket::is_served(&path))
+    {
+        return Err(StartError::NoPod(pod.clone()));
+    }
     // Create reads the options, in whichever daemon it is served.
     if let Some(options) = dialect.options() {
         options::save(bundle, options)?;
     }
-    let bound = socket::bind(&path)?;
+    let bound = match place {
+        PodPlace::Container { .. } => Bound::Served,
+        PodPlace::Alone | PodPlace::Sandbox => socket::bind(&path)?,
+    };
     if let Bound::New(listener) = bound {
         let started = socket::write_address(bundle, &address)
             .map_err(StartError::from)
@@ -157,6 +184,7 @@ mod tests {
 
     use super::*;
     use crate::command::Action;
+    use crate::journal::Journal;
 
     /// A second `start` finds the daemon, and keeps the options of its own bundle.
     #[test]
@@ -178,10 +206,60 @@ mod tests {
         let path = socket::path(&directory, &args.address, "default", "t1");
         let _daemon = UnixListener::bind(&path).unwrap();
         let input = params.write_to_bytes().unwrap();
-        start_in(bundle.path(), &args, &input).unwrap();
+        start_in(bundle.path(), Path::new("/nonexistent"), &args, &input).unwrap();
         let options = Dialect::of(&input, "default", "t1").options().cloned();
         let kept = fs::read(bundle.path().join("options")).unwrap();
         assert_eq!(kept, options.unwrap().write_to_bytes().unwrap());
         assert_eq!(socket::noted(bundle.path()), Some(path));
+    }
+    fn args(id: &str) -> Args {
+        Args {
+            action: Action::Start,
+            namespace: "k8s.io".into(),
+            id: id.into(),
+            address: "/run/c.sock".into(),
+            publish_binary: String::new(),
+            bundle: None,
+            debug: false,
+        }
+    }
+
+    /// The socket of a pod's daemon may be another runtime's, or that of a task that is no pod.
+    #[test]
+    fn a_container_joins_the_daemon_of_its_pod_or_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let (bundle, tasks) = (directory.path().join("bundle"), directory.path().join("tasks"));
+        fs::create_dir(&bundle).unwrap();
+        let annotations = r#"{"annotations": {"io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": "pod"}}"#;
+        fs::write(bundle.join("config.json"), annotations).unwrap();
+        let captured = include_bytes!("captures/main-1.stdin");
+        let mut params = BootstrapParams::parse_from_bytes(captured).unwrap();
+        let sockets = directory.path().to_str().unwrap().to_owned();
+        params.socket_dir = Some(sockets.clone());
+        params.instance_id = "c".into();
+        params.namespace = "k8s.io".into();
+        let input = params.write_to_bytes().unwrap();
+        let path = socket::path(&sockets, "/run/c.sock", "k8s.io", "pod");
+        let join = || start_in(&bundle, &tasks, &args("c"), &input);
+        let is_refused = || {
+            let refused = matches!(join().unwrap_err(), StartError::NoPod(pod) if pod == "pod");
+            refused && socket::noted(&bundle).is_none() && !bundle.join("options").exists()
+        };
+        assert!(is_refused());
+        let daemon = UnixListener::bind(&path).unwrap();
+        assert!(is_refused(), "another runtime's");
+        let create = |pod| Journal::create(&tasks, "k8s.io", "pod", &bundle, pod).unwrap();
+        let journal = create(None);
+        assert!(is_refused(), "no pod");
+        journal::forget(&tasks, "k8s.io", "pod").unwrap();
+        drop(journal);
+        let _journal = create(Some("pod"));
+        join().unwrap();
+        assert_eq!(socket::noted(&bundle), Some(path));
+        fs::remove_file(bundle.join("address")).unwrap();
+        fs::remove_file(bundle.join("options")).unwrap();
+        drop(daemon);
+        assert!(is_refused(), "a dead daemon");
     }
 }

@@ -13,6 +13,7 @@
 //! sharing = "host"              # whose VMs share memory pages of programs: "host", "tenant", "none"
 //! ```
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -218,6 +219,8 @@ impl Config {
 pub(crate) struct GuestFiles {
     /// Executable of the VMM.
     pub vmm: PathBuf,
+    /// Executable that stands for a pod's sandbox.
+    pub holder: PathBuf,
     /// Guest kernel: uncompressed ELF.
     pub kernel: PathBuf,
     /// Initramfs of task VMs: cpio.
@@ -263,11 +266,23 @@ impl GuestFiles {
         };
         Ok(Self {
             vmm: find("wasmvm-vmm", "the VM monitor")?,
+            holder: find("wasmvm-holder", "the holder of pods")?,
             kernel: find("kernel", "the guest kernel")?,
             agent: find("agent.cpio", "the guest's initramfs")?,
             compiler: find("compiler.cpio", "the compiler's initramfs")?,
         })
     }
+}
+
+/// Opens an installed file, which all tasks share. Its pages are read here, so that they are not charged to the cgroup of
+/// the task that happens to be the first.
+///
+/// # Errors
+/// Those of opening the file.
+pub(crate) fn open_installed(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed)?;
+    Ok(file)
 }
 
 fn read_text(path: &Path) -> io::Result<String> {

@@ -168,14 +168,21 @@ fn kept(bundle: &Path) -> Result<Option<Any>, OptionsError> {
     })
 }
 
-/// The configuration of a task: the host's, under the options of `start`, under the options of Create.
+/// The configuration of a task: the host's, under the options that each `start` has kept in these bundles, under the
+/// options of Create.
 ///
 /// # Errors
 /// [`OptionsError`], naming the text, its line and the key.
-pub(crate) fn config(bundle: &Path, of_create: Option<&Any>) -> Result<Config, OptionsError> {
+pub(crate) fn config(
+    kept_in: &[&Path],
+    of_create: Option<&Any>,
+) -> Result<Config, OptionsError> {
     let mut config = Config::load()?;
-    let of_start = kept(bundle)?;
-    for options in of_start.iter().chain(of_create) {
+    let kept: Vec<_> = kept_in
+        .iter()
+        .filter_map(|bundle| kept(bundle).transpose())
+        .collect::<Result<_, _>>()?;
+    for options in kept.iter().chain(of_create) {
         config = apply_layer(config, &Options::of(options)?)?;
     }
     Ok(config)
@@ -253,7 +260,7 @@ mod tests {
         let of_start = toml(file.to_str().unwrap(), "default_memory_mib = 64");
         save(bundle.path(), &of_start).unwrap();
         let body = "compile_timeout_s = 8\nSystemdCgroup = true\nConfigPath = \"\"\n";
-        let config = config(bundle.path(), Some(&toml("", body))).unwrap();
+        let config = config(&[bundle.path()], Some(&toml("", body))).unwrap();
         assert_eq!(
             (
                 config.default_memory_mib,
@@ -278,7 +285,7 @@ mod tests {
             ),
             (toml("/no/such.toml", ""), "/no/such.toml: cannot be read"),
         ] {
-            let error = config(bundle.path(), Some(&options)).unwrap_err();
+            let error = config(&[bundle.path()], Some(&options)).unwrap_err();
             assert_eq!(error.code(), ErrorCode::FailedPrecondition);
             assert!(error.to_string().starts_with(expected), "{error}");
         }

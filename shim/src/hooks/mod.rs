@@ -16,7 +16,9 @@ mod create;
 pub(crate) mod fuzz;
 mod poststop;
 mod run;
+mod stages;
 
 pub(crate) use create::{run_in_order, wait_for_cancelled};
 pub(crate) use poststop::run_poststop;
 pub(crate) use run::HookError;
+pub(crate) use stages::{hook_state, run_create_hooks, run_poststart};

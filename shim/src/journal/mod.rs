@@ -7,6 +7,7 @@
 //! A compile, which ends before the task does, has a journal of its own beside the task's
 //! ([`Journal::part`]), removed with all that it names: so no journal grows with the task's age.
 
+mod containers;
 mod step;
 
 use std::fs::{self, File, OpenOptions};
@@ -14,13 +15,15 @@ use std::io::{self, Read as _, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
 
+pub(crate) use self::containers::{containers_of, leave};
 pub(crate) use self::step::{DirectoryIdentity, ExitRecord, Step};
 
-use crate::error::{Coded, ErrorCode};
+use crate::error::{Coded, ErrorCode, chain};
 
 /// The directory of all state, in the host's memory: the tasks' journals, the artifacts, the compile queue.
 pub(crate) const STATE_ROOT: &str = "/run/wasmvm";
@@ -74,7 +77,7 @@ impl Coded for JournalError {
 }
 
 impl Journal {
-    /// Starts the journal of a new task below `root`. The file gets its name once the first line is written and
+    /// Starts the journal of a new task of this bundle, and perhaps of a pod, below `root`. The file gets its name once the first line is written and
     /// the lock is taken, so that nobody ever sees a journal whose task seems to be nobody's.
     ///
     /// # Errors
@@ -84,12 +87,20 @@ impl Journal {
         namespace: &str,
         id: &str,
         bundle: &Path,
+        pod: Option<&str>,
     ) -> Result<Self, JournalError> {
+        if let Some(pod) = pod.filter(|pod| *pod != id) {
+            containers::enter(root, namespace, pod, id)?;
+        }
         let directory = directory(root, namespace, id);
+        let first = Step::Bundle {
+            path: bundle.to_owned(),
+            pod: pod.map(str::to_owned),
+        };
         let path = directory.join(JOURNAL_FILE);
         let mut tries = 1;
         loop {
-            match try_create(&directory, bundle) {
+            match try_create(&directory, &first) {
                 Ok(file) => return Ok(Self { path, file }),
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
                     return Err(JournalError::Exists(directory));
@@ -117,6 +128,15 @@ impl Journal {
     #[must_use]
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Keeps the exit of init for a `delete` after the shim's death. A failure is logged: containerd hears of the exit
+    /// all the same.
+    pub(crate) fn record_exit(&self, status: u32, exited_at: SystemTime) {
+        let exit = ExitRecord::at(status, exited_at);
+        if let Err(error) = self.record(&Step::Exit(exit)) {
+            tracing::warn!(error = chain(&error), "cannot keep the exit");
+        }
     }
 
     /// Writes one step, in one call, before it is taken.
@@ -169,7 +189,7 @@ fn make_directories(directory: &Path) -> io::Result<()> {
 
 /// Makes the journal's file: without a name it is locked and written, then linked. The lock is held as long as this
 /// shim lives, and marks the task as held.
-fn try_create(directory: &Path, bundle: &Path) -> io::Result<File> {
+fn try_create(directory: &Path, first: &Step) -> io::Result<File> {
     make_directories(directory)?;
     let file: File = rustix::fs::open(
         directory,
@@ -178,8 +198,7 @@ fn try_create(directory: &Path, bundle: &Path) -> io::Result<File> {
     )?
     .into();
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    let path = bundle.to_owned();
-    write(&file, &Step::Bundle { path })?;
+    write(&file, first)?;
     // linkat(2) of a descriptor needs CAP_DAC_READ_SEARCH; of this link it needs no capability.
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     let path = directory.join(JOURNAL_FILE);
@@ -303,12 +322,19 @@ pub(crate) fn root_among<'a>(
 }
 
 /// Whether a living shim holds the task of this id. A shared lock is tried, so that two callers do not
-/// take each other for the holder.
-#[cfg(test)]
+/// take each other for the shim.
 pub(crate) fn is_held(root: &Path, namespace: &str, id: &str) -> bool {
     let file = File::open(directory(root, namespace, id).join(JOURNAL_FILE));
     // A journal that cannot be opened is held by nobody: a journal has its lock before its name.
     file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+}
+
+/// Whether a living shim holds a pod's sandbox of this id.
+pub(crate) fn is_pod(root: &Path, namespace: &str, id: &str) -> bool {
+    let steps = read(root, namespace, id).ok().flatten().unwrap_or_default();
+    let is_sandbox =
+        |step: &Step| matches!(step, Step::Bundle { pod: Some(pod), .. } if pod == id);
+    steps.first().is_some_and(is_sandbox) && is_held(root, namespace, id)
 }
 
 /// The state of a task that a dead shim may have left.
@@ -398,12 +424,13 @@ mod tests {
     const BUNDLE: &str = "/run/b/web";
 
     fn create(root: &Path, id: &str) -> Result<Journal, JournalError> {
-        Journal::create(root, "default", id, Path::new(BUNDLE))
+        Journal::create(root, "default", id, Path::new(BUNDLE), None)
     }
 
     fn bundle() -> Step {
         Step::Bundle {
             path: BUNDLE.into(),
+            pod: None,
         }
     }
 
@@ -606,11 +633,11 @@ mod tests {
         let _old = create(earlier.path(), "web").unwrap();
         assert!(is_earlier("default", "web"));
         let bundle = Path::new(BUNDLE);
-        let _new = Journal::create(&tasks, "default", "db", bundle).unwrap();
+        let _new = Journal::create(&tasks, "default", "db", bundle, None).unwrap();
         assert!(!is_earlier("default", "db"));
         // Names that are folders of the host's own.
-        let _task = Journal::create(&tasks, "artifacts", "key-12", bundle).unwrap();
-        let _task = Journal::create(&tasks, "default", "journal", bundle).unwrap();
+        let _task = Journal::create(&tasks, "artifacts", "key-12", bundle, None).unwrap();
+        let _task = Journal::create(&tasks, "default", "journal", bundle, None).unwrap();
         assert!(!is_earlier("artifacts", "key-12"));
         assert!(!is_earlier("tasks", "default"));
     }

@@ -15,6 +15,9 @@ pub(crate) enum Step {
     Bundle {
         /// Absolute path of the bundle's directory.
         path: PathBuf,
+        /// Id of the pod that the task belongs to; a pod's sandbox has its own id here.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pod: Option<String>,
     },
     /// A cgroup, as earlier versions wrote it down: by its path alone, and before it was made.
     Cgroup {
@@ -42,6 +45,13 @@ pub(crate) enum Step {
         file: String,
         /// Content of the file before the change, to be written back in the end.
         value: String,
+    },
+    /// The holder of a pod's namespaces runs.
+    Holder {
+        /// Pid of the holder on the host.
+        pid: u32,
+        /// Start time of the holder, in the unit of [`Step::Vmm`]'s.
+        start_time: u64,
     },
     /// The task's VMM runs.
     Vmm {
@@ -86,7 +96,13 @@ impl ExitRecord {
     /// The record of an exit at this moment.
     #[must_use]
     pub(crate) fn now(status: u32) -> Self {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Self::at(status, SystemTime::now())
+    }
+
+    /// The record of an exit at a moment of the host's clock.
+    #[must_use]
+    pub(super) fn at(status: u32, exited_at: SystemTime) -> Self {
+        let since_epoch = exited_at.duration_since(SystemTime::UNIX_EPOCH);
         let nanos = since_epoch.unwrap_or(Duration::ZERO).as_nanos();
         Self {
             status,

@@ -14,6 +14,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::fcntl_dupfd_cloexec;
+use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use wasmvm_protocol::control::CONTROL_FD;
@@ -152,15 +153,25 @@ pub(crate) fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
     }
 }
 
-/// Gives the calling thread a mount namespace, root and working directory of its own; the other
-/// threads keep the host's.
+/// Gives the calling thread a mount namespace, root and working directory of its own: nothing mounted by it reaches
+/// the host, nor the reverse. The other threads keep the host's.
 ///
 /// # Errors
-/// `unshare(2)`'s.
-pub(crate) fn unshare_mounts() -> io::Result<()> {
+/// `unshare(2)`'s and `mount(2)`'s.
+pub(crate) fn leave_host_mounts() -> io::Result<()> {
     let flags = UnshareFlags::FS | UnshareFlags::NEWNS;
     // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
     unsafe { unshare_unsafe(flags) }?;
+    Ok(mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+}
+
+/// Gives the calling thread a host name of its own, at first the present one.
+///
+/// # Errors
+/// `unshare(2)`'s.
+pub(crate) fn unshare_hostname() -> io::Result<()> {
+    // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWUTS) }?;
     Ok(())
 }
 

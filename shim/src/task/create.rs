@@ -9,13 +9,14 @@ use wasmvm_protocol::agent::containerd::api::CreateTaskRequest;
 use wasmvm_protocol::agent::containerd::events::task::{TaskCreate, TaskIO};
 
 use super::process::never_ran;
-use super::{LoadedVm, Move, Task, Tasks, time_of_day, watcher};
+use super::{LoadedVm, Move, State, Task, Tasks, time_of_day, watcher};
 use crate::agent::AgentError;
+use crate::bundle::PodPlace;
 use crate::error::{self, Coded, ErrorCode, Refusal};
 use crate::events::Event;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioNames, StdioOwner};
 use crate::vm::{VmEnd, end_behind_silence};
-use crate::workload::{Workload, WorkloadMaker, WorkloadOrder};
+use crate::workload::{Membership, Pod, Workload, WorkloadMaker, WorkloadOrder};
 
 /// The fields of a `Create` request that the shim uses.
 #[derive(Clone, Debug)]
@@ -48,6 +49,7 @@ impl TaskOrder {
                 bundle: request.bundle.into(),
                 rootfs: request.rootfs,
                 options: request.options.into_option(),
+                membership: Membership::Alone,
             },
             terminal,
         })
@@ -91,8 +93,9 @@ impl Tasks {
     ///
     /// # Errors
     /// [`CreateError`], translated for containerd; then nothing is left of the task.
-    pub(crate) async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
+    pub(crate) async fn create(&self, mut order: TaskOrder) -> Result<u32, Refusal> {
         let id = order.workload.id.clone();
+        order.workload.membership = self.membership(&order.workload).await?;
         let task = Arc::new(Task::new(order, self.events.clone()));
         let task = self.insert(&id, task)?;
         let created = task.create(&*self.maker).await;
@@ -103,6 +106,45 @@ impl Tasks {
             tracing::info!(task_id = id, error = error::chain(error), "no task");
         }
         created.map_err(Refusal::from)
+    }
+
+    /// The place of a new task among pods.
+    async fn membership(&self, order: &WorkloadOrder) -> Result<Membership, Refusal> {
+        let place = self.maker.place(&order.bundle, &order.id).await?;
+        Ok(match place {
+            PodPlace::Alone => Membership::Alone,
+            PodPlace::Sandbox => Membership::Sandbox,
+            PodPlace::Container { pod } => Membership::Container(self.running_pod(&pod)?),
+        })
+    }
+
+    /// The pod of this id, as long as its sandbox runs.
+    fn running_pod(&self, id: &str) -> Result<Arc<Pod>, PodError> {
+        let absent = |_| PodError::Absent(id.to_owned());
+        let sandbox = self.get(id).map_err(absent)?;
+        let workload = &sandbox.vm().map_err(|_| PodError::NotRunning(id.to_owned()))?.workload;
+        let pod = workload.pod().ok_or_else(|| PodError::NoPod(id.to_owned()))?;
+        match sandbox.init.state() {
+            State::Running => Ok(pod.clone()),
+            _ => Err(PodError::NotRunning(id.to_owned())),
+        }
+    }
+}
+
+/// Why a container cannot join its pod; each holds the pod's id.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum PodError {
+    #[error("pod {0} is not this shim's: its sandbox was deleted, or another runtime has it")]
+    Absent(String),
+    #[error("task {0} is no pod's sandbox, so no container can join it")]
+    NoPod(String),
+    #[error("the sandbox of pod {0} does not run: a container is created after its start and before its end")]
+    NotRunning(String),
+}
+
+impl Coded for PodError {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::FailedPrecondition
     }
 }
 

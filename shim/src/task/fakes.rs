@@ -1,7 +1,7 @@
 //! A workload whose guest is a ttrpc server in this process, and an event sink that remembers.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -27,7 +27,7 @@ use wasmvm_protocol::stream::{STREAM_HEADER_FIXED_BYTES, StreamHeader};
 use super::{ExecOrder, Task, TaskOrder, Tasks};
 use crate::accounting::Accounting;
 use crate::agent::{Agent, AgentError, GuestConnector, Programs};
-use crate::bundle::{ProcessSpec, User};
+use crate::bundle::{PodPlace, ProcessSpec, User};
 use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
@@ -35,7 +35,9 @@ use crate::guest_deadline::GuestClock;
 use crate::signals;
 use crate::stdio::{GuestStreams, Stdio, StdioNames};
 use crate::vm::VmEnd;
-use crate::workload::{LoadedProgram, SlotLease, Workload, WorkloadMaker, WorkloadOrder};
+use crate::workload::{
+    LoadedProgram, Membership, Pod, SlotLease, Workload, WorkloadMaker, WorkloadOrder,
+};
 
 pub(crate) const PID: u32 = 4711;
 /// The pid of every program in the guest.
@@ -50,6 +52,7 @@ pub(crate) fn order(terminal: bool) -> TaskOrder {
             bundle: "/bundle".into(),
             rootfs: Vec::new(),
             options: None,
+            membership: Membership::Alone,
         },
         stdio: StdioNames::default(),
         terminal,
@@ -574,6 +577,8 @@ pub(crate) struct FakeWorkload {
     pub pause_fails: AtomicBool,
     /// A program is found only when this is true.
     pub loads: watch::Sender<bool>,
+    /// The pod, for a sandbox.
+    pub pod: Option<Arc<Pod>>,
 }
 
 impl FakeWorkload {
@@ -612,6 +617,7 @@ impl FakeWorkload {
             poststart_fails: AtomicBool::new(false),
             pause_fails: AtomicBool::new(false),
             compiled_again: AtomicU32::new(0),
+            pod: None,
             loads: watch::Sender::new(true),
         }
     }
@@ -639,6 +645,10 @@ impl Workload for FakeWorkload {
     async fn inspect(&self, _: Duration) -> Result<Node, Refusal> {
         let machine = Node::new().with("vsock\u{1b}[2J", "a\u{202e}b");
         Ok(Node::new().with("devices", machine))
+    }
+
+    fn pod(&self) -> Option<&Arc<Pod>> {
+        self.pod.as_ref()
     }
 
     fn accounting(&self) -> &Arc<Accounting> {
@@ -741,6 +751,8 @@ pub(crate) struct FakeMaker {
     pub last: Mutex<Option<Arc<FakeWorkload>>>,
     pub never_boots: AtomicBool,
     pub undone: AtomicU32,
+    /// The places among pods of the tasks that are not alone.
+    pub places: Mutex<HashMap<String, PodPlace>>,
 }
 
 impl FakeMaker {
@@ -751,6 +763,10 @@ impl FakeMaker {
 
 #[async_trait]
 impl WorkloadMaker for FakeMaker {
+    async fn place(&self, _: &Path, id: &str) -> Result<PodPlace, Refusal> {
+        Ok(self.places.lock().unwrap().get(id).cloned().unwrap_or_default())
+    }
+
     async fn create(
         &self,
         order: WorkloadOrder,
@@ -759,7 +775,15 @@ impl WorkloadMaker for FakeMaker {
         if self.never_boots.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
-        let workload = Arc::new(FakeWorkload::boot(self.guest.clone(), &order.id, clock).await);
+        let mut workload = FakeWorkload::boot(self.guest.clone(), &order.id, clock).await;
+        workload.pod = (order.membership == Membership::Sandbox).then(|| {
+            Arc::new(Pod {
+                id: order.id,
+                hostname: "web-0".into(),
+                bundle: order.bundle,
+            })
+        });
+        let workload = Arc::new(workload);
         *self.last.lock().unwrap() = Some(workload.clone());
         Ok(workload)
     }

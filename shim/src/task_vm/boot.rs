@@ -1,4 +1,5 @@
-//! [`TaskVmMaker`]: from a `Create` request of containerd to a [`TaskVm`] whose agent waits for its Create.
+//! [`HostMaker`]: from a `Create` request of containerd to a [`TaskVm`] whose agent waits for its Create, or to the
+//! [`Holder`] of a pod.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -12,72 +13,102 @@ use wasmvm_protocol::control::{BootConfig, Role};
 use super::TaskVm;
 use super::error::TaskVmError;
 use super::resolve::{Resolver, Wanted};
-use super::run_hooks::{hook_state, run_create_hooks};
 use super::slots::Slots;
-use super::steps::{off_thread, undo};
 use crate::accounting::Accounting;
 use crate::agent::Agent;
-use crate::bundle::{Network as SpecNetwork, TaskSpec, ram_mib};
-use crate::cgroup::{Cgroup, Hierarchies, cgroup_path};
-use crate::cleanup;
-use crate::config::{GuestFiles, options};
+use crate::bundle::{Network as SpecNetwork, PodPlace, TaskSpec, ram_mib};
+use crate::cgroup::Cgroup;
+use crate::cleanup::{self, undo_off_thread};
+use crate::config::{Config, GuestFiles, options};
 use crate::error::{Refusal, chain};
 use crate::guest_deadline::GuestClock;
+use crate::hooks::{hook_state, run_create_hooks};
 use crate::host_process::start_time;
 use crate::journal::{Journal, STATE_ROOT, Step, TASKS_ROOT};
+use crate::off_thread::step_off_thread;
+use crate::pod::Holder;
 use crate::program::Program;
 use crate::tree::{self, RootfsMount};
 use crate::vm::launch::{LaunchRequest, launch};
 use crate::vm::network::Network;
 use crate::vm::{Vm, VmError, credentials};
-use crate::workload::{Workload, WorkloadMaker, WorkloadOrder};
+use crate::workload::{Membership, Workload, WorkloadMaker, WorkloadOrder};
 
 /// Memory limit from which on guest RAM is backed by huge pages, bytes. With a smaller limit, one touch of
 /// a huge page would charge too much of the limit at once.
 const HUGE_PAGES_LIMIT_BYTES_MIN: u64 = 512 << 20;
 
-/// Boots VMs on this host.
+/// Makes workloads on this host: VMs, and the holders of pods.
 #[derive(Debug)]
-pub(crate) struct TaskVmMaker;
+pub(crate) struct HostMaker;
 
 #[async_trait]
-impl WorkloadMaker for TaskVmMaker {
+impl WorkloadMaker for HostMaker {
+    async fn place(&self, bundle: &Path, id: &str) -> Result<PodPlace, Refusal> {
+        let (bundle, id) = (bundle.to_owned(), id.to_owned());
+        step_off_thread(move || PodPlace::of_bundle(&bundle, &id)).await
+    }
+
     async fn create(
         &self,
         order: WorkloadOrder,
         clock: GuestClock,
     ) -> Result<Arc<dyn Workload>, Refusal> {
-        let config = options::config(&order.bundle, order.options.as_ref())?;
+        let kept_in = match &order.membership {
+            Membership::Container(pod) => vec![pod.bundle.as_path(), order.bundle.as_path()],
+            Membership::Alone | Membership::Sandbox => vec![order.bundle.as_path()],
+        };
+        let config = options::config(&kept_in, order.options.as_ref())?;
         let wanted = order.clone();
-        let (guest, spec, journal) = off_thread(move || begin(&wanted)).await?;
-        let (namespace, id) = (order.namespace.clone(), order.id.clone());
-        let resolver = Resolver::new(&namespace, &id, &spec, &config, guest);
-        let (spec, journal) = (Arc::new(spec), Arc::new(journal));
-        match boot(order, spec, journal, resolver, clock).await {
-            Ok(vm) => Ok(Arc::new(vm)),
-            Err(error) => {
-                if let Err(left) = undo(cleanup::undo, namespace, id).await {
-                    tracing::error!(error = %chain(&left), "a failed create left something");
-                }
-                Err(error)
-            }
+        let (files, spec, journal) = step_off_thread(move || begin(&wanted)).await?;
+        let begun = (order.clone(), Arc::new(spec), Arc::new(journal));
+        let made = make(begun, config, files, clock).await;
+        if made.is_err()
+            && let Err(left) = self.undo(&order).await
+        {
+            tracing::error!(error = %chain(&left), "a failed create left something");
         }
+        made
     }
 
     async fn undo(&self, order: &WorkloadOrder) -> Result<(), Refusal> {
-        let (namespace, id) = (order.namespace.clone(), order.id.clone());
-        undo(cleanup::undo, namespace, id).await
+        undo_off_thread(cleanup::undo, &order.namespace, &order.id).await
     }
+}
+
+/// An order with its spec, and the journal that was begun for it.
+type Begun = (WorkloadOrder, Arc<TaskSpec>, Arc<Journal>);
+
+async fn make(
+    (order, spec, journal): Begun,
+    config: Config,
+    files: GuestFiles,
+    clock: GuestClock,
+) -> Result<Arc<dyn Workload>, Refusal> {
+    if order.membership == Membership::Sandbox {
+        let holder = Holder::create(order, spec, journal, &files).await?;
+        return Ok(Arc::new(holder));
+    }
+    let resolver = Resolver::new(&order.namespace, &order.id, &spec, &config, files);
+    let vm = boot(order, spec, journal, resolver, clock).await?;
+    Ok(Arc::new(vm))
 }
 
 /// Finds the guest's files, loads the spec and starts the journal; what a task of the same id has left
 /// after a crash is removed first.
 fn begin(request: &WorkloadOrder) -> Result<(GuestFiles, TaskSpec, Journal), Refusal> {
     let guest = GuestFiles::find()?;
-    let spec = TaskSpec::load(&request.bundle)?;
+    let mut spec = TaskSpec::load(&request.bundle)?;
+    if let Membership::Container(pod) = &request.membership
+        && spec.hostname.is_empty()
+    {
+        // CRI's specs of containers name the pod's namespace instead.
+        spec.hostname.clone_from(&pod.hostname);
+    }
     let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);
     let (namespace, id) = (&request.namespace, &request.id);
-    let journal = cleanup::begin(tasks, earlier, namespace, id, &request.bundle)?;
+    let (bundle, pod) = (&request.bundle, request.pod_id());
+    let journal = cleanup::begin(tasks, earlier, namespace, id, bundle, pod)?;
     Ok((guest, spec, journal))
 }
 
@@ -99,7 +130,7 @@ async fn boot(
     } = order;
     let config = &resolver.config;
     let ram_mib = ram_mib(spec.memory_bytes_max(), config.default_memory_mib);
-    let cgroup = make_cgroup(&namespace, &id, &spec, &journal).await?;
+    let cgroup = Cgroup::of_task(&namespace, &id, &spec, &journal).await?;
     let request = launch_request(&id, &spec, ram_mib, &cgroup, &resolver).await?;
     let (wanted, rootfs) = (spec.clone(), rootfs.into_iter().map(rootfs_mount));
     let rootfs: Vec<_> = rootfs.collect();
@@ -152,21 +183,6 @@ async fn boot(
         slot,
         found,
     })
-}
-
-async fn make_cgroup(
-    namespace: &str,
-    id: &str,
-    spec: &Arc<TaskSpec>,
-    journal: &Arc<Journal>,
-) -> Result<Cgroup, Refusal> {
-    let inner = cgroup_path(spec.cgroup_path.as_deref(), namespace, id)?;
-    let (spec, journal) = (spec.clone(), journal.clone());
-    off_thread(move || {
-        let place = Hierarchies::find()?.place(&inner);
-        Ok::<_, Refusal>(Cgroup::create(&place, &spec.resources, &journal)?)
-    })
-    .await
 }
 
 async fn launch_request(

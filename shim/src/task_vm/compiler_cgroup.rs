@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::steps::off_thread;
 use crate::bundle::Resources;
 use crate::cgroup::{Cgroup, Hierarchies, Place};
 use crate::cleanup::{self, CleanupError};
 use crate::error::{Refusal, chain};
 use crate::journal::Journal;
+use crate::off_thread::step_off_thread;
 
 /// The cgroup of all compiler VMs of the host, below the root of each hierarchy.
 const COMPILERS: &str = "wasmvm-compile";
@@ -65,7 +65,7 @@ impl CompilerCgroup {
     /// [`Refusal`]; the journal is kept then.
     pub(super) async fn remove(mut self) -> Result<(), Refusal> {
         match self.part.0.take() {
-            Some(journal) => off_thread(move || cleanup::undo_part(journal.path())).await,
+            Some(journal) => step_off_thread(move || cleanup::undo_part(journal.path())).await,
             None => Ok(()),
         }
     }
@@ -136,7 +136,7 @@ mod tests {
     #[tokio::test]
     async fn it_goes_with_its_journal_however_the_compile_ends() {
         let root = tempfile::tempdir().unwrap();
-        let journal = Journal::create(root.path(), "default", "web", Path::new("/b")).unwrap();
+        let journal = Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
         let inner = |number| {
             let namespace = format!("test-{}", std::process::id());
             compiler_cgroup_path(&namespace, "web", number)

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::TaskVm;
 use super::error::TaskVmError;
 use super::resolve::Wanted;
-use super::steps::off_thread;
 use crate::bundle::ProcessSpec;
 use crate::error::Refusal;
+use crate::off_thread::step_off_thread;
 use crate::program::{Found, Program};
 use crate::workload::SlotLease;
 
@@ -66,7 +66,7 @@ impl TaskVm {
     async fn read_program(&self, process: &ProcessSpec) -> Result<Arc<Program>, Refusal> {
         let (vmm, wanted) = (self.vm.process().clone(), process.clone());
         let _reading = self.resolver.reading().await;
-        let program = off_thread(move || {
+        let program = step_off_thread(move || {
             // `root` is dropped with this closure: an open descriptor would hold the task's mounts.
             let root = vmm.root().map_err(|source| TaskVmError::Step {
                 action: "open the task's root directory",

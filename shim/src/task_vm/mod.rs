@@ -14,11 +14,9 @@ mod description;
 mod error;
 mod load;
 mod resolve;
-mod run_hooks;
 mod slots;
-mod steps;
 
-pub(crate) use self::boot::TaskVmMaker;
+pub(crate) use self::boot::HostMaker;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,15 +28,14 @@ use wasmvm_protocol::inspect::Node;
 
 use self::description::describe;
 use self::resolve::Resolver;
-use self::run_hooks::{hook_state, run_poststart};
 use self::slots::Slots;
-use self::steps::{Cleanup, undo};
 use crate::accounting::Accounting;
 use crate::agent::{Agent, AgentError, Programs};
 use crate::bundle::{ProcessSpec, TaskSpec};
-use crate::cleanup;
-use crate::error::{Refusal, chain};
-use crate::journal::{ExitRecord, Journal, Step};
+use crate::cleanup::{self, Cleanup, undo_off_thread};
+use crate::error::Refusal;
+use crate::hooks::{hook_state, run_poststart};
+use crate::journal::Journal;
 use crate::program::Found;
 use crate::stdio::{GuestStreams, Stdio};
 use crate::tree::DeviceMount;
@@ -70,7 +67,7 @@ impl TaskVm {
         self.vm.kill();
         self.vm.ended().await;
         self.accounting.close();
-        undo(cleanup, self.namespace.clone(), self.id.clone()).await
+        undo_off_thread(cleanup, &self.namespace, &self.id).await
     }
 }
 
@@ -130,17 +127,7 @@ impl Workload for TaskVm {
     }
 
     fn record_exit(&self, status: u32, exited_at: SystemTime) {
-        let since_epoch = exited_at
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let exit = ExitRecord {
-            status,
-            exited_at_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
-        };
-        if let Err(error) = self.journal.record(&Step::Exit(exit)) {
-            // containerd hears of the exit all the same; only a `delete` after the shim's own death would not.
-            tracing::warn!(error = chain(&error), "cannot keep the exit");
-        }
+        self.journal.record_exit(status, exited_at);
     }
 
     async fn release(&self) -> Result<(), Refusal> {

@@ -12,7 +12,6 @@ use wasmvm_protocol::control::Role;
 use super::compiler_cgroup::{CompilerCgroup, compiler_cgroup_path};
 use super::error::TaskVmError;
 use super::slots::Artifact;
-use super::steps::off_thread;
 use crate::artifact::compile::{COMPILER_MEMORY_MIB, Compile, compile};
 use crate::artifact::{ArtifactKey, CacheDir, CompileQueue, Next, Store, Turn, private_copy};
 use crate::bundle::{Limit, Resources, TaskSpec};
@@ -20,6 +19,7 @@ use crate::cgroup::{Birth, Cgroup, CgroupError};
 use crate::config::{Config, GuestFiles, Sharing};
 use crate::error::Refusal;
 use crate::journal::{Journal, STATE_ROOT};
+use crate::off_thread::step_off_thread;
 use crate::program::Program;
 use crate::vm::launch::VmFiles;
 
@@ -95,7 +95,7 @@ impl Resolver {
     pub(super) async fn compile_again(&self, wanted: Wanted<'_>) -> Result<Artifact, Refusal> {
         let key = self.key(wanted.program.sha256, wanted.cpu).await?;
         let (store, unfit) = (self.store(), key.clone());
-        off_thread(move || {
+        step_off_thread(move || {
             store.forget(&unfit);
             Ok::<_, Refusal>(())
         })
@@ -118,7 +118,7 @@ impl Resolver {
         }
         let cgroup = cgroup()?;
         let Artifact { key, file } = artifact;
-        let file = off_thread(move || own_copy(&file, &cgroup)).await?;
+        let file = step_off_thread(move || own_copy(&file, &cgroup)).await?;
         Ok(Artifact { key, file })
     }
 
@@ -132,7 +132,7 @@ impl Resolver {
             return Ok(files);
         };
         let (store, cgroup) = (self.store(), cgroup.birth()?);
-        off_thread(move || {
+        step_off_thread(move || {
             for path in [&mut files.kernel, &mut files.initramfs] {
                 let failed = |source| TaskVmError::Step {
                     action: "open the guest's kernel and initramfs",
@@ -158,12 +158,12 @@ impl Resolver {
     async fn key(&self, sha256: [u8; 32], cpu: &str) -> Result<ArtifactKey, Refusal> {
         let (compiler, owner) = (self.guest.compiler.clone(), self.owner());
         let cpu = cpu.to_owned();
-        off_thread(move || ArtifactKey::new(&sha256, &compiler, &cpu, owner.as_deref())).await
+        step_off_thread(move || ArtifactKey::new(&sha256, &compiler, &cpu, owner.as_deref())).await
     }
 
     async fn find(&self, key: &ArtifactKey) -> Result<Option<File>, Refusal> {
         let (store, key) = (self.store(), key.clone());
-        off_thread(move || store.find(&key)).await
+        step_off_thread(move || store.find(&key)).await
     }
 
     fn store(&self) -> Store {
@@ -234,7 +234,7 @@ impl Resolver {
             ..Resources::default()
         };
         let inner = compiler_cgroup_path(&self.namespace, &self.id, number);
-        off_thread(move || CompilerCgroup::make(&inner, &limits, part)).await
+        step_off_thread(move || CompilerCgroup::make(&inner, &limits, part)).await
     }
 
     async fn compile_in(
@@ -249,7 +249,7 @@ impl Resolver {
         let birth: Birth = cgroup.birth()?;
         let (source, held) = (program.clone(), turn.clone());
         // The copy is made under the turn even when the request is dropped meanwhile.
-        let module = off_thread(move || {
+        let module = step_off_thread(move || {
             let sealed = source.seal(&birth, limit);
             drop(held);
             sealed
@@ -276,7 +276,7 @@ impl Resolver {
         .await?;
         drop(module);
         let (store, kept) = (self.store(), key.clone());
-        let file = off_thread(move || store.insert(&kept, &compiled)).await?;
+        let file = step_off_thread(move || store.insert(&kept, &compiled)).await?;
         Ok(Artifact { key, file })
     }
 }

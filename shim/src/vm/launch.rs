@@ -8,7 +8,7 @@
 //!   ─► Boot ─► NeedMaps ─► write uid_map, gid_map ─► MapsWritten ─► Jailed ─► the thread ends
 //! ```
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ use wasmvm_protocol::control::{self, BootConfig, ControlError, FromVmm, ToVmm};
 
 use crate::bundle::Sysctl;
 use crate::cgroup::Birth;
+use crate::config::open_installed;
 use crate::error::{Coded, ErrorCode};
 use crate::host_process::HostProcess;
 use crate::sys::spawn::{self, SpawnError, SpawnRequest};
@@ -150,8 +151,8 @@ where
     std::thread::Builder::new()
         .name("vm-launch".into())
         .spawn(move || {
-            let prepared = leave_host_mounts()
-                .map_err(E::from)
+            let prepared = spawn::leave_host_mounts()
+                .map_err(|source| E::from(step("leave the host's mounts", source)))
                 .and_then(|()| prepare());
             let launched = prepared.and_then(|value| Ok((spawn_and_lead(&request)?, value)));
             if let Err(Ok((unwanted, _))) = sender.send(launched) {
@@ -179,15 +180,6 @@ impl Launched {
         });
         Ok(Vm::new(self.process, self.control, self.cpu)?)
     }
-}
-
-/// Leaves the mount namespace of the host: nothing mounted here reaches the host, nor the reverse.
-fn leave_host_mounts() -> Result<(), LaunchError> {
-    spawn::unshare_mounts().map_err(|source| step("unshare the mount namespace", source))?;
-    let private =
-        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
-    rustix::mount::mount_change(c"/", private)
-        .map_err(|errno| step("detach mount propagation", errno.into()))
 }
 
 fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
@@ -221,7 +213,10 @@ fn spawn_and_lead(request: &LaunchRequest) -> Result<Launched, LaunchError> {
     drop((theirs, log_writer));
     let process = HostProcess::new(spawned.pid, spawned.pidfd);
     let boot = ToVmm::Boot(request.boot.clone());
-    let led = score_oom(process.pid(), request.oom_score_adj).and_then(|()| {
+    let scored = process
+        .set_oom_score_adj(request.oom_score_adj)
+        .map_err(|source| step("set the VMM's oom_score_adj", source));
+    let led = scored.and_then(|()| {
         lead(
             &control,
             process.pid(),
@@ -305,22 +300,11 @@ fn next(control: &OwnedFd, deadline: Instant) -> Result<FromVmm, LaunchError> {
     heard.ok_or(LaunchError::Silent("ended"))
 }
 
-fn score_oom(pid: u32, score: i32) -> Result<(), LaunchError> {
-    fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
-        .map_err(|source| step("set the VMM's oom_score_adj", source))
-}
-
-/// Opens a file that all VMs share. Its pages are read here, so that they are not charged to the
-/// cgroup of the task that happens to be the first.
 fn open(path: &Path) -> Result<File, LaunchError> {
-    let failed = |source| LaunchError::File {
+    open_installed(path).map_err(|source| LaunchError::File {
         path: path.to_owned(),
         source,
-    };
-    let file = File::open(path).map_err(failed)?;
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed)
-        .map_err(|errno| failed(errno.into()))?;
-    Ok(file)
+    })
 }
 
 fn step(action: &'static str, source: io::Error) -> LaunchError {

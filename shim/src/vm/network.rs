@@ -21,8 +21,10 @@ const HOSTS: [&str; 2] = ["/proc/self/ns/net", "/proc/1/ns/net"];
 pub(crate) enum Network {
     /// A new namespace, with nothing in it.
     Empty,
-    /// The task's own namespace, by path.
+    /// The task's own namespace, by path; the host's own counts as [`Network::Empty`], as no VM lives there.
     Path(PathBuf),
+    /// The host's, in which the calling thread is.
+    Host,
 }
 
 /// Why a task's network namespace is not as the spec asks.
@@ -84,7 +86,9 @@ pub(crate) fn enter(network: &Network, sysctls: &[Sysctl]) -> Result<bool, Netwo
     match network {
         Network::Empty if sysctls.is_empty() => return Ok(true),
         Network::Empty => unshare_network().map_err(NetworkError::Make)?,
+        Network::Path(path) if sysctls.is_empty() && is_hosts(path)? => return Ok(true),
         Network::Path(path) => join(path, sysctls.first())?,
+        Network::Host => {}
     }
     set(sysctls)?;
     Ok(false)
@@ -97,7 +101,7 @@ fn join(path: &Path, first: Option<&Sysctl>) -> Result<(), NetworkError> {
     };
     let namespace = File::open(path).map_err(failed)?;
     if let Some(Sysctl { name, value, .. }) = first
-        && is_hosts(&namespace.metadata().map_err(failed)?).map_err(failed)?
+        && is_one_of_hosts(&namespace.metadata().map_err(failed)?).map_err(failed)?
     {
         return Err(NetworkError::Hosts {
             name: name.clone(),
@@ -109,9 +113,21 @@ fn join(path: &Path, first: Option<&Sysctl>) -> Result<(), NetworkError> {
         .map_err(|errno| failed(errno.into()))
 }
 
+/// Whether the path leads to the host's own namespace.
+///
+/// # Errors
+/// [`NetworkError::Enter`], when the path leads nowhere.
+pub(crate) fn is_hosts(path: &Path) -> Result<bool, NetworkError> {
+    let is_hosts = std::fs::metadata(path).and_then(|namespace| is_one_of_hosts(&namespace));
+    is_hosts.map_err(|source| NetworkError::Enter {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Whether a namespace is one of [`HOSTS`], by device and inode (namespaces(7)), whichever path leads to
 /// it.
-fn is_hosts(namespace: &Metadata) -> io::Result<bool> {
+fn is_one_of_hosts(namespace: &Metadata) -> io::Result<bool> {
     for path in HOSTS {
         let host = std::fs::metadata(path)?;
         if (host.dev(), host.ino()) == (namespace.dev(), namespace.ino()) {

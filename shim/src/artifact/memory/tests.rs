@@ -6,7 +6,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use tempfile::{TempDir, tempdir};
 
 use super::*;
-use crate::sys::spawn::unshare_mounts;
+use crate::sys::spawn::leave_host_mounts;
 
 const BYTES: u64 = 1 << 20;
 
@@ -66,13 +66,7 @@ fn a_shim_in_a_mount_namespace_of_its_own_uses_the_hosts() {
     let host = Host::new();
     std::thread::scope(|scope| {
         let private = scope.spawn(|| {
-            unshare_mounts().unwrap();
-            rustix::mount::mount_change(
-                c"/",
-                rustix::mount::MountPropagationFlags::PRIVATE
-                    | rustix::mount::MountPropagationFlags::REC,
-            )
-            .unwrap();
+            leave_host_mounts().unwrap();
             let folder = host.memory.open().unwrap();
             let file = openat(
                 folder.directory(),

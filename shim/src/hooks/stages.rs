@@ -1,14 +1,14 @@
-//! Runs the hooks of a task's `Create` and `Start`.
+//! The hooks of a task's `Create` and `Start`.
 
 use std::path::Path;
 
+use super::{HookError, run_in_order};
 use crate::bundle::{HookState, HookStatus, Stage, TaskSpec};
 use crate::error::Refusal;
-use crate::hooks::{self, HookError};
 use crate::journal::{Journal, Step};
 
 /// The state that the task's hooks read while the task is being created.
-pub(super) fn hook_state(id: &str, bundle: &Path, spec: &TaskSpec, pid: u32) -> HookState {
+pub(crate) fn hook_state(id: &str, bundle: &Path, spec: &TaskSpec, pid: u32) -> HookState {
     HookState {
         oci_version: spec.oci_version.clone(),
         id: id.to_owned(),
@@ -21,7 +21,7 @@ pub(super) fn hook_state(id: &str, bundle: &Path, spec: &TaskSpec, pid: u32) -> 
 
 /// Runs the hooks of `Create`: the VMM holds its namespaces by now, so the hooks can set up the network
 /// there.
-pub(super) async fn run_create_hooks(
+pub(crate) async fn run_create_hooks(
     spec: &TaskSpec,
     state: HookState,
     journal: &Journal,
@@ -36,11 +36,11 @@ pub(super) async fn run_create_hooks(
         (Stage::Prestart, spec.hooks.prestart.clone()),
         (Stage::CreateRuntime, spec.hooks.create_runtime.clone()),
     ];
-    Ok(hooks::run_in_order(lists, state).await?)
+    Ok(run_in_order(lists, state).await?)
 }
 
 /// Runs the hooks of `Start`, once the program runs.
-pub(super) async fn run_poststart(spec: &TaskSpec, state: HookState) -> Result<(), HookError> {
+pub(crate) async fn run_poststart(spec: &TaskSpec, state: HookState) -> Result<(), HookError> {
     let lists = vec![(Stage::Poststart, spec.hooks.poststart.clone())];
-    hooks::run_in_order(lists, state.at(HookStatus::Running)).await
+    run_in_order(lists, state.at(HookStatus::Running)).await
 }
