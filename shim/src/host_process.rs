@@ -98,7 +98,10 @@ impl HostProcess {
     /// # Errors
     /// Those of writing the file.
     pub(crate) fn set_oom_score_adj(&self, score: i32) -> io::Result<()> {
-        fs::write(format!("/proc/{}/oom_score_adj", self.pid), score.to_string())
+        fs::write(
+            format!("/proc/{}/oom_score_adj", self.pid),
+            score.to_string(),
+        )
     }
 
     /// Sends a signal. A process that has ended already is no error.

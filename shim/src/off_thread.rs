@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::error::{ErrorCode, Refusal};
+use crate::log::in_span;
 
 /// Most threads that may be left to themselves.
 const LEFT_THREADS_MAX: usize = 8;
@@ -18,7 +19,7 @@ const LEFT_THREADS_MAX: usize = 8;
 pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
-    Ok(tokio::task::spawn_blocking(work).await?)
+    Ok(tokio::task::spawn_blocking(in_span(work)).await?)
 }
 
 /// Runs a step of a request by [`off_thread`].

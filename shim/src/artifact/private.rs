@@ -92,7 +92,8 @@ mod tests {
             .unwrap()
             .place(&Path::new(&name).join("task"));
         let root = tempfile::tempdir().unwrap();
-        let journal = Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
+        let journal =
+            Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
         let cgroup = Cgroup::create(&place, &Resources::default(), &Arc::new(journal)).unwrap();
         let copies = [(); 2].map(|()| private_copy(&source, &cgroup.birth().unwrap()).unwrap());
         let used = cgroup

@@ -76,9 +76,10 @@ impl PodPlace {
             (None, _) => Ok(Self::Alone),
             (Some(SANDBOX), pod) if pod.is_none_or(|pod| pod == id) => Ok(Self::Sandbox),
             (Some(SANDBOX), _) => refuse(SANDBOX_ID, "a sandbox has its own id here"),
-            (Some(CONTAINER), None) => {
-                refuse(SANDBOX_ID, "a container of a pod names the pod's sandbox here")
-            }
+            (Some(CONTAINER), None) => refuse(
+                SANDBOX_ID,
+                "a container of a pod names the pod's sandbox here",
+            ),
             (Some(CONTAINER), Some(pod)) if pod == id => {
                 refuse(SANDBOX_ID, "a container cannot be its own pod's sandbox")
             }

@@ -93,7 +93,11 @@ impl Cgroup {
         let inner = cgroup_path(spec.cgroup_path.as_deref(), namespace, id)?;
         let (spec, journal) = (spec.clone(), journal.clone());
         step_off_thread(move || {
-            Self::create(&Hierarchies::find()?.place(&inner), &spec.resources, &journal)
+            Self::create(
+                &Hierarchies::find()?.place(&inner),
+                &spec.resources,
+                &journal,
+            )
         })
         .await
     }

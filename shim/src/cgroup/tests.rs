@@ -39,7 +39,8 @@ struct Task {
 impl Task {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let journal = Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
+        let journal =
+            Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
         let journal = Arc::new(journal);
         Self { root, journal }
     }

@@ -380,6 +380,90 @@ mod tests {
         assert!(!there());
     }
 
+    /// The journals of a pod and of two containers of it, held by one shim.
+    fn create_pod(root: &Path) -> [Journal; 3] {
+        ["pod", "a", "b"].map(|id| {
+            let bundle = Path::new("/run/b").join(id);
+            Journal::create(root, "default", id, &bundle, Some("pod")).unwrap()
+        })
+    }
+
+    fn delete(root: &Path, id: &str) -> Outcome {
+        undo_of_bundle(root, "default", id, &Path::new("/run/b").join(id)).unwrap()
+    }
+
+    fn is_empty(root: &Path) -> bool {
+        std::fs::read_dir(root).unwrap().count() == 0
+    }
+
+    #[test]
+    fn the_delete_of_a_dead_pod_undoes_its_containers() {
+        let root = tempdir().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let journals = create_pod(root.path());
+        let start_time = start_time(child.id()).unwrap();
+        let pid = child.id();
+        journals[1].record(&Step::Vmm { pid, start_time }).unwrap();
+        drop(journals);
+        delete(root.path(), "pod");
+        assert!(child.wait().is_err(), "ended and reaped");
+        assert!(is_empty(root.path()));
+        delete(root.path(), "pod");
+        delete(root.path(), "a");
+        assert!(is_empty(root.path()));
+    }
+
+    #[test]
+    fn the_delete_of_a_living_pods_sandbox_leaves_its_containers_alone() {
+        let root = tempdir().unwrap();
+        let [pod, a, b] = create_pod(root.path());
+        delete(root.path(), "pod");
+        // The sandbox's journal is gone; those of its containers are held.
+        delete(root.path(), "pod");
+        for id in ["a", "b"] {
+            let steps = journal::read(root.path(), "default", id).unwrap();
+            assert!(steps.is_some_and(|steps| !steps.is_empty()), "{id}");
+        }
+        drop((pod, a, b));
+        delete(root.path(), "a");
+        delete(root.path(), "pod");
+        assert!(is_empty(root.path()));
+    }
+
+    #[test]
+    fn all_deletes_of_a_pod_may_run_at_once() {
+        let root = tempdir().unwrap();
+        for _ in 0..50 {
+            drop(create_pod(root.path()));
+            std::thread::scope(|scope| {
+                for id in ["a", "pod", "b", "pod"] {
+                    let root = root.path();
+                    scope.spawn(move || delete(root, id));
+                }
+            });
+            assert!(is_empty(root.path()));
+        }
+    }
+
+    /// The shim died between the container's name and its journal, or the id is another task's by now.
+    #[test]
+    fn a_container_that_is_none_is_forgotten_and_no_other_task_touched() {
+        let root = tempdir().unwrap();
+        drop(create_pod(root.path()));
+        for id in ["a", "b"] {
+            journal::forget(root.path(), "default", id).unwrap();
+        }
+        drop(Journal::create(root.path(), "default", "b", Path::new("/run/b/b"), None).unwrap());
+        delete(root.path(), "pod");
+        assert!(
+            journal::read(root.path(), "default", "b")
+                .unwrap()
+                .is_some()
+        );
+        delete(root.path(), "b");
+        assert!(is_empty(root.path()));
+    }
+
     /// Each of them sees what a dead shim has left, and one of them gets the id.
     #[test]
     fn of_many_that_begin_at_once_one_has_the_task() {

@@ -66,12 +66,7 @@ pub(super) fn start(args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     start_in(&bundle, Path::new(TASKS_ROOT), args, input)
 }
 
-fn start_in(
-    bundle: &Path,
-    tasks: &Path,
-    args: &Args,
-    input: &[u8],
-) -> Result<Vec<u8>, StartError> {
+fn start_in(bundle: &Path, tasks: &Path, args: &Args, input: &[u8]) -> Result<Vec<u8>, StartError> {
     let dialect = Dialect::of(input, &args.namespace, &args.id);
     let place = PodPlace::of_bundle(bundle, &args.id)?;
     // The id of the pod, or the task's own, names the socket: each pod and each task without one has its daemon.
@@ -228,7 +223,10 @@ mod tests {
     #[test]
     fn a_container_joins_the_daemon_of_its_pod_or_none() {
         let directory = tempfile::tempdir().unwrap();
-        let (bundle, tasks) = (directory.path().join("bundle"), directory.path().join("tasks"));
+        let (bundle, tasks) = (
+            directory.path().join("bundle"),
+            directory.path().join("tasks"),
+        );
         fs::create_dir(&bundle).unwrap();
         let annotations = r#"{"annotations": {"io.kubernetes.cri.container-type": "container",
             "io.kubernetes.cri.sandbox-id": "pod"}}"#;

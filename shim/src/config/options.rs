@@ -173,10 +173,7 @@ fn kept(bundle: &Path) -> Result<Option<Any>, OptionsError> {
 ///
 /// # Errors
 /// [`OptionsError`], naming the text, its line and the key.
-pub(crate) fn config(
-    kept_in: &[&Path],
-    of_create: Option<&Any>,
-) -> Result<Config, OptionsError> {
+pub(crate) fn config(kept_in: &[&Path], of_create: Option<&Any>) -> Result<Config, OptionsError> {
     let mut config = Config::load()?;
     let kept: Vec<_> = kept_in
         .iter()

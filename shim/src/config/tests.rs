@@ -86,7 +86,13 @@ fn a_mistake_is_named_with_its_line() {
 #[test]
 fn the_first_missing_guest_file_is_named() {
     let directory = tempfile::tempdir().unwrap();
-    let names = ["wasmvm-vmm", "kernel", "agent.cpio", "compiler.cpio"];
+    let names = [
+        "wasmvm-vmm",
+        "wasmvm-holder",
+        "kernel",
+        "agent.cpio",
+        "compiler.cpio",
+    ];
     for name in names {
         let error = GuestFiles::find_in(directory.path()).unwrap_err();
         assert_eq!(error.code(), ErrorCode::FailedPrecondition);

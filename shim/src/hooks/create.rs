@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::HookError;
 use super::run::{Call, Running};
 use crate::bundle::{Hook, HookState, Stage};
+use crate::log::in_span;
 
 /// Threads whose requests were dropped, by the task's id: each thread kills its hook and ends within
 /// `KILL_MAX` of [`super::run`].
@@ -58,11 +59,11 @@ pub(crate) async fn run_in_order(
         pipe_with(PipeFlags::CLOEXEC).map_err(|errno| HookError::Wait(errno.into()))?;
     let thread = std::thread::Builder::new()
         .name("hooks".into())
-        .spawn(move || {
+        .spawn(in_span(move || {
             let result = run_lists(&lists, &state, &cancelled);
             // The send fails when the request was dropped.
             let _ = done.send(result);
-        })
+        }))
         .map_err(HookError::Wait)?;
     let mut guard = Guard {
         id,

@@ -133,7 +133,8 @@ mod tests {
     fn what_is_owed_runs_once_in_order_and_failures_stop_nothing() {
         let root = tempdir().unwrap();
         let file = root.path().join("ran");
-        let journal = Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
+        let journal =
+            Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
         let absent = Hook {
             path: "/nonexistent".into(),
             ..hook("absent", &file)
@@ -157,7 +158,8 @@ mod tests {
     fn a_hook_that_a_dead_shim_started_is_waited_for_and_not_run_again() {
         let root = tempdir().unwrap();
         let file = root.path().join("ran");
-        let journal = Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
+        let journal =
+            Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
         let hooks = vec![hook("one", &file), hook("two", &file)];
         let state = state();
         journal.record(&Step::Poststop { hooks, state }).unwrap();

@@ -21,12 +21,7 @@ fn containers(root: &Path, namespace: &str, pod: &str) -> PathBuf {
 ///
 /// # Errors
 /// [`JournalError::State`].
-pub(super) fn enter(
-    root: &Path,
-    namespace: &str,
-    pod: &str,
-    id: &str,
-) -> Result<(), JournalError> {
+pub(super) fn enter(root: &Path, namespace: &str, pod: &str, id: &str) -> Result<(), JournalError> {
     let containers = containers(root, namespace, pod);
     let file = containers.join(id);
     let mut tries = 1;

@@ -332,8 +332,7 @@ pub(crate) fn is_held(root: &Path, namespace: &str, id: &str) -> bool {
 /// Whether a living shim holds a pod's sandbox of this id.
 pub(crate) fn is_pod(root: &Path, namespace: &str, id: &str) -> bool {
     let steps = read(root, namespace, id).ok().flatten().unwrap_or_default();
-    let is_sandbox =
-        |step: &Step| matches!(step, Step::Bundle { pod: Some(pod), .. } if pod == id);
+    let is_sandbox = |step: &Step| matches!(step, Step::Bundle { pod: Some(pod), .. } if pod == id);
     steps.first().is_some_and(is_sandbox) && is_held(root, namespace, id)
 }
 

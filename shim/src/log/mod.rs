@@ -12,6 +12,11 @@
 //! A log never stops the shim: when containerd does not read, what does not fit into the FIFO is
 //! dropped. It is opened for reading too, so that a restart of containerd is no error.
 
+mod span;
+
+use self::span::{TaskOfSpan, task_around};
+pub(crate) use self::span::{in_span, span_of, spawn_in_span};
+
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -30,6 +35,8 @@ use tracing_subscriber::registry::LookupSpan;
 /// Longest line with its end, bytes. What is written at once into a pipe is never mixed with what other
 /// shims write up to this length (`PIPE_BUF`, pipe(7)).
 const LINE_BYTES_MAX: usize = 4096;
+/// Name of the field with the id of the task that a line or a span is about.
+const TASK_ID: &str = "task_id";
 /// The FIFO that containerd creates in every bundle.
 const LOG_FIFO: &str = "log";
 
@@ -84,7 +91,7 @@ where
 {
     fn format_event(
         &self,
-        _context: &FmtContext<'_, S, N>,
+        context: &FmtContext<'_, S, N>,
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
@@ -99,12 +106,12 @@ where
             Level::DEBUG => "debug",
             Level::TRACE => "trace",
         };
-        let task_id = fields.take("task_id");
+        let task_id = fields.take(TASK_ID).or_else(|| task_around(context));
         let message = fields.take("message");
         let mut line = Line::default();
         line.quoted("time", &time);
         line.bare("level", level);
-        line.quoted("task_id", task_id.as_deref().unwrap_or(&self.task_id));
+        line.quoted(TASK_ID, task_id.as_deref().unwrap_or(&self.task_id));
         if let Some(message) = message {
             line.quoted("msg", &message);
         }
@@ -248,14 +255,15 @@ impl Line {
     }
 }
 
-/// Sends every `tracing` line of this process, and the message of a panic, to the bundle's FIFO. `task_id`
-/// is what lines are about that name no other.
+/// Sends every `tracing` line of this process, and the message of a panic, to the bundle's FIFO. Lines outside of every
+/// span ([`span_of`]) are about `task_id`.
 pub(crate) fn init(bundle: &Path, task_id: &str, debug: bool) {
     let level = if debug { Level::DEBUG } else { Level::INFO };
     let subscriber = tracing_subscriber::fmt()
         .with_writer(LogFifo::open(bundle))
         .with_max_level(level)
         .with_ansi(false)
+        .fmt_fields(TaskOfSpan)
         .event_format(TaskLine {
             task_id: task_id.to_owned(),
         })
@@ -273,6 +281,7 @@ pub(crate) mod fuzz;
 mod tests {
     use super::*;
     use std::io::Read as _;
+    use tracing::Instrument as _;
 
     #[test]
     fn lines_reach_the_fifo_and_a_full_one_blocks_nobody() {
@@ -299,15 +308,19 @@ mod tests {
     fn logged(log: impl FnOnce()) -> String {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lines");
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(Arc::new(File::create(&path).unwrap()))
-            .with_ansi(false)
-            .event_format(TaskLine {
-                task_id: "web".into(),
-            })
-            .finish();
-        tracing::subscriber::with_default(subscriber, log);
+        tracing::subscriber::with_default(subscriber_of("web", &path), log);
         std::fs::read_to_string(path).unwrap()
+    }
+
+    fn subscriber_of(task_id: &str, path: &Path) -> impl Subscriber + Send + Sync + use<> {
+        tracing_subscriber::fmt()
+            .with_writer(Arc::new(File::create(path).unwrap()))
+            .with_ansi(false)
+            .fmt_fields(TaskOfSpan)
+            .event_format(TaskLine {
+                task_id: task_id.into(),
+            })
+            .finish()
     }
 
     #[test]
@@ -328,6 +341,47 @@ mod tests {
             "level=error task_id=\"db\" msg=\"left\" error=\"no\" in_order=true",
         ];
         assert_eq!(lines, expected);
+    }
+
+    /// A shim has the lines of all containers of a pod.
+    #[tokio::test]
+    async fn a_line_is_about_the_task_that_it_is_logged_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lines");
+        let _log = tracing::subscriber::set_default(subscriber_of("pod", &path));
+        let work = async {
+            tracing::info!("request");
+            let spawned = spawn_in_span(async { tracing::info!("spawned") });
+            spawned.await.unwrap();
+            tracing::info_span!("other", n = 1).in_scope(|| tracing::info!("within"));
+            tracing::info!(task_id = "db", "named");
+            let log = tracing::dispatcher::get_default(Clone::clone);
+            let thread = in_span(|| tracing::info!("thread"));
+            let thread = move || tracing::dispatcher::with_default(&log, thread);
+            std::thread::spawn(thread).join().unwrap();
+        };
+        work.instrument(span_of("web")).await;
+        tracing::info!("shim");
+        let text = std::fs::read_to_string(path).unwrap();
+        let about: Vec<_> = text
+            .lines()
+            .map(|line| {
+                line.split('"')
+                    .skip(3)
+                    .step_by(2)
+                    .take(2)
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let expected = [
+            ["web", "request"],
+            ["web", "spawned"],
+            ["web", "within"],
+            ["db", "named"],
+            ["web", "thread"],
+            ["pod", "shim"],
+        ];
+        assert_eq!(about, expected);
     }
 
     #[test]

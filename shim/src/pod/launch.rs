@@ -23,6 +23,7 @@ use crate::config::open_installed;
 use crate::error::{Coded, ErrorCode, printable};
 use crate::host_process::HostProcess;
 use crate::journal::STATE_ROOT;
+use crate::log::in_span;
 use crate::sys::spawn::{SpawnError, SpawnRequest, leave_host_mounts, spawn, unshare_hostname};
 use crate::sys::watch::readable_within;
 use crate::vm::network::{self, Network, NetworkError};
@@ -119,12 +120,12 @@ pub(super) async fn launch(request: HolderRequest) -> Result<HolderProcess, Hold
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("holder-launch".into())
-        .spawn(move || {
+        .spawn(in_span(move || {
             if let Err(Ok(unwanted)) = sender.send(spawn_and_lead(&request)) {
                 // The request was dropped meanwhile.
                 end(&unwanted.host);
             }
-        })
+        }))
         .map_err(step("start the launch thread"))?;
     let launched = receiver.await;
     launched.map_err(|_| HolderError::Silent("launch was abandoned"))?

@@ -29,6 +29,7 @@ use crate::error::{ErrorCode, Refusal};
 use crate::hooks::{hook_state, run_create_hooks, run_poststart};
 use crate::host_process::{HostProcess, start_time};
 use crate::journal::{Journal, Step};
+use crate::log::spawn_in_span;
 use crate::signals;
 use crate::stdio::{GuestStreams, Stdio};
 use crate::vm::VmEnd;
@@ -119,7 +120,7 @@ const STATUS_KILLED: u32 = signals::status_of(signals::SIGKILL);
 /// Waits for the process in a task of the runtime, which reaps it also after the last [`Holder`] was dropped.
 fn watch_exit(process: HostProcess) -> watch::Receiver<Option<u32>> {
     let (exit, exited) = watch::channel(None);
-    tokio::spawn(async move {
+    spawn_in_span(async move {
         let ended = process.wait().await.ok().flatten();
         let status = ended.and_then(|ended| {
             let by_signal = |signal: i32| signals::status_of(signal.unsigned_abs());

@@ -14,6 +14,7 @@ use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{CodedOutputStream, EnumOrUnknown, MessageField};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 use ttrpc::asynchronous::TtrpcContext;
 use wasmvm_protocol::agent::containerd::api as pb;
 use wasmvm_protocol::agent::containerd::shim_async::Task as TaskService;
@@ -22,6 +23,7 @@ pub(crate) use self::look::look_when_asked;
 use self::requests::{Request, Requests};
 use crate::bundle::Resources;
 use crate::error::{ErrorCode, Refusal};
+use crate::log;
 use crate::task::{Exec, ExecOrder, Exit, Flow, Report, State, Task, TaskError, TaskOrder, Tasks};
 
 /// Serves `containerd.task.v2.Task` and `containerd.task.v3.Task`, which are one on the wire.
@@ -51,13 +53,14 @@ impl Service {
         request: Request,
         work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
     ) -> Result<T, Refusal> {
+        let span = log::span_of(request.task());
         let listed = self.requests.begin(request);
         let work = async move {
             let done = work.await;
             drop(listed);
             done
         };
-        tokio::spawn(work)
+        tokio::spawn(work.instrument(span))
             .await
             .unwrap_or_else(|error| Err(Refusal::new(ErrorCode::Internal, &error)))
     }

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::StdioError;
 use super::fifo::OutputFifo;
+use crate::log::in_span;
 
 /// How long it may take to make the directories of a log file and to open the file.
 const OPEN_MAX: Duration = Duration::from_secs(10);
@@ -64,7 +65,7 @@ async fn start(stream: &'static str, path: PathBuf) -> io::Result<(LogFile, Outp
     std::thread::Builder::new()
         .name("log-file".into())
         .stack_size(STACK_BYTES)
-        .spawn(move || {
+        .spawn(in_span(move || {
             let file = match create(&path) {
                 Ok(file) => file,
                 Err(error) => {
@@ -82,7 +83,7 @@ async fn start(stream: &'static str, path: PathBuf) -> io::Result<(LogFile, Outp
             }
             // The send fails when the waiter has given up.
             let _ = done.send(());
-        })?;
+        }))?;
     let opened = tokio::time::timeout(OPEN_MAX, opened).await;
     // The thread sends a result, unless it panics.
     opened?.map_err(io::Error::other)??;

@@ -162,7 +162,10 @@ pub(crate) fn leave_host_mounts() -> io::Result<()> {
     let flags = UnshareFlags::FS | UnshareFlags::NEWNS;
     // SAFETY: FILES is not among the flags, so the descriptor table stays shared.
     unsafe { unshare_unsafe(flags) }?;
-    Ok(mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+    Ok(mount_change(
+        c"/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?)
 }
 
 /// Gives the calling thread a host name of its own, at first the present one.

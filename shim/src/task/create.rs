@@ -14,6 +14,7 @@ use crate::agent::AgentError;
 use crate::bundle::PodPlace;
 use crate::error::{self, Coded, ErrorCode, Refusal};
 use crate::events::Event;
+use crate::log::spawn_in_span;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioNames, StdioOwner};
 use crate::vm::{VmEnd, end_behind_silence};
 use crate::workload::{Membership, Pod, Workload, WorkloadMaker, WorkloadOrder};
@@ -122,8 +123,13 @@ impl Tasks {
     fn running_pod(&self, id: &str) -> Result<Arc<Pod>, PodError> {
         let absent = |_| PodError::Absent(id.to_owned());
         let sandbox = self.get(id).map_err(absent)?;
-        let workload = &sandbox.vm().map_err(|_| PodError::NotRunning(id.to_owned()))?.workload;
-        let pod = workload.pod().ok_or_else(|| PodError::NoPod(id.to_owned()))?;
+        let workload = &sandbox
+            .vm()
+            .map_err(|_| PodError::NotRunning(id.to_owned()))?
+            .workload;
+        let pod = workload
+            .pod()
+            .ok_or_else(|| PodError::NoPod(id.to_owned()))?;
         match sandbox.init.state() {
             State::Running => Ok(pod.clone()),
             _ => Err(PodError::NotRunning(id.to_owned())),
@@ -138,7 +144,9 @@ enum PodError {
     Absent(String),
     #[error("task {0} is no pod's sandbox, so no container can join it")]
     NoPod(String),
-    #[error("the sandbox of pod {0} does not run: a container is created after its start and before its end")]
+    #[error(
+        "the sandbox of pod {0} does not run: a container is created after its start and before its end"
+    )]
     NotRunning(String),
 }
 
@@ -233,8 +241,8 @@ impl Task {
             self.events.publish(Event::Create(self.create_event(pid)));
         });
         debug_assert!(set && told.is_ok(), "a task is created once");
-        tokio::spawn(watcher::watch(self.clone(), pumps));
-        tokio::spawn(time_of_day::keep(self.clone()));
+        spawn_in_span(watcher::watch(self.clone(), pumps));
+        spawn_in_span(time_of_day::keep(self.clone()));
         pid
     }
 
@@ -268,8 +276,82 @@ async fn explain(workload: &dyn Workload, error: CreateError) -> CreateError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fakes::{Scene, order, soon};
     use super::*;
     use crate::error::expect_codes;
+
+    fn order_of(id: &str) -> TaskOrder {
+        let mut order = order(false);
+        order.workload.id = id.into();
+        order
+    }
+
+    /// A shim that makes the sandbox `pod` and the container `c` of the pod.
+    fn scene() -> Scene {
+        let scene = Scene::new();
+        let container = PodPlace::Container { pod: "pod".into() };
+        let places = [("pod", PodPlace::Sandbox), ("c", container)];
+        let places = places.map(|(id, place)| (id.to_owned(), place));
+        scene.maker.places.lock().unwrap().extend(places);
+        scene
+    }
+
+    impl Scene {
+        async fn create(&self, id: &str) -> Result<u32, Refusal> {
+            soon(self.tasks.create(order_of(id))).await
+        }
+
+        async fn is_refused(&self, id: &str, part: &str) {
+            let refusal = self.create(id).await.unwrap_err();
+            assert_eq!(refusal.code, ErrorCode::FailedPrecondition, "{refusal}");
+            assert!(refusal.sentence.contains(part), "{refusal}");
+            assert!(self.tasks.get(id).is_err(), "nothing is left");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_container_is_created_while_its_pod_runs() {
+        let scene = scene();
+        scene.is_refused("c", "not this shim's").await;
+        scene.create("pod").await.unwrap();
+        scene.is_refused("c", "after its start").await;
+        let sandbox = scene.tasks.get("pod").unwrap();
+        soon(sandbox.start()).await.unwrap();
+        scene.create("c").await.unwrap();
+        let container = scene.tasks.get("c").unwrap();
+        let pod = Pod {
+            id: "pod".into(),
+            hostname: "web-0".into(),
+            bundle: "/bundle".into(),
+        };
+        let membership = Membership::Container(Arc::new(pod));
+        assert_eq!(container.order.membership, membership);
+        assert_eq!(container.order.pod_id(), Some("pod"));
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_has_ended_takes_no_container() {
+        let scene = scene();
+        scene.create("pod").await.unwrap();
+        let sandbox = scene.tasks.get("pod").unwrap();
+        soon(sandbox.start()).await.unwrap();
+        scene.maker.guest.exits(0);
+        soon(sandbox.wait()).await.unwrap();
+        scene.is_refused("c", "before its end").await;
+        soon(scene.tasks.delete("pod")).await.unwrap();
+        scene.is_refused("c", "deleted").await;
+    }
+
+    #[tokio::test]
+    async fn only_a_sandbox_is_a_pod() {
+        let scene = scene();
+        let place = |id: &str, place| scene.maker.places.lock().unwrap().insert(id.into(), place);
+        place("pod", PodPlace::Alone);
+        scene.create("pod").await.unwrap();
+        let task = scene.tasks.get("pod").unwrap();
+        soon(task.start()).await.unwrap();
+        scene.is_refused("c", "no pod's sandbox").await;
+    }
 
     #[test]
     fn every_error_has_its_code() {
@@ -291,5 +373,6 @@ mod tests {
                 ErrorCode::FailedPrecondition,
             ),
         ]);
+        expect_codes([(PodError::Absent("p".into()), ErrorCode::FailedPrecondition)]);
     }
 }

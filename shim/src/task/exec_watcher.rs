@@ -8,6 +8,7 @@ use super::pause::Flow;
 use super::process::exit_event;
 use super::{Exec, Exit, LoadedVm, Move, State, Task};
 use crate::events::Event;
+use crate::log::spawn_in_span;
 use crate::stdio::Pumps;
 
 /// How long an exec may outlive init. After that time the exec counts as killed: the VM's end will kill it.
@@ -36,7 +37,7 @@ pub(super) async fn watch(task: Arc<Task>, exec: Arc<Exec>, mut pumps: Pumps) {
     });
     debug_assert!(told.is_ok(), "an exec that runs ends once");
     if reported.is_none() {
-        tokio::spawn(linger(task.clone(), exec.clone()));
+        spawn_in_span(linger(task.clone(), exec.clone()));
     }
     exec.process.finish_output(&mut pumps).await;
     if reported.is_some() {
@@ -108,7 +109,7 @@ pub(super) async fn forget(task: &Arc<Task>, exec: &Arc<Exec>, vm: &LoadedVm) {
         }
     };
     if stopped {
-        tokio::spawn(forgotten);
+        spawn_in_span(forgotten);
         return;
     }
     tokio::pin!(forgotten);

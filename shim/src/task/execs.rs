@@ -15,6 +15,7 @@ use super::terminal::tell_size;
 use super::{Claim, Exit, LoadedVm, Move, Task, TaskError, exec_watcher};
 use crate::agent::EXEC_PID_BASE;
 use crate::events::Event;
+use crate::log::spawn_in_span;
 use crate::signals;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioOwner};
 
@@ -88,7 +89,7 @@ impl Task {
                     exec.free_slot();
                 } else if exec.loaded.load(Ordering::Relaxed) {
                     self.keep_lingering(exec);
-                    tokio::spawn(discard(self.clone(), exec.clone()));
+                    spawn_in_span(discard(self.clone(), exec.clone()));
                 }
                 exec.process.transition(Move::NeverRan(Exit::now(status)))?;
                 Err(error)
@@ -142,9 +143,9 @@ impl Task {
                 ..Default::default()
             }));
         })?;
-        tokio::spawn(exec_watcher::watch(self.clone(), exec.clone(), pumps));
+        spawn_in_span(exec_watcher::watch(self.clone(), exec.clone(), pumps));
         if exec.process.terminal {
-            tokio::spawn(tell_late_size(self.clone(), exec.clone()));
+            spawn_in_span(tell_late_size(self.clone(), exec.clone()));
         }
         Ok(pid)
     }

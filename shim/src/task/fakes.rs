@@ -764,7 +764,13 @@ impl FakeMaker {
 #[async_trait]
 impl WorkloadMaker for FakeMaker {
     async fn place(&self, _: &Path, id: &str) -> Result<PodPlace, Refusal> {
-        Ok(self.places.lock().unwrap().get(id).cloned().unwrap_or_default())
+        Ok(self
+            .places
+            .lock()
+            .unwrap()
+            .get(id)
+            .cloned()
+            .unwrap_or_default())
     }
 
     async fn create(

@@ -11,6 +11,7 @@ use super::fatal::OBEYED_MAX;
 use super::pause::{Flow, Target};
 use super::{Exec, LoadedVm, Process, State, Task, TaskError};
 use crate::agent::AgentError;
+use crate::log::spawn_in_span;
 use crate::signals;
 
 /// How long the report of an exit may take to arrive after the guest has said that the program has ended.
@@ -114,7 +115,7 @@ impl Task {
             return;
         }
         let task = self.clone();
-        tokio::spawn(async move {
+        spawn_in_span(async move {
             if task.ends_in_time(signal).await {
                 return;
             }
@@ -228,7 +229,7 @@ impl Task {
             return;
         }
         let (task, exec) = (self.clone(), exec.clone());
-        tokio::spawn(async move {
+        spawn_in_span(async move {
             let ended = exec.process.reaches(|state| state.exit().is_some());
             let ended = task.flow.clock().within(OBEYED_MAX, ended).await;
             if ended.is_none() {

@@ -22,6 +22,7 @@ use super::process::exit_event;
 use super::{Exit, LoadedVm, Move, State, Task};
 use crate::cleanup::STATUS_KILLED;
 use crate::events::Event;
+use crate::log::spawn_in_span;
 use crate::signals;
 use crate::stdio::Pumps;
 use crate::vm::VmEnd;
@@ -58,7 +59,7 @@ pub(super) async fn watch(task: Arc<Task>, mut pumps: Pumps) {
     // containerd has to hear of the start first.
     task.init.reaches(|state| *state != State::Starting).await;
     task.ending.send_replace(true);
-    tokio::spawn({
+    spawn_in_span({
         let task = task.clone();
         async move { task.unpause().await }
     });
@@ -155,7 +156,7 @@ impl Task {
         let live = self.execs_where(|exec| exec.process.state().is_live());
         for exec in &live {
             let (workload, exec) = (vm.workload.clone(), exec.clone());
-            tokio::spawn(async move {
+            spawn_in_span(async move {
                 // An error for an exec that has exited already is as good.
                 let _ = workload
                     .programs()

@@ -136,7 +136,8 @@ mod tests {
     #[tokio::test]
     async fn it_goes_with_its_journal_however_the_compile_ends() {
         let root = tempfile::tempdir().unwrap();
-        let journal = Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
+        let journal =
+            Journal::create(root.path(), "default", "web", Path::new("/b"), None).unwrap();
         let inner = |number| {
             let namespace = format!("test-{}", std::process::id());
             compiler_cgroup_path(&namespace, "web", number)

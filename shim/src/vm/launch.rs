@@ -26,6 +26,7 @@ use crate::cgroup::Birth;
 use crate::config::open_installed;
 use crate::error::{Coded, ErrorCode};
 use crate::host_process::HostProcess;
+use crate::log::{in_span, spawn_in_span};
 use crate::sys::spawn::{self, SpawnError, SpawnRequest};
 use crate::sys::watch::readable_within;
 use crate::vm::network::{self, Network, NetworkError};
@@ -150,7 +151,7 @@ where
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("vm-launch".into())
-        .spawn(move || {
+        .spawn(in_span(move || {
             let prepared = spawn::leave_host_mounts()
                 .map_err(|source| E::from(step("leave the host's mounts", source)))
                 .and_then(|()| prepare());
@@ -159,7 +160,7 @@ where
                 // The request was dropped meanwhile.
                 end(&unwanted.process);
             }
-        })
+        }))
         .map_err(|source| step("start the launch thread", source))?;
     let launched = receiver
         .await
@@ -173,7 +174,7 @@ impl Launched {
     fn into_vm(self, name: String) -> Result<Vm, LaunchError> {
         let reader = pipe::Receiver::from_owned_fd(self.log)
             .map_err(|source| step("watch the VMM's log", source))?;
-        tokio::spawn(async move {
+        spawn_in_span(async move {
             if let Err(err) = log::forward(reader, name).await {
                 tracing::warn!(error = %err, "the VMM's log ended");
             }

@@ -37,6 +37,7 @@ use wasmvm_protocol::inspect::Node;
 
 use crate::error::{Coded, ErrorCode};
 use crate::host_process::HostProcess;
+use crate::log::spawn_in_span;
 use crate::vm::answers::{Answers, Awaited};
 use crate::vm::driver::{Driver, State};
 
@@ -138,7 +139,7 @@ impl Vm {
         let (driver, state, answers) = Driver::new(reader, process.clone(), killed.subscribe())?;
         // The driver ends with the process, also after the last `Vm` was dropped: the driver reaps the
         // process.
-        tokio::spawn(driver.run());
+        spawn_in_span(driver.run());
         let next_id = AtomicU32::new(1);
         Ok(Self {
             inner: Arc::new(Inner {

@@ -215,9 +215,13 @@ mod tests {
             error.to_string().contains("ip_unprivileged_port_start"),
             "{error}"
         );
-        // Nothing is set, so nothing is at stake.
+        // A pod on the host's network names the host's namespace by its holder's pid.
         let path = Network::Path("/proc/self/ns/net".into());
-        assert!(!on_a_thread(|| enter(&path, &[])).unwrap());
+        assert!(
+            on_a_thread(|| enter(&path, &[])).unwrap(),
+            "no VM lives there"
+        );
+        assert!(!on_a_thread(|| enter(&Network::Host, &[])).unwrap());
     }
 
     #[test]

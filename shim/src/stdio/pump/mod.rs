@@ -14,6 +14,7 @@ use super::fifo::{InputFifo, OutputFifo};
 use super::switch::{OutputPhase, StdinPhase, StdioSwitch};
 use super::{Sinks, Stdio};
 use crate::guest_deadline::{GuestClock, GuestDeadline};
+use crate::log::spawn_in_span;
 
 /// The buffer of one stream, bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -74,7 +75,7 @@ impl Pumps {
         let stdin = match (stdio.stdin, guest.stdin) {
             (Some(fifo), Some(stream)) => {
                 let phase = switch.stdin.subscribe();
-                Some(tokio::spawn(copy_input(fifo, stream, phase)).abort_handle())
+                Some(spawn_in_span(copy_input(fifo, stream, phase)).abort_handle())
             }
             _ => None,
         };
