@@ -142,16 +142,18 @@ fn is_of_pod(root: &Path, namespace: &str, id: &str, pod: &str) -> Result<bool, 
 /// Undoes every container of a pod that no shim holds, all at once. A task that is no pod's sandbox has none.
 fn undo_containers(root: &Path, namespace: &str, pod: &str) -> Result<(), CleanupError> {
     let containers = journal::containers_of(root, namespace, pod)?;
-    let undo_one = |id: &str| match journal::take_over(root, namespace, id)? {
-        LeftOver::Held => Ok(()),
-        LeftOver::Taken(_) if is_of_pod(root, namespace, id, pod)? => {
-            undo(root, namespace, id).map(drop)
+    let undo_one = |id: &str| {
+        let left = journal::take_over(root, namespace, id)?;
+        let is_ours = is_of_pod(root, namespace, id, pod)?;
+        match left {
+            LeftOver::Held if is_ours => {}
+            LeftOver::Taken(_) if is_ours => drop(undo(root, namespace, id)?),
+            // The shim died before the journal was made, or the id is another task's.
+            LeftOver::Held | LeftOver::Taken(_) | LeftOver::Gone => {
+                journal::leave(root, namespace, pod, id);
+            }
         }
-        // The shim died before the journal was made, or the id is another task's.
-        LeftOver::Taken(_) | LeftOver::Gone => {
-            journal::leave(root, namespace, pod, id);
-            Ok(())
-        }
+        Ok::<_, CleanupError>(())
     };
     let undone: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = containers
@@ -388,6 +390,20 @@ mod tests {
         })
     }
 
+    /// Ends the shim that holds the pod.
+    fn die(root: &Path, journals: [Journal; 3]) {
+        drop(journals);
+        // A process that another test is just spawning holds a copy of a lock until its exec.
+        let start = Instant::now();
+        while ["pod", "a", "b"]
+            .iter()
+            .any(|id| journal::is_held(root, "default", id))
+        {
+            assert!(start.elapsed() < Duration::from_secs(10), "still held");
+            std::thread::yield_now();
+        }
+    }
+
     fn delete(root: &Path, id: &str) -> Outcome {
         undo_of_bundle(root, "default", id, &Path::new("/run/b").join(id)).unwrap()
     }
@@ -404,7 +420,7 @@ mod tests {
         let start_time = start_time(child.id()).unwrap();
         let pid = child.id();
         journals[1].record(&Step::Vmm { pid, start_time }).unwrap();
-        drop(journals);
+        die(root.path(), journals);
         delete(root.path(), "pod");
         assert!(child.wait().is_err(), "ended and reaped");
         assert!(is_empty(root.path()));
@@ -424,7 +440,7 @@ mod tests {
             let steps = journal::read(root.path(), "default", id).unwrap();
             assert!(steps.is_some_and(|steps| !steps.is_empty()), "{id}");
         }
-        drop((pod, a, b));
+        die(root.path(), [pod, a, b]);
         delete(root.path(), "a");
         delete(root.path(), "pod");
         assert!(is_empty(root.path()));
@@ -434,7 +450,7 @@ mod tests {
     fn all_deletes_of_a_pod_may_run_at_once() {
         let root = tempdir().unwrap();
         for _ in 0..50 {
-            drop(create_pod(root.path()));
+            die(root.path(), create_pod(root.path()));
             std::thread::scope(|scope| {
                 for id in ["a", "pod", "b", "pod"] {
                     let root = root.path();
@@ -449,17 +465,18 @@ mod tests {
     #[test]
     fn a_container_that_is_none_is_forgotten_and_no_other_task_touched() {
         let root = tempdir().unwrap();
-        drop(create_pod(root.path()));
+        die(root.path(), create_pod(root.path()));
         for id in ["a", "b"] {
             journal::forget(root.path(), "default", id).unwrap();
         }
-        drop(Journal::create(root.path(), "default", "b", Path::new("/run/b/b"), None).unwrap());
+        let alone = Journal::create(root.path(), "default", "b", Path::new("/run/b/b"), None);
         delete(root.path(), "pod");
         assert!(
             journal::read(root.path(), "default", "b")
                 .unwrap()
                 .is_some()
         );
+        drop(alone.unwrap());
         delete(root.path(), "b");
         assert!(is_empty(root.path()));
     }

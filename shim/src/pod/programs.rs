@@ -1,4 +1,4 @@
-//! What can be asked of the program that a sandbox seems to run: its start, signals to it, and its exit.
+//! A sandbox as the one program that it seems to run: its start, signals to it, and its exit.
 
 use async_trait::async_trait;
 use wasmvm_protocol::agent::{Change, Instance, Program};
@@ -63,7 +63,7 @@ impl Programs for Holder {
 
     fn time_is_told(&self) {}
 
-    /// None but the host's, which its cgroup counts.
+    /// The guest's count, which is 0: only the host can OOM-kill a holder.
     async fn oom_kills(&self) -> Result<u64, AgentError> {
         Ok(0)
     }
