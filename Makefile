@@ -37,10 +37,11 @@ packages: ## install the Debian packages that building and testing need
 
 stage: packages ## build all that is installed, into build/stage-PROFILE
 	@tests/step "shim" $(CARGO) build --profile $(PROFILE) -p containerd-shim-wasmvm-v1
+	@tests/step "holder of pods" $(CARGO) rustc --profile $(PROFILE) -p wasmvm-holder -- -C relocation-model=static
 	@tests/step "VMM and command line" $(CARGO) build --profile $(PROFILE) -p wasmvm-vmm -p wasmvm-cli
 	@mkdir -p $(STAGE)/bin $(STAGE)/lib/wasmvm
 	@install $(BINARIES)/containerd-shim-wasmvm-v1 $(BINARIES)/wasmvm $(STAGE)/bin/
-	@install $(BINARIES)/wasmvm-vmm $(STAGE)/lib/wasmvm/
+	@install $(BINARIES)/wasmvm-vmm $(BINARIES)/wasmvm-holder $(STAGE)/lib/wasmvm/
 	@tests/step "guest agent and compiler" images/guest --profile $(PROFILE) $(STAGE)/lib/wasmvm
 	@tests/step "guest kernel" kernel-config/build $(STAGE)/lib/wasmvm/kernel
 
@@ -116,7 +117,7 @@ shell: build ## a shell in the testbed, with everything installed
 
 install: stage ## put binaries and guest files below PREFIX (default /usr/local)
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(STAGE)/bin/*
-	install -D -t $(DESTDIR)$(PREFIX)/lib/wasmvm $(STAGE)/lib/wasmvm/wasmvm-vmm
+	install -D -t $(DESTDIR)$(PREFIX)/lib/wasmvm $(addprefix $(STAGE)/lib/wasmvm/,wasmvm-vmm wasmvm-holder)
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/wasmvm $(addprefix $(STAGE)/lib/wasmvm/,kernel agent.cpio compiler.cpio compiler.cpio.sha256)
 
 uninstall: ## remove what install put there, and the memory of compiled programs

@@ -21,6 +21,7 @@
 //! * [`hooks`]: programs of the operator's, each in its place and once.
 //! * [`logs`]: output into files and loggers.
 //! * [`settings`]: the runtime's options.
+//! * [`sandbox`]: a pod's sandbox and its containers.
 //! * [`soak`]: many tasks with random lives.
 //! * [`debug`]: what an operator sees of a stuck task.
 //! * [`inspect`]: what an operator is told of any task.
@@ -49,6 +50,7 @@ mod resources;
 mod restart;
 mod ring0;
 mod run;
+mod sandbox;
 mod settings;
 mod sharing;
 mod signals;

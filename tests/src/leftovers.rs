@@ -14,7 +14,12 @@ const SETTLE_MAX: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Programs of ours, as `/proc/PID/comm` shows them (15 bytes).
-const PROGRAMS: [&str; 3] = ["wasmvm-vmm", process::FILE_SERVER, "containerd-shim"];
+const PROGRAMS: [&str; 4] = [
+    "wasmvm-vmm",
+    process::FILE_SERVER,
+    "wasmvm-holder",
+    "containerd-shim",
+];
 /// Where directories, sockets and FIFOs of tasks live.
 const FOLDERS: [&str; 4] = ["/run/wasmvm", TASKS, "/run/containerd/s", FIFOS];
 /// A folder for each of containerd's namespaces that has tasks.
