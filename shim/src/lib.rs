@@ -21,6 +21,7 @@ mod events;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 mod guest_deadline;
+mod holder;
 mod hooks;
 mod host_process;
 mod host_threads;

@@ -19,6 +19,7 @@ use crate::agent::{AgentError, Programs};
 use crate::bundle::{PodPlace, ProcessSpec};
 use crate::error::Refusal;
 use crate::guest_deadline::GuestClock;
+use crate::pod::Pod;
 use crate::signals;
 use crate::stdio::{GuestStreams, Stdio};
 use crate::vm::VmEnd;
@@ -39,19 +40,8 @@ pub(crate) struct WorkloadOrder {
     pub membership: Membership,
 }
 
-/// A pod, as far as its containers take over what its sandbox was given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Pod {
-    /// Id of the pod's sandbox.
-    pub id: String,
-    /// Host name of the pod; empty when the sandbox's spec has none.
-    pub hostname: String,
-    /// Path of the sandbox's bundle, in which `start` has kept the runtime's options.
-    pub bundle: PathBuf,
-}
-
 /// A task's place among pods: [`PodPlace`], with the pod itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) enum Membership {
     /// The task belongs to no pod.
     #[default]
@@ -69,7 +59,7 @@ impl WorkloadOrder {
         match &self.membership {
             Membership::Alone => None,
             Membership::Sandbox => Some(&self.id),
-            Membership::Container(pod) => Some(&pod.id),
+            Membership::Container(pod) => Some(pod.id()),
         }
     }
 }

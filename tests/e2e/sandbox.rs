@@ -220,3 +220,91 @@ fn kill_9_of_a_pods_shim_leaves_nothing_of_the_pod() {
     drop((tasks, sandbox));
     leftovers::expect_none_but_fifos_since(&before);
 }
+
+/// A pod whose programs are compiled for it alone, and so in any case: it is a tenant of its own.
+struct Tenant {
+    sandbox: Task,
+    options: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Tenant {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = folder.path().join("wasmvm.toml");
+        fs::write(&options, "sharing = \"tenant\"\n").expect("written");
+        Self {
+            sandbox: sandbox(),
+            options,
+            _folder: folder,
+        }
+    }
+
+    fn container(&self) -> Run {
+        let tenant = format!("io.kubernetes.cri.sandbox-namespace={}", self.sandbox.id());
+        let options = self.options.to_str().expect("a path of ours is text");
+        container(&self.sandbox, "busybox")
+            .option("--annotation", &tenant)
+            .option("--runtime-config-path", options)
+            .args(["echo", "compiled"])
+    }
+
+    /// Starts a container, and gives the start up while its program is compiled, as kubelet does after two minutes.
+    fn give_up_a_start(&self) {
+        let (container, mut client) = self.container().in_background();
+        let journal = Path::new("/run/wasmvm/tasks/default").join(container.id());
+        wait("the compiler VM runs", || !self.compilers().is_empty());
+        client.kill().expect("ctr runs");
+        client.wait().expect("ctr ends");
+        container.remove();
+        wait("the container is gone", || !journal.exists());
+    }
+
+    /// The compiler VMs of the pod.
+    fn compilers(&self) -> Vec<u32> {
+        let pod = Path::new("wasmvm-compile/default").join(self.sandbox.id());
+        let of_pod = |pid: &u32| {
+            let cgroup = fs::read_to_string(of_process(*pid, "cgroup")).unwrap_or_default();
+            cgroup.contains(pod.to_str().expect("text"))
+        };
+        let vmms = process::named("wasmvm-vmm");
+        vmms.into_iter().filter(of_pod).collect()
+    }
+}
+
+fn wait(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < SEEN_MAX, "not so in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_compile_goes_on_in_its_pod_when_the_start_is_given_up() {
+    let before = leftovers::found();
+    let pod = Tenant::new();
+    pod.give_up_a_start();
+    let compilers = pod.compilers();
+    assert_eq!(compilers.len(), 1, "the compile goes on");
+    let (later, mut client) = pod.container().in_background();
+    // A start that had to compile the program itself would do it in another VM.
+    while client.try_wait().expect("ctr runs").is_none() {
+        assert!(pod.compilers().iter().all(|pid| compilers.contains(pid)));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = client.wait_with_output().expect("ctr has ended");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "compiled\n");
+    drop((later, pod));
+    leftovers::expect_none_but_fifos_since(&before);
+}
+
+#[test]
+fn a_compile_ends_with_its_pod() {
+    let before = leftovers::found();
+    let pod = Tenant::new();
+    pod.give_up_a_start();
+    assert_eq!(pod.compilers().len(), 1, "the compile goes on");
+    drop(pod);
+    leftovers::expect_none_but_fifos_since(&before);
+}

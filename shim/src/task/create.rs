@@ -15,9 +15,10 @@ use crate::bundle::PodPlace;
 use crate::error::{self, Coded, ErrorCode, Refusal};
 use crate::events::Event;
 use crate::log::spawn_in_span;
+use crate::pod::Pod;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioNames, StdioOwner};
 use crate::vm::{VmEnd, end_behind_silence};
-use crate::workload::{Membership, Pod, Workload, WorkloadMaker, WorkloadOrder};
+use crate::workload::{Membership, Workload, WorkloadMaker, WorkloadOrder};
 
 /// The fields of a `Create` request that the shim uses.
 #[derive(Clone, Debug)]
@@ -319,13 +320,10 @@ mod tests {
         soon(sandbox.start()).await.unwrap();
         scene.create("c").await.unwrap();
         let container = scene.tasks.get("c").unwrap();
-        let pod = Pod {
-            id: "pod".into(),
-            hostname: "web-0".into(),
-            bundle: "/bundle".into(),
+        let Membership::Container(pod) = &container.order.membership else {
+            panic!("{:?}", container.order.membership);
         };
-        let membership = Membership::Container(Arc::new(pod));
-        assert_eq!(container.order.membership, membership);
+        assert_eq!((pod.id(), pod.hostname()), ("pod", "web-0"));
         assert_eq!(container.order.pod_id(), Some("pod"));
     }
 

@@ -32,11 +32,13 @@ use crate::cgroup::Cgroup;
 use crate::error::{ErrorCode, Refusal};
 use crate::events::{Event, EventSink};
 use crate::guest_deadline::GuestClock;
+use crate::journal::Journal;
+use crate::pod::Pod;
 use crate::signals;
 use crate::stdio::{GuestStreams, Stdio, StdioNames};
 use crate::vm::VmEnd;
 use crate::workload::{
-    LoadedProgram, Membership, Pod, SlotLease, Workload, WorkloadMaker, WorkloadOrder,
+    LoadedProgram, Membership, SlotLease, Workload, WorkloadMaker, WorkloadOrder,
 };
 
 pub(crate) const PID: u32 = 4711;
@@ -782,12 +784,10 @@ impl WorkloadMaker for FakeMaker {
             std::future::pending::<()>().await;
         }
         let mut workload = FakeWorkload::boot(self.guest.clone(), &order.id, clock).await;
-        workload.pod = (order.membership == Membership::Sandbox).then(|| {
-            Arc::new(Pod {
-                id: order.id,
-                hostname: "web-0".into(),
-                bundle: order.bundle,
-            })
+        workload.pod = matches!(order.membership, Membership::Sandbox).then(|| {
+            let (root, id) = (workload.dir.path(), &order.id);
+            let journal = Journal::create(root, "ns", id, &order.bundle, Some(id)).unwrap();
+            Arc::new(Pod::new(id, "web-0", &order.bundle, Arc::new(journal)))
         });
         let workload = Arc::new(workload);
         *self.last.lock().unwrap() = Some(workload.clone());

@@ -22,11 +22,11 @@ use crate::cleanup::{self, undo_off_thread};
 use crate::config::{Config, GuestFiles, options};
 use crate::error::{Refusal, chain};
 use crate::guest_deadline::GuestClock;
+use crate::holder::Holder;
 use crate::hooks::{hook_state, run_create_hooks};
 use crate::host_process::start_time;
 use crate::journal::{Journal, STATE_ROOT, Step, TASKS_ROOT};
 use crate::off_thread::step_off_thread;
-use crate::pod::Holder;
 use crate::program::Program;
 use crate::tree::{self, RootfsMount};
 use crate::vm::launch::{LaunchRequest, launch};
@@ -55,7 +55,7 @@ impl WorkloadMaker for HostMaker {
         clock: GuestClock,
     ) -> Result<Arc<dyn Workload>, Refusal> {
         let kept_in = match &order.membership {
-            Membership::Container(pod) => vec![pod.bundle.as_path(), order.bundle.as_path()],
+            Membership::Container(pod) => vec![pod.bundle(), order.bundle.as_path()],
             Membership::Alone | Membership::Sandbox => vec![order.bundle.as_path()],
         };
         let config = options::config(&kept_in, order.options.as_ref())?;
@@ -85,11 +85,11 @@ async fn make(
     files: GuestFiles,
     clock: GuestClock,
 ) -> Result<Arc<dyn Workload>, Refusal> {
-    if order.membership == Membership::Sandbox {
+    if let Membership::Sandbox = order.membership {
         let holder = Holder::create(order, spec, journal, &files).await?;
         return Ok(Arc::new(holder));
     }
-    let resolver = Resolver::new(&order.namespace, &order.id, &spec, &config, files);
+    let resolver = Resolver::new(&order, &spec, &config, files);
     let vm = boot(order, spec, journal, resolver, clock).await?;
     Ok(Arc::new(vm))
 }
@@ -103,7 +103,7 @@ fn begin(request: &WorkloadOrder) -> Result<(GuestFiles, TaskSpec, Journal), Ref
         && spec.hostname.is_empty()
     {
         // CRI's specs of containers name the pod's namespace instead.
-        spec.hostname.clone_from(&pod.hostname);
+        pod.hostname().clone_into(&mut spec.hostname);
     }
     let [tasks, earlier] = [TASKS_ROOT, STATE_ROOT].map(Path::new);
     let (namespace, id) = (&request.namespace, &request.id);

@@ -20,8 +20,10 @@ use crate::config::{Config, GuestFiles, Sharing};
 use crate::error::Refusal;
 use crate::journal::{Journal, STATE_ROOT};
 use crate::off_thread::step_off_thread;
+use crate::pod::Pod;
 use crate::program::Program;
 use crate::vm::launch::VmFiles;
+use crate::workload::{Membership, WorkloadOrder};
 
 /// The annotation with a pod's namespace, in the specs that CRI makes (containerd, `pkg/cri/annotations`).
 const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
@@ -44,7 +46,9 @@ pub(super) struct Resolver {
     pub guest: GuestFiles,
     /// The task's tenant, which waits for other tenants' compiles only as long as is fair.
     tenant: String,
-    /// The number of compiler VMs so far.
+    /// The pod that the task belongs to: its compiles go on when the task is given up.
+    pod: Option<Arc<Pod>>,
+    /// The number of compiler VMs so far, of a task without a pod.
     compilers: AtomicU32,
     /// Held while a program of the task is read; `compiling`, while a program is compiled: one at a time.
     reading: Mutex<()>,
@@ -53,18 +57,21 @@ pub(super) struct Resolver {
 
 impl Resolver {
     pub(super) fn new(
-        namespace: &str,
-        id: &str,
+        order: &WorkloadOrder,
         spec: &TaskSpec,
         config: &Config,
         guest: GuestFiles,
     ) -> Self {
         Self {
-            namespace: namespace.to_owned(),
-            id: id.to_owned(),
+            namespace: order.namespace.clone(),
+            id: order.id.clone(),
             config: config.clone(),
             guest,
-            tenant: tenant(namespace, spec.annotations.get(POD_NAMESPACE)),
+            tenant: tenant(&order.namespace, spec.annotations.get(POD_NAMESPACE)),
+            pod: match &order.membership {
+                Membership::Container(pod) => Some(pod.clone()),
+                Membership::Alone | Membership::Sandbox => None,
+            },
             compilers: AtomicU32::new(0),
             reading: Mutex::new(()),
             compiling: Mutex::new(()),
@@ -203,7 +210,8 @@ impl Resolver {
     }
 
     /// Compiles a sealed copy of the program, and keeps the result under the digest of that copy. All data
-    /// of the program's size is charged to the compiler's cgroup.
+    /// of the program's size is charged to the compiler's cgroup. From the copy on nothing of the task is held, so a
+    /// container's compile may be left to its pod.
     async fn compile(
         &self,
         wanted: Wanted<'_>,
@@ -214,17 +222,35 @@ impl Resolver {
         let (path, bytes, kind) = (&program.path, program.bytes, program.kind);
         tracing::info!(?path, bytes, ?kind, "a program is compiled");
         let cgroup = self.make_cgroup(wanted.journal).await?;
-        let compiled = self
-            .compile_in(cgroup.cgroup(), wanted, looked_up, Arc::new(turn))
+        let turn = Arc::new(turn);
+        let prepared = self
+            .prepare(cgroup.cgroup(), wanted, looked_up, turn.clone())
             .await;
-        let removed = cgroup.remove().await;
-        let artifact = compiled?;
-        removed?;
-        Ok(artifact)
+        let work = async move {
+            let compiled = match prepared {
+                Ok(prepared) => prepared.finish().await,
+                Err(error) => Err(error),
+            };
+            let removed = cgroup.remove().await;
+            drop(turn);
+            let artifact = compiled?;
+            removed?;
+            Ok(artifact)
+        };
+        match &self.pod {
+            Some(pod) => pod.keep_at(work).await,
+            None => work.await,
+        }
     }
 
     async fn make_cgroup(&self, journal: &Journal) -> Result<CompilerCgroup, Refusal> {
-        let number = self.compilers.fetch_add(1, Ordering::Relaxed);
+        let (journal, owner, number) = match &self.pod {
+            Some(pod) => (pod.journal(), pod.id(), pod.next_compiler()),
+            None => {
+                let number = self.compilers.fetch_add(1, Ordering::Relaxed);
+                (journal, &*self.id, number)
+            }
+        };
         let part = journal.part(&number.to_string())?;
         let memory = Limit::At(u64::from(COMPILER_MEMORY_MIB) << 20);
         let limits = Resources {
@@ -233,25 +259,26 @@ impl Resolver {
             memory_swap: Some(memory),
             ..Resources::default()
         };
-        let inner = compiler_cgroup_path(&self.namespace, &self.id, number);
+        let inner = compiler_cgroup_path(&self.namespace, owner, number);
         step_off_thread(move || CompilerCgroup::make(&inner, &limits, part)).await
     }
 
-    async fn compile_in(
+    /// Copies the program; what was looked up by a digest that is wrong by now may be in the store after all.
+    async fn prepare(
         &self,
         cgroup: &Cgroup,
         wanted: Wanted<'_>,
         looked_up: ArtifactKey,
         turn: Arc<Turn>,
-    ) -> Result<Artifact, Refusal> {
+    ) -> Result<Prepared, Refusal> {
         let program = wanted.program;
-        let limit = self.config.compile_timeout();
+        let compile_limit = self.config.compile_timeout();
         let birth: Birth = cgroup.birth()?;
-        let (source, held) = (program.clone(), turn.clone());
+        let source = program.clone();
         // The copy is made under the turn even when the request is dropped meanwhile.
         let module = step_off_thread(move || {
-            let sealed = source.seal(&birth, limit);
-            drop(held);
+            let sealed = source.seal(&birth, compile_limit);
+            drop(turn);
             sealed
         })
         .await?;
@@ -259,23 +286,40 @@ impl Resolver {
         if key != looked_up {
             tracing::warn!(path = %program.path.display(), "the program was changed while it was read");
             if let Some(file) = self.find(&key).await? {
-                return Ok(Artifact { key, file });
+                return Ok(Prepared::Found(Artifact { key, file }));
             }
         }
-        let compiled = compile(Compile {
+        let wanted = Compile {
             name: format!("{} (compiler)", self.id),
             files: self.vm_files(Role::Compiler, cgroup).await?,
-            cpu: wanted.cpu,
+            cpu: wanted.cpu.to_owned(),
             cgroup: cgroup.birth()?,
-            path: &program.path,
-            module: &module,
+            path: program.path.clone(),
+            module,
             boot_limit: self.config.boot_timeout(),
-            compile_limit: limit,
+            compile_limit,
             console: self.config.console,
-        })
-        .await?;
-        drop(module);
-        let (store, kept) = (self.store(), key.clone());
+        };
+        Ok(Prepared::Wanted(Box::new(wanted), self.store(), key))
+    }
+}
+
+/// The state of a compile once the program is copied.
+enum Prepared {
+    /// The artifact is in the store.
+    Found(Artifact),
+    /// The artifact is still to be made, and kept in this store under this key.
+    Wanted(Box<Compile>, Store, ArtifactKey),
+}
+
+impl Prepared {
+    async fn finish(self) -> Result<Artifact, Refusal> {
+        let (wanted, store, key) = match self {
+            Self::Found(artifact) => return Ok(artifact),
+            Self::Wanted(wanted, store, key) => (wanted, store, key),
+        };
+        let compiled = compile(*wanted).await?;
+        let kept = key.clone();
         let file = step_off_thread(move || store.insert(&kept, &compiled)).await?;
         Ok(Artifact { key, file })
     }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::{SealFlags, fcntl_add_seals};
@@ -33,21 +33,21 @@ use crate::vm::{Vm, VmError, end_behind_silence};
 /// RAM of a compiler VM, and the memory limit of its cgroup: Cranelift takes some 20 times the module.
 pub(crate) const COMPILER_MEMORY_MIB: u32 = 2048;
 
-/// A module to compile, and the VM to compile it in.
+/// A module to compile, and the VM to compile it in. Nothing of the task that wants the artifact is held.
 #[derive(Debug)]
-pub(crate) struct Compile<'a> {
+pub(crate) struct Compile {
     /// Name of the VM in the log.
     pub name: String,
     /// The VMM, the kernel and the compiler's initramfs.
     pub files: VmFiles,
     /// The features of the CPU that the artifact is for.
-    pub cpu: &'a str,
+    pub cpu: String,
     /// Cgroup that the VMM is born in.
     pub cgroup: Birth,
     /// Path of the module in the image, for errors.
-    pub path: &'a Path,
+    pub path: PathBuf,
     /// The module: a sealed copy, which no process can change.
-    pub module: &'a SealedProgram,
+    pub module: SealedProgram,
     /// Longest time for the guest's boot.
     pub boot_limit: Duration,
     /// Longest time for the compilation itself.
@@ -136,7 +136,7 @@ impl Coded for CompileError {
 ///
 /// # Errors
 /// [`CompileError`]; the VM has exited in any case.
-pub(crate) async fn compile(request: Compile<'_>) -> Result<File, CompileError> {
+pub(crate) async fn compile(request: Compile) -> Result<File, CompileError> {
     let launch_request = LaunchRequest {
         name: request.name,
         files: request.files,

@@ -30,10 +30,11 @@ use crate::hooks::{hook_state, run_create_hooks, run_poststart};
 use crate::host_process::{HostProcess, start_time};
 use crate::journal::{Journal, Step};
 use crate::log::spawn_in_span;
+use crate::pod::Pod;
 use crate::signals;
 use crate::stdio::{GuestStreams, Stdio};
 use crate::vm::VmEnd;
-use crate::workload::{LoadedProgram, Pod, Workload, WorkloadOrder};
+use crate::workload::{LoadedProgram, Workload, WorkloadOrder};
 
 /// The exit status of a holder after SIGINT or SIGTERM: that of Kubernetes' pause program.
 const STATUS_ASKED: u32 = 0;
@@ -80,11 +81,7 @@ impl Holder {
         journal.record(&Step::Holder { pid, start_time })?;
         let state = hook_state(&order.id, &order.bundle, &spec, pid);
         run_create_hooks(&spec, state, &journal).await?;
-        let pod = Arc::new(Pod {
-            id: order.id.clone(),
-            hostname: spec.hostname.clone(),
-            bundle: order.bundle.clone(),
-        });
+        let pod = Pod::new(&order.id, &spec.hostname, &order.bundle, journal.clone());
         let memory_bytes_max = spec.memory_bytes_max();
         Ok(Self {
             // A sandbox has no RAM that could be too small for a limit.
@@ -92,7 +89,7 @@ impl Holder {
             exit: watch_exit(process.host.clone()),
             order,
             spec,
-            pod,
+            pod: Arc::new(pod),
             journal,
             process,
         })
@@ -108,6 +105,7 @@ impl Holder {
 
     async fn end(&self, cleanup: Cleanup) -> Result<(), Refusal> {
         self.process.host.kill();
+        self.pod.end_work().await;
         self.exited().await;
         self.accounting.close();
         undo_off_thread(cleanup, &self.order.namespace, &self.order.id).await
