@@ -9,6 +9,7 @@ use wasmvm_tests::cgroup::Cgroup;
 use wasmvm_tests::ctr::ctr;
 use wasmvm_tests::leftovers;
 use wasmvm_tests::process;
+use wasmvm_tests::shim::Joined;
 use wasmvm_tests::task::{Run, Task, fresh_id};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
@@ -221,7 +222,8 @@ fn kill_9_of_a_pods_shim_leaves_nothing_of_the_pod() {
     leftovers::expect_none_but_fifos_since(&before);
 }
 
-/// A pod whose programs are compiled for it alone, and so in any case: it is a tenant of its own.
+/// A pod whose programs are compiled for it alone, and so in any case: it is a tenant of its own, and its artifacts are
+/// kept nowhere else.
 struct Tenant {
     sandbox: Task,
     options: PathBuf,
@@ -232,7 +234,9 @@ impl Tenant {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let options = folder.path().join("wasmvm.toml");
-        fs::write(&options, "sharing = \"tenant\"\n").expect("written");
+        let artifacts = folder.path().join("artifacts");
+        let settings = format!("sharing = \"tenant\"\nartifact_dir = {artifacts:?}\n");
+        fs::write(&options, settings).expect("written");
         Self {
             sandbox: sandbox(),
             options,
@@ -306,5 +310,46 @@ fn a_compile_ends_with_its_pod() {
     pod.give_up_a_start();
     assert_eq!(pod.compilers().len(), 1, "the compile goes on");
     drop(pod);
+    leftovers::expect_none_but_fifos_since(&before);
+}
+
+/// containerd 2.3 and later send a pod's containers to the pod's shim without executing `start`, or `delete`.
+#[test]
+fn a_container_that_comes_without_start_is_one_of_the_pods() {
+    let before = leftovers::found();
+    let sandbox = sandbox();
+    let run = container(&sandbox, "probe").args(["/probe", "loop"]);
+    let joined = Joined::start(&run, &sandbox);
+    assert_eq!(
+        process::parent_of(joined.pid()),
+        process::parent_of(pid(&sandbox))
+    );
+    assert_eq!(joined.asked_again(), (joined.pid(), vec![joined.pid()]));
+    assert_eq!(joined.end(), 137);
+    sandbox.until("RUNNING");
+    drop(sandbox);
+    leftovers::expect_none_since(&before);
+}
+
+#[test]
+fn the_delete_of_a_sandbox_leaves_nothing_of_containers_that_came_without_start() {
+    let before = leftovers::found();
+    let sandbox = sandbox();
+    let run = || container(&sandbox, "probe").args(["/probe", "loop"]);
+    let joined = [
+        Joined::start(&run(), &sandbox),
+        Joined::start(&run(), &sandbox),
+    ];
+    kill_9(process::parent_of(pid(&sandbox)));
+    wait("containerd has deleted the sandbox", || {
+        sandbox.state().is_none_or(|(_, state)| state != "RUNNING")
+    });
+    for joined in &joined {
+        assert!(
+            !of_process(joined.pid(), "").exists(),
+            "a VMM outlives its shim"
+        );
+    }
+    drop((joined, sandbox));
     leftovers::expect_none_but_fifos_since(&before);
 }

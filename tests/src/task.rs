@@ -91,6 +91,16 @@ impl Run {
         }
     }
 
+    /// The name of the image.
+    pub(crate) fn image_name(&self) -> &str {
+        &self.image
+    }
+
+    /// The id that the task will have.
+    pub(crate) fn task_id(&self) -> &str {
+        &self.id
+    }
+
     /// `ctr run --rm`, to the end.
     #[must_use]
     #[track_caller]

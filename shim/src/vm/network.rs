@@ -99,7 +99,12 @@ fn join(path: &Path, first: Option<&Sysctl>) -> Result<(), NetworkError> {
         path: path.to_owned(),
         source,
     };
-    let namespace = File::open(path).map_err(failed)?;
+    // A FIFO without a writer would block.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let namespace = rustix::fs::open(path, flags, Mode::empty());
+    let namespace = namespace
+        .map(File::from)
+        .map_err(|errno| failed(errno.into()))?;
     if let Some(Sysctl { name, value, .. }) = first
         && is_one_of_hosts(&namespace.metadata().map_err(failed)?).map_err(failed)?
     {
@@ -222,6 +227,23 @@ mod tests {
             "no VM lives there"
         );
         assert!(!on_a_thread(|| enter(&Network::Host, &[])).unwrap());
+    }
+
+    #[test]
+    fn a_path_that_is_no_namespace_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let [gone, file, fifo] = ["gone", "file", "fifo"].map(|name| directory.path().join(name));
+        std::fs::write(&file, "").unwrap();
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, Mode::RUSR, 0).unwrap();
+        for path in [gone, file, fifo] {
+            let error = on_a_thread(|| enter(&Network::Path(path.clone()), &[])).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument);
+            assert!(
+                error.to_string().contains(path.to_str().unwrap()),
+                "{error}"
+            );
+        }
     }
 
     #[test]
