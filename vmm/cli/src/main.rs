@@ -3,22 +3,27 @@
 //! The crate stands apart from the VMM, which is trusted with guests: nothing of the VMM uses the command line.
 //!
 //! * [`check`]: whether this host's KVM can run a guest.
+//! * [`containerd`]: the handler in containerd's configuration.
 //! * [`inspect`]: the live state of a task.
 
 #![deny(unsafe_code)]
 
 mod check;
+mod containerd;
 mod inspect;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::containerd::Order;
 use crate::inspect::Question;
 
 const USAGE: &str = "\
 usage: wasmvm check        say whether this host can run wasmvm's VMs
        wasmvm inspect [--namespace NAMESPACE] [--json] ID [PATH]
                            show the live state of a task: shim, VMM, devices, programs
+       wasmvm containerd enable|disable|status [--config FILE] [--containerd PROGRAM]
+                           add the handler `wasmvm` to containerd's configuration, or take it out
        wasmvm --help
        wasmvm --version
 
@@ -29,8 +34,13 @@ two small guests on it for at most ten seconds each.
 inspect asks the task's shim and shows a tree, or what is at PATH in it (as in task/init/state).
 Text after `(guest)` is the guest's own and may be false. The namespace is `default` unless given.
 
-exit status: 0  fine (this help, this version, a host that will do, or a state)
-             1  this host's KVM cannot be used; or there is no such task, path or answer
+containerd finds the file that containerd reads (its own, K3s's or RKE2's; FILE where there are
+several) and changes it only where `containerd config dump` shows that nothing but the handler
+comes or goes. It restarts nothing. disable refuses while tasks of wasmvm live.
+
+exit status: 0  fine (this help, this version, a host that will do, a state, a changed or right configuration)
+             1  this host's KVM cannot be used; there is no such task, path or answer; or containerd's
+                configuration is left as it was, or has no handler
              2  wrong usage, or standard output cannot be written
 ";
 const VERSION: &str = concat!("wasmvm ", env!("CARGO_PKG_VERSION"), "\n");
@@ -56,6 +66,10 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str], out: &mut impl Write) -> io::Result<ExitCode> {
     match arguments {
         ["check"] => check::run(out),
+        ["containerd", words @ ..] => match Order::of(words) {
+            Some(order) => containerd::run(&order, out),
+            None => Ok(wrong_usage()),
+        },
         ["inspect", words @ ..] => match Question::of(words) {
             Some(question) => inspect::run(&question, out),
             None => Ok(wrong_usage()),
