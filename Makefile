@@ -25,7 +25,7 @@ endif
 SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
 
-.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests fuzz fuzz-vm soak bench shell check install uninstall clean
+.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests fuzz fuzz-vm soak bench shell check deb deb-test install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -114,6 +114,12 @@ bench: build ## the figures, by the testbed's instruction clock
 
 shell: build ## a shell in the testbed, with everything installed
 	@tests/where --shell --stage $(STAGE) --images $(OUT)/images
+
+deb: stage ## make the Debian package, in build/deb
+	@deploy/deb/build $(STAGE) $(OUT)/deb
+
+deb-test: deb ## install, use and remove the package in an empty Debian 12 (downloads it once)
+	@deploy/deb/test $(OUT)/deb/wasmvm_*_amd64.deb $(OUT)/deb
 
 install: stage ## put binaries and guest files below PREFIX (default /usr/local)
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(STAGE)/bin/*
