@@ -118,8 +118,8 @@ shell: build ## a shell in the testbed, with everything installed
 deb: stage ## make the Debian package, in build/deb
 	@deploy/deb/build $(STAGE) $(OUT)/deb
 
-deb-test: deb ## install, use and remove the package in an empty Debian 12 (downloads it once)
-	@deploy/deb/test $(OUT)/deb/wasmvm_*_amd64.deb $(OUT)/deb
+deb-test: stage ## install, use and remove the package in an empty Debian 12 (downloads it once)
+	@deploy/deb/test "$$(deploy/deb/build $(STAGE) $(OUT)/deb)" $(OUT)/deb
 
 install: stage ## put binaries and guest files below PREFIX (default /usr/local)
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(STAGE)/bin/*

@@ -5,17 +5,18 @@
 //! * [`check`]: whether this host's KVM can run a guest.
 //! * [`containerd`]: the handler in containerd's configuration.
 //! * [`inspect`]: the live state of a task.
+//! * [`node`]: wasmvm's files on a node of Kubernetes.
 
 #![deny(unsafe_code)]
 
 mod check;
 mod containerd;
 mod inspect;
+mod node;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::containerd::Order;
 use crate::inspect::Question;
 
 const USAGE: &str = "\
@@ -24,6 +25,9 @@ usage: wasmvm check        say whether this host can run wasmvm's VMs
                            show the live state of a task: shim, VMM, devices, programs
        wasmvm containerd enable|disable|status [--config FILE] [--containerd PROGRAM]
                            add the handler `wasmvm` to containerd's configuration, or take it out
+       wasmvm node install --from FOLDER --host FOLDER [--stay]
+       wasmvm node remove --host FOLDER
+                           what the image for Kubernetes runs on each node
        wasmvm --help
        wasmvm --version
 
@@ -37,6 +41,10 @@ Text after `(guest)` is the guest's own and may be false. The namespace is `defa
 containerd finds the file that containerd reads (its own, K3s's or RKE2's; FILE where there are
 several) and changes it only where `containerd config dump` shows that nothing but the handler
 comes or goes. It restarts nothing. disable refuses while tasks of wasmvm live.
+
+node install copies wasmvm from one FOLDER (bin, lib/wasmvm) into a folder of its version below the
+host's (as /usr/local), leads the links in bin to it, keeps versions that run, and tells
+node-feature-discovery what check says; with --stay it ends at SIGTERM. remove takes all away.
 
 exit status: 0  fine (this help, this version, a host that will do, a state, a changed or right configuration)
              1  this host's KVM cannot be used; there is no such task, path or answer; or containerd's
@@ -66,12 +74,16 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str], out: &mut impl Write) -> io::Result<ExitCode> {
     match arguments {
         ["check"] => check::run(out),
-        ["containerd", words @ ..] => match Order::of(words) {
+        ["containerd", words @ ..] => match containerd::Order::of(words) {
             Some(order) => containerd::run(&order, out),
             None => Ok(wrong_usage()),
         },
         ["inspect", words @ ..] => match Question::of(words) {
             Some(question) => inspect::run(&question, out),
+            None => Ok(wrong_usage()),
+        },
+        ["node", words @ ..] => match node::Order::of(words) {
+            Some(order) => node::run(&order, out),
             None => Ok(wrong_usage()),
         },
         ["--help" | "-h" | "help"] => print(USAGE, out),

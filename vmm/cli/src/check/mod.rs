@@ -83,16 +83,20 @@ impl fmt::Display for Finding {
 /// # Errors
 /// `out`'s, when a line cannot be written.
 pub(super) fn run(out: &mut impl Write) -> io::Result<ExitCode> {
+    Ok(ExitCode::from(if is_fit(out)? { 0 } else { UNUSABLE }))
+}
+
+/// Writes what [`run`] writes; returns whether this host can run wasmvm.
+///
+/// # Errors
+/// `out`'s, when a line cannot be written.
+pub(super) fn is_fit(out: &mut impl Write) -> io::Result<bool> {
     let findings = check(Path::new(KVM_PATH));
     let verdict = verdict(&findings);
     for finding in findings.iter().chain([&verdict]) {
         out.write_all(format!("{finding}\n").as_bytes())?;
     }
-    Ok(if verdict.is_bad() {
-        ExitCode::from(UNUSABLE)
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(!verdict.is_bad())
 }
 
 /// All findings about the KVM at `path`, in the order of the checks. Runs guests for at most some seconds each.
