@@ -74,7 +74,7 @@ containerd could not be asked whether anything else changes by that",
 pub(super) fn enable(site: &Site, containerd: &impl Containerd) -> Result<Done, EditError> {
     let version = containerd.version()?;
     let without = Plan::without(site)?;
-    let before = dump(site, containerd, without.config.as_deref())?;
+    let before = dump(site, containerd, without.base(site)?.as_deref())?;
     if handler::cri_is_off(&before) {
         return Err(EditError::CriIsOff(site.config.clone()));
     }
@@ -84,7 +84,7 @@ pub(super) fn enable(site: &Site, containerd: &impl Containerd) -> Result<Done, 
         .iter()
         .any(|(path, text)| text.is_none() && path.exists());
     let there = handler::runtimes(&before).and_then(|runtimes| runtimes.get(handler::NAME));
-    if there.is_some() && !has_drop_in {
+    if there.is_some_and(handler::has_type) && !has_drop_in {
         return Err(EditError::Foreign(site.config.clone()));
     }
     let plan = without.with(site, &version, &before)?;

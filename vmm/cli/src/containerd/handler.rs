@@ -71,6 +71,37 @@ pub(super) fn runtimes_mut(configuration: &mut Table) -> Option<&mut Table> {
     cri.get_mut("runtimes")?.as_table_mut()
 }
 
+/// Whether `runtime` can start anything: to containerd, a table with nothing but options is a runtime without a type.
+pub(super) fn has_type(runtime: &Value) -> bool {
+    let kind = runtime.get("runtime_type").and_then(Value::as_str);
+    kind.is_some_and(|kind| !kind.is_empty())
+}
+
+/// Removes the handler's table where it has no type, but options; returns whether there was one. A table of runtimes
+/// that is empty then goes too.
+pub(super) fn remove_options(configuration: &mut Table) -> bool {
+    let Some(runtimes) = runtimes_mut(configuration) else {
+        return false;
+    };
+    if runtimes.get(NAME).is_none_or(has_type) {
+        return false;
+    }
+    runtimes.remove(NAME);
+    if runtimes.is_empty()
+        && let Some(Value::Table(plugins)) = configuration.get_mut("plugins")
+    {
+        for plugin in PLUGINS {
+            let cri = plugins
+                .get_mut(plugin)
+                .and_then(|cri| cri.get_mut("containerd"));
+            if let Some(cri) = cri.and_then(Value::as_table_mut) {
+                cri.remove("runtimes");
+            }
+        }
+    }
+    true
+}
+
 /// Whether `runtime` is the handler with our settings, whatever else containerd has filled in.
 pub(super) fn is_ours(runtime: &Value) -> bool {
     table()

@@ -88,6 +88,21 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The file that containerd reads, without the options that the operator may have given the handler beside our lines: what
+    /// the handler's coming is compared with.
+    pub(super) fn base(&self, site: &Site) -> Result<Option<String>, PlanError> {
+        let Some(text) = &self.config else {
+            return Ok(None);
+        };
+        let toml = |error| PlanError::Toml(site.config.clone(), error);
+        let mut table: Table = toml::from_str(text).map_err(toml)?;
+        Ok(Some(if handler::remove_options(&mut table) {
+            toml::to_string(&table)?
+        } else {
+            text.clone()
+        }))
+    }
+
     /// The files with the handler added to what [`Self::without`] has left; `before` is what containerd makes of that.
     pub(super) fn with(
         mut self,

@@ -26,7 +26,7 @@ pub(super) enum ProofError {
     Missing(&'static str),
     /// The handler does not go.
     #[error(
-        "containerd would still have a handler `wasmvm`, which wasmvm has not written; look for `runtimes.wasmvm` in the file and in what it imports"
+        "containerd would still have a handler `wasmvm`, which wasmvm has not written, or options for one; look for `runtimes.wasmvm` in the file and in what it imports, and take it out"
     )]
     Stays,
     /// Something else changes; holds the keys.

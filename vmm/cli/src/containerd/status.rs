@@ -84,8 +84,8 @@ pub(super) fn look(site: &Site, containerd: &impl Containerd) -> Result<Status, 
             files.push(path.clone());
         }
     }
-    let there =
-        handler::runtimes(&dump).is_some_and(|runtimes| runtimes.contains_key(handler::NAME));
+    let there = handler::runtimes(&dump).and_then(|runtimes| runtimes.get(handler::NAME));
+    let there = there.is_some_and(handler::has_type);
     let handler = match (there, files.is_empty()) {
         _ if handler::cri_is_off(&dump) => Handler::CriIsOff,
         (false, _) => Handler::Absent,

@@ -34,11 +34,13 @@ impl Fake {
         self.0.starts_with('1')
     }
 
-    /// Names of the plugin as this containerd has them inside.
-    fn renamed(&self, plugin: &str) -> String {
+    /// The name of a plugin of a file of `version`, as this containerd has it inside.
+    fn renamed(&self, plugin: &str, version: Option<i64>) -> String {
         match plugin {
             "cri" if self.is_1() => "io.containerd.grpc.v1.cri".into(),
-            "io.containerd.grpc.v1.cri" if !self.is_1() => "io.containerd.cri.v1.runtime".into(),
+            "io.containerd.grpc.v1.cri" if !self.is_1() && version == Some(2) => {
+                "io.containerd.cri.v1.runtime".into()
+            }
             other => other.into(),
         }
     }
@@ -46,10 +48,11 @@ impl Fake {
     fn read(&self, file: &Path, merged: &mut Table) {
         let mut read: Table = toml::from_str(&fs::read_to_string(file).unwrap()).unwrap();
         let imports = read.get("imports").and_then(Value::as_array).cloned();
+        let version = read.get("version").and_then(Value::as_integer);
         if let Some(Value::Table(plugins)) = read.get_mut("plugins") {
             let renamed = plugins.clone().into_iter();
             *plugins = renamed
-                .map(|(name, table)| (self.renamed(&name), table))
+                .map(|(name, table)| (self.renamed(&name, version), table))
                 .collect();
         }
         self.merge(merged, read);
@@ -274,6 +277,37 @@ fn a_handler_that_somebody_else_has_made_is_left_alone() {
         Err(EditError::Foreign(_))
     ));
     assert_eq!(host.files(), before);
+}
+
+#[test]
+fn options_of_the_operators_beside_ours_stay_and_cost_nobody_a_runtime() {
+    for (containerd, plugin, text) in [
+        (&ALL[1], "io.containerd.grpc.v1.cri", DEBIAN),
+        (&ALL[2], "io.containerd.cri.v1.runtime", DEFAULT_21),
+    ] {
+        let host = Host::new("etc/containerd/config.toml", Some(text));
+        enable(&host.site, containerd).unwrap();
+        let options = format!(
+            "\n[plugins.'{plugin}'.containerd.runtimes.wasmvm.options]\nboot_timeout_s = 20\n"
+        );
+        let enabled = fs::read_to_string(&host.site.config).unwrap();
+        fs::write(&host.site.config, format!("{enabled}{options}")).unwrap();
+        enable(&host.site, containerd).unwrap();
+        let dump = containerd.configuration(Some(&host.site.config)).unwrap();
+        let runtimes = super::handler::runtimes(&dump).unwrap();
+        assert_eq!(runtimes.keys().collect::<Vec<_>>(), ["runc", "wasmvm"]);
+        assert_eq!(
+            runtimes["wasmvm"]["options"]["boot_timeout_s"].as_integer(),
+            Some(20)
+        );
+        // Without the handler the options alone would be a runtime, beside which 1.x forgets runc.
+        let before = host.files();
+        assert!(matches!(
+            disable(&host.site, containerd),
+            Err(EditError::Unproved(..))
+        ));
+        assert_eq!(host.files(), before);
+    }
 }
 
 #[test]
