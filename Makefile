@@ -25,7 +25,7 @@ endif
 SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
 
-.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests fuzz fuzz-vm soak bench shell check deb deb-test install uninstall clean
+.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests fuzz fuzz-vm soak bench shell check deb deb-test node-image install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -120,6 +120,9 @@ deb: stage ## make the Debian package, in build/deb
 
 deb-test: stage ## install, use and remove the package in an empty Debian 12 (downloads it once)
 	@deploy/deb/test "$$(deploy/deb/build $(STAGE) $(OUT)/deb)" $(OUT)/deb
+
+node-image: stage ## make the image that installs wasmvm on the nodes of a cluster, in build/kubernetes
+	@deploy/kubernetes/image $(STAGE) $(OUT)/kubernetes
 
 install: stage ## put binaries and guest files below PREFIX (default /usr/local)
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(STAGE)/bin/*
