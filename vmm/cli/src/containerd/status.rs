@@ -17,6 +17,7 @@ enum Handler {
     Absent,
     Ours,
     Foreign,
+    Generated,
     CriIsOff,
 }
 
@@ -33,7 +34,10 @@ pub(super) struct Status {
 impl Status {
     /// Whether pods can name the handler, once containerd has read the configuration.
     pub(super) fn is_enabled(&self) -> bool {
-        matches!(self.handler, Handler::Ours | Handler::Foreign)
+        matches!(
+            self.handler,
+            Handler::Ours | Handler::Foreign | Handler::Generated
+        )
     }
 }
 
@@ -55,6 +59,9 @@ impl fmt::Display for Status {
         f.write_str(match self.handler {
             Handler::Ours => "enabled: the configuration has the handler `wasmvm`",
             Handler::Foreign => "enabled: the configuration has a handler `wasmvm`, which `wasmvm containerd enable` has not written",
+            Handler::Generated => {
+                "enabled: the template has the handler `wasmvm`, and the configuration is generated from it at the next start"
+            }
             Handler::Absent => "not enabled: the configuration has no handler `wasmvm`",
             Handler::CriIsOff => "not enabled: the configuration switches containerd's CRI plugin off",
         })
@@ -84,10 +91,13 @@ pub(super) fn look(site: &Site, containerd: &impl Containerd) -> Result<Status, 
             files.push(path.clone());
         }
     }
+    let mut templates = site.templates.iter().flatten();
+    let in_template = templates.any(|template| files.contains(template));
     let there = handler::runtimes(&dump).and_then(|runtimes| runtimes.get(handler::NAME));
     let there = there.is_some_and(handler::has_type);
     let handler = match (there, files.is_empty()) {
         _ if handler::cri_is_off(&dump) => Handler::CriIsOff,
+        (false, false) if in_template => Handler::Generated,
         (false, _) => Handler::Absent,
         (true, false) => Handler::Ours,
         (true, true) => Handler::Foreign,

@@ -370,6 +370,8 @@ fn k3s_that_imports_nothing_gets_a_template() {
         let before = host.files();
         enable(&host.site, &ALL[containerd]).unwrap();
         let template = host.text(&format!("{FOLDER}/{name}"));
+        let status = status::look(&host.site, &ALL[containerd]).unwrap();
+        assert!(status.is_enabled() && status.to_string().ends_with("at the next start"));
         assert_eq!(host.text(K3S), generated);
         // K3s starts anew and generates its file from the template.
         let now = template.replace("{{ template \"base\" . }}", generated);
