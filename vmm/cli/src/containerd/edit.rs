@@ -51,10 +51,7 @@ impl fmt::Display for Done {
             (Expected::Gone, false) => "there is nothing of `wasmvm containerd enable` in containerd's configuration",
         })?;
         if self.changed && !self.proved {
-            f.write_str(
-                "
-containerd could not be asked whether anything else changes by that",
-            )?;
+            f.write_str("\ncontainerd could not be asked whether anything else changes by that")?;
         }
         match self.changed {
             true => write!(

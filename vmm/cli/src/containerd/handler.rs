@@ -13,11 +13,12 @@ const PLUGINS: [&str; 3] = [
     "io.containerd.cri.v1.runtime",
 ];
 
-/// The plugin whose table has CRI's runtimes in a file of `version`. A file without a version is of version 1 to
-/// containerd 1.x; containerd 2.x takes its tables as they are named, which are those of version 3.
+/// The plugin whose table has CRI's runtimes in a file of `version`. A file without a version is of version 1.
+/// containerd 2.x moves no table of CRI of such a file to where it looks for the table, and takes the names of
+/// version 3 there.
 pub(super) fn plugin(version: Option<i64>, major: u64) -> &'static str {
     match version {
-        None if major >= 2 => PLUGINS[2],
+        None | Some(..=1) if major >= 2 => PLUGINS[2],
         None | Some(..=1) => PLUGINS[0],
         Some(2) => PLUGINS[1],
         Some(_) => PLUGINS[2],

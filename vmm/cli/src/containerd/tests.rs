@@ -156,12 +156,14 @@ fn every_containerd_gets_the_handler_once_and_all_files_are_as_before_in_the_end
     let own = [DEFAULT_16, DEFAULT_17, DEFAULT_21];
     for (containerd, default) in ALL.iter().zip(own) {
         let user = if containerd.is_1() { USER_2 } else { USER_3 };
+        let version_1 = format!("version = 1\n{USER_1}");
         for text in [
             None,
             Some(""),
             Some(default),
             Some(DEBIAN),
             Some(USER_1),
+            Some(&version_1),
             Some(USER_2),
             Some(user),
         ] {
