@@ -22,16 +22,10 @@ use super::running::Running;
 const VERSIONS: &str = "lib/wasmvm-versions";
 /// Name of the folder in which a version is put together.
 const UNFINISHED: &str = ".unfinished";
-/// Files of a version, with whether they are programs.
-const FILES: [(&str, bool); 7] = [
-    ("bin/containerd-shim-wasmvm-v1", true),
-    ("bin/wasmvm", true),
-    ("lib/wasmvm/wasmvm-vmm", true),
-    ("lib/wasmvm/kernel", false),
-    ("lib/wasmvm/agent.cpio", false),
-    ("lib/wasmvm/compiler.cpio", false),
-    ("lib/wasmvm/compiler.cpio.sha256", false),
-];
+/// Folders of a version whose files are copied, whatever their names.
+const FOLDERS: [&str; 2] = ["bin", "lib/wasmvm"];
+/// The program that serves no pod.
+const COMMAND_LINE: &str = "bin/wasmvm";
 /// Programs that `bin` leads to.
 const LINKS: [&str; 2] = ["containerd-shim-wasmvm-v1", "wasmvm"];
 /// Bytes of the digest in a version's name.
@@ -82,8 +76,12 @@ impl Host {
         if !versions.join(&name).exists() {
             let unfinished = versions.join(UNFINISHED);
             remove(&unfinished)?;
-            for (file, is_program) in FILES {
-                copy(&from.join(file), &unfinished.join(file), is_program)?;
+            for file in files(from)? {
+                copy(
+                    &from.join(&file),
+                    &unfinished.join(&file),
+                    is_program(&file),
+                )?;
             }
             let done = versions.join(&name);
             let renamed =
@@ -127,17 +125,22 @@ impl Host {
     }
 
     fn runs(&self, name: &str, running: &Running) -> bool {
-        let folder = self.prefix.join(VERSIONS).join(name);
-        FILES
-            .iter()
-            .any(|(file, is_program)| *is_program && running.has(&folder.join(file)))
+        self.has_program(name, |_, path| running.has(path))
     }
 
     fn serves(&self, name: &str, running: &Running) -> bool {
+        let command_line = Path::new(COMMAND_LINE);
+        self.has_program(name, |file, path| file != command_line && running.has(path))
+    }
+
+    /// Whether a program of a version, by its name in the version and by its path, is a `wanted` one; so may be one of
+    /// a version that cannot be read.
+    fn has_program(&self, name: &str, wanted: impl Fn(&Path, &Path) -> bool) -> bool {
         let folder = self.prefix.join(VERSIONS).join(name);
-        ["bin/containerd-shim-wasmvm-v1", "lib/wasmvm/wasmvm-vmm"]
-            .iter()
-            .any(|file| running.has(&folder.join(file)))
+        files(&folder).map_or(true, |files| {
+            let mut programs = files.iter().filter(|file| is_program(file));
+            programs.any(|file| wanted(file, &folder.join(file)))
+        })
     }
 
     /// Names of all whole versions.
@@ -186,8 +189,9 @@ impl Host {
 /// A version's name: the program's version, and a digest of all files.
 fn name_of(from: &Path) -> Result<String, VersionsError> {
     let mut hash = Sha256::new();
-    for (name, _) in FILES {
-        let path = from.join(name);
+    for file in files(from)? {
+        let path = from.join(&file);
+        hash.update(file.as_os_str().as_encoded_bytes());
         let copied =
             File::open(&path).and_then(|mut file| io::copy(&mut file, &mut Hashed(&mut hash)));
         let bytes = copied.map_err(|error| file_error("read", path, error))?;
@@ -198,6 +202,30 @@ fn name_of(from: &Path) -> Result<String, VersionsError> {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     Ok(format!("{}-{digest}", env!("CARGO_PKG_VERSION")))
+}
+
+/// The files of a version below `from`, by their paths from there, in the order of their names.
+fn files(from: &Path) -> Result<Vec<PathBuf>, VersionsError> {
+    let mut files = Vec::new();
+    for folder in FOLDERS {
+        let path = from.join(folder);
+        let entries =
+            fs::read_dir(&path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        let entries = entries.map_err(|error| file_error("read", path, error))?;
+        files.extend(
+            entries
+                .into_iter()
+                .map(|entry| Path::new(folder).join(entry.file_name())),
+        );
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Whether a file of a version is executed on the host; the guest's kernel and initramfs are not.
+fn is_program(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+    file.starts_with("bin") || name.starts_with(b"wasmvm-")
 }
 
 /// A hash as something to write to.
@@ -254,10 +282,20 @@ fn remove(folder: &Path) -> Result<(), VersionsError> {
 mod tests {
     use super::*;
 
+    const FILES: [&str; 7] = [
+        "bin/containerd-shim-wasmvm-v1",
+        "bin/wasmvm",
+        "lib/wasmvm/wasmvm-vmm",
+        "lib/wasmvm/wasmvm-holder",
+        "lib/wasmvm/kernel",
+        "lib/wasmvm/agent.cpio",
+        "lib/wasmvm/compiler.cpio",
+    ];
+
     /// Files of a version, told by their content.
     fn payload(dir: &Path, kernel: &str) -> PathBuf {
         let from = dir.join(kernel);
-        for (file, _) in FILES {
+        for file in FILES {
             let path = from.join(file);
             make_folder(path.parent().unwrap()).unwrap();
             fs::write(&path, kernel).unwrap();
@@ -296,6 +334,15 @@ mod tests {
         let running = processes(dir.path(), None);
         assert_eq!(host.prune(&two, &running).unwrap(), (vec![one], vec![]));
         let target = fs::canonicalize(prefix.join("bin/wasmvm")).unwrap();
+        let mode = |file| {
+            fs::metadata(target.parent().unwrap().join(file))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!(mode("../lib/wasmvm/wasmvm-holder"), 0o755);
+        assert_eq!(mode("../lib/wasmvm/kernel"), 0o644);
         assert!(target.to_string_lossy().contains(&two));
         assert_eq!(
             fs::read_to_string(target.parent().unwrap().join("../lib/wasmvm/kernel")).unwrap(),
@@ -313,6 +360,7 @@ mod tests {
         let from = payload(dir.path(), "one");
         let lost = from.join("lib/wasmvm/compiler.cpio");
         fs::remove_file(&lost).unwrap();
+        symlink("nowhere", &lost).unwrap();
         assert!(
             matches!(host.install(&from), Err(VersionsError::File { path, .. }) if path == lost)
         );
@@ -325,6 +373,7 @@ mod tests {
                 .join("bin/wasmvm"),
         )
         .unwrap();
+        fs::remove_file(&lost).unwrap();
         fs::write(&lost, "").unwrap();
         host.install(&from).unwrap();
         assert_eq!(host.versions().unwrap().len(), 1);
