@@ -3,6 +3,8 @@
 //! Most tests use the one that the surroundings offer, named by `CONTAINERD_ADDRESS`. One that is started
 //! here takes its place for everything in this crate until it is dropped: tests run one after another.
 
+mod config;
+
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+pub use config::BRIDGE;
 
 /// How long containerd may take to answer, under emulation.
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -99,6 +103,12 @@ pub fn state() -> PathBuf {
     )
 }
 
+/// Where the containerd in use has the plugin for pods' addresses note those that are given.
+#[must_use]
+pub fn leases() -> PathBuf {
+    state().with_file_name(config::LEASES)
+}
+
 /// A running containerd, or one to start again. Its root, state and socket are its own.
 #[derive(Debug)]
 pub struct Containerd {
@@ -108,17 +118,30 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts one, for all that follows until it is dropped.
+    /// Starts one without CRI, for all that follows until it is dropped.
     ///
     /// # Panics
     /// When it does not answer.
     #[must_use]
     pub fn start(version: Version) -> Self {
+        Self::start_configured(version, config::without_cri)
+    }
+
+    /// Starts one with CRI, the runtime handlers `runc` and `wasmvm`, and a network for pods.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn start_with_cri(version: Version) -> Self {
+        Self::start_configured(version, config::with_cri)
+    }
+
+    fn start_configured(version: Version, configure: fn(&Path)) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("wasmvm-containerd.")
             .tempdir()
             .expect("a folder");
-        fs::write(folder.path().join("config.toml"), config(folder.path())).expect("written");
+        configure(folder.path());
         let mut containerd = Self {
             version,
             folder,
@@ -232,31 +255,4 @@ fn answers() -> bool {
         .stderr(Stdio::null())
         .status();
     status.is_ok_and(|status| status.success())
-}
-
-/// No CRI, and no snapshotter that needs tools or devices.
-fn config(folder: &Path) -> String {
-    let folder = folder.display();
-    format!(
-        r#"version = 2
-root = "{folder}/root"
-state = "{folder}/state"
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri",
-  "io.containerd.cri.v1.images",
-  "io.containerd.cri.v1.runtime",
-  "io.containerd.snapshotter.v1.aufs",
-  "io.containerd.snapshotter.v1.blockfile",
-  "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.erofs",
-  "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.tracing.processor.v1.otlp",
-  "io.containerd.internal.v1.opt",
-  "io.containerd.nri.v1.nri",
-]
-[grpc]
-address = "{folder}/sock"
-"#
-    )
 }
