@@ -1,11 +1,13 @@
-//! What a task must not leave behind: processes, mounts, cgroups, sockets, FIFOs, directories.
+//! What a task or a pod must not leave behind: processes, mounts, cgroups, sockets, FIFOs, directories, and of a pod
+//! its network: namespace, interface, address.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::process;
+use crate::{containerd, process};
 
 /// containerd sends the last requests after `ctr` has returned; the shim ends a moment later.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
@@ -22,6 +24,15 @@ const PROGRAMS: [&str; 4] = [
 ];
 /// Where directories, sockets and FIFOs of tasks live.
 const FOLDERS: [&str; 4] = ["/run/wasmvm", TASKS, "/run/containerd/s", FIFOS];
+/// Folders of containerd's for pods and containers, below its state and its root.
+const OF_CRI: [&str; 2] = [
+    "io.containerd.grpc.v1.cri/sandboxes",
+    "io.containerd.grpc.v1.cri/containers",
+];
+/// containerd's bundles of CRI's namespace, below its state.
+const BUNDLES: &str = "io.containerd.runtime.v2.task/k8s.io";
+/// The host's side of a pod's network.
+const INTERFACES: &str = "/sys/class/net";
 /// A folder for each of containerd's namespaces that has tasks.
 const TASKS: &str = "/run/wasmvm/tasks";
 /// Made and removed by the client, `ctr`.
@@ -31,12 +42,15 @@ const FIFOS: &str = "/run/containerd/fifo";
 const OF_THE_HOST: [&str; 3] = [TASKS, "/run/wasmvm/artifacts", "/run/wasmvm/compile"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// What is on the host now that a task of ours could have put there.
+/// What is on the host now that a task or a pod of ours could have put there.
 #[must_use]
 pub fn found() -> Vec<String> {
     let mut found = Vec::new();
     found.extend(processes());
     found.extend(mounts());
+    found.extend(interfaces());
+    found.extend(leases());
+    found.extend(of_pods());
     found.extend(cgroups(Path::new(CGROUPS), 0));
     for folder in FOLDERS {
         found.extend(
@@ -101,6 +115,34 @@ fn processes() -> impl Iterator<Item = String> {
     })
 }
 
+/// Names of pods' ends of a bridge on the host.
+fn interfaces() -> impl Iterator<Item = String> {
+    let names = entries(Path::new(INTERFACES)).filter_map(|path| {
+        let name = path.file_name()?.to_str()?.to_owned();
+        name.starts_with("veth").then_some(name)
+    });
+    names.map(|name| format!("interface {name}"))
+}
+
+/// Addresses that pods have.
+fn leases() -> impl Iterator<Item = String> {
+    let files = entries(&containerd::leases()).flat_map(|network| entries(&network));
+    files.filter_map(|path| {
+        let address: IpAddr = path.file_name()?.to_str()?.parse().ok()?;
+        Some(format!("address {address}"))
+    })
+}
+
+/// What containerd keeps for pods and their containers.
+fn of_pods() -> impl Iterator<Item = String> {
+    let state = containerd::state();
+    let root = state.with_file_name("root");
+    let folders = [&state, &root].map(|folder| OF_CRI.map(|name| folder.join(name)));
+    let folders = folders.into_iter().flatten().chain([state.join(BUNDLES)]);
+    let paths: Vec<_> = folders.flat_map(|folder| entries(&folder)).collect();
+    paths.into_iter().map(|path| path.display().to_string())
+}
+
 fn mounts() -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     table
@@ -110,6 +152,8 @@ fn mounts() -> Vec<String> {
             let of_the_host = OF_THE_HOST.contains(point);
             (point.starts_with("/run/wasmvm") && !of_the_host)
                 || point.contains("/io.containerd.runtime.v2.task/")
+                || point.contains("/io.containerd.grpc.v1.cri/")
+                || point.contains("/netns/cni-")
         })
         .map(|point| format!("mount {point}"))
         .collect()
@@ -130,7 +174,7 @@ fn cgroups(folder: &Path, depth: u32) -> Vec<String> {
         .collect()
 }
 
-fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(folder)
         .into_iter()
         .flatten()
