@@ -28,6 +28,7 @@
 //! * [`hostile`]: guests that have been taken over.
 //! * [`ring0`]: guests that try all that ring 0 can.
 //! * [`versions`]: the main things on other containerds.
+//! * [`pods`]: what a kubelet asks for.
 //! * [`check`]: the host is fit.
 
 mod busybox;
@@ -45,6 +46,7 @@ mod load;
 mod logs;
 mod memory;
 mod pause;
+mod pods;
 mod refusals;
 mod resources;
 mod restart;
