@@ -25,7 +25,7 @@ endif
 SOAK_TASKS ?= 500
 BINARIES := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/$(PROFILE)
 
-.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it client-tests fuzz fuzz-vm soak bench shell check deb deb-test node-image install uninstall clean
+.PHONY: help packages build stage images testbed demo test checks unit lint deny docs-check e2e it pods client-tests fuzz fuzz-vm soak bench shell check deb deb-test node-image install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -92,6 +92,10 @@ e2e: build ## end-to-end tests, on the host's KVM or in the testbed
 # TEST reaches the commands by the environment: its words are split, and read by no shell.
 it: build ## one end-to-end test: make it TEST=name
 	@set -f; tests/run-e2e --stage $(STAGE) --images $(OUT)/images $${TEST:-}
+
+pods: build ## all of pods, on each containerd (TEST=name for some): make test has the main ones
+	@set -f; WASMVM_E2E_OPTIONS="--include-ignored $${WASMVM_E2E_OPTIONS:-}" \
+	    tests/run-e2e --stage $(STAGE) --images $(OUT)/images $${TEST:-pods::}
 
 client-tests: build ## containerd's own client tests with this runtime (downloads their Go packages; TEST=name for some)
 	@tests/step "containerd's client tests" tests/client/build $(OUT)/client
