@@ -1,7 +1,7 @@
 //! Pods, as a kubelet makes them: through containerd's Container Runtime Interface.
 //!
 //! What is tested is written once, for both handlers: [`walk`] has the main things of a pod, [`scenarios`] the rest.
-//! [`runc`] checks the tests themselves. Each test starts a containerd with CRI. What is not needed in every run is
+//! [`runc`] checks the tests themselves, [`wasmvm`] has what is ours alone besides. Each test starts a containerd with CRI. What is not needed in every run is
 //! `#[ignore]`d: `make pods` runs it all.
 
 use wasmvm_tests::containerd::Version;
@@ -14,6 +14,7 @@ use wasmvm_tests::leftovers;
 mod runc;
 mod scenarios;
 mod walk;
+mod wasmvm;
 
 /// A handler, and an image with a shell for it.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,12 @@ const RUNC: Kind = Kind {
     handler: Handler::Runc,
     image: || image::NATIVE.to_owned(),
     stopped: 137,
+};
+
+const WASMVM: Kind = Kind {
+    handler: Handler::Wasmvm,
+    image: || image::example("busybox"),
+    stopped: 143,
 };
 
 impl Kind {

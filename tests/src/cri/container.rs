@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use protobuf::MessageField;
+use protobuf::{EnumOrUnknown, MessageField};
 
 use crate::cri::client::{CallError, call};
 use crate::cri::image;
@@ -16,9 +16,9 @@ use crate::cri::messages::{
     ContainerStatusRequest, ContainerStatusResponse, CreateContainerRequest,
     CreateContainerResponse, ExecRequest, ExecResponse, ExecSyncRequest, ExecSyncResponse,
     Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources,
-    LinuxContainerSecurityContext, Mount, RemoveContainerRequest, RemoveContainerResponse,
-    ReopenContainerLogRequest, ReopenContainerLogResponse, StartContainerRequest,
-    StartContainerResponse, StopContainerRequest, StopContainerResponse,
+    LinuxContainerSecurityContext, Mount, MountPropagation, RemoveContainerRequest,
+    RemoveContainerResponse, ReopenContainerLogRequest, ReopenContainerLogResponse,
+    StartContainerRequest, StartContainerResponse, StopContainerRequest, StopContainerResponse,
     UpdateContainerResourcesRequest, UpdateContainerResourcesResponse,
 };
 use crate::cri::pod::Pod;
@@ -91,6 +91,15 @@ impl<'pod> ContainerSpec<'pod> {
             readonly,
             ..Default::default()
         });
+        self
+    }
+
+    /// Has what the host mounts later, below the last mount of these, show inside.
+    #[must_use]
+    pub fn propagated(mut self, how: MountPropagation) -> Self {
+        if let Some(mount) = self.config.mounts.last_mut() {
+            mount.propagation = EnumOrUnknown::new(how);
+        }
         self
     }
 
