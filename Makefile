@@ -94,8 +94,7 @@ it: build ## one end-to-end test: make it TEST=name
 	@set -f; tests/run-e2e --stage $(STAGE) --images $(OUT)/images $${TEST:-}
 
 pods: build ## all of pods, on each containerd (TEST=name for some): make test has the main ones
-	@set -f; WASMVM_E2E_OPTIONS="--include-ignored $${WASMVM_E2E_OPTIONS:-}" \
-	    tests/run-e2e --stage $(STAGE) --images $(OUT)/images $${TEST:-pods::}
+	@set -f; tests/run-e2e --stage $(STAGE) --images $(OUT)/images $${TEST:-pods::}
 
 client-tests: build ## containerd's own client tests with this runtime (downloads their Go packages; TEST=name for some)
 	@tests/step "containerd's client tests" tests/client/build $(OUT)/client

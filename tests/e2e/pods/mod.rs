@@ -1,8 +1,8 @@
 //! Pods, as a kubelet makes them: through containerd's Container Runtime Interface.
 //!
 //! What is tested is written once, for both handlers: [`walk`] has the main things of a pod, [`scenarios`] the rest.
-//! [`runc`] checks the tests themselves, [`wasmvm`] has what is ours alone besides. Each test starts a containerd with CRI. What is not needed in every run is
-//! `#[ignore]`d: `make pods` runs it all.
+//! [`runc`] checks the tests themselves, [`wasmvm`] has what is ours alone besides. Each test starts a containerd with CRI. What is not
+//! needed in every run stands in a module `more`: `make pods` runs it all.
 
 use wasmvm_tests::containerd::Version;
 use wasmvm_tests::cri::container::ContainerSpec;

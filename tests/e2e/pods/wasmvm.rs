@@ -43,120 +43,6 @@ fn a_pod_whose_shim_was_killed_is_removed_on_2() {
     on(Version::V2, WASMVM, shim_killed);
 }
 
-#[test]
-#[ignore = "make pods"]
-fn a_pod_whose_shim_was_killed_is_removed_on_1_7() {
-    on(Version::V1_7, WASMVM, shim_killed);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn what_ends_without_containerd_keeps_its_exit_code_on_1_6() {
-    on(Version::Installed, WASMVM, ended_meanwhile);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn what_ends_without_containerd_keeps_its_exit_code_on_1_7() {
-    on(Version::V1_7, WASMVM, ended_meanwhile);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn what_ends_without_containerd_keeps_its_exit_code_on_2() {
-    on(Version::V2, WASMVM, ended_meanwhile);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_pods_containers_have_one_shim_and_a_vm_each() {
-    on(Version::V2, WASMVM, one_shim);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn an_elf_program_is_refused_in_a_pod() {
-    on(Version::V2, WASMVM, elf);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_shared_process_namespace_is_refused() {
-    on(Version::V2, WASMVM, shared_processes);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn mounts_that_propagate_are_refused() {
-    on(Version::V2, WASMVM, propagation);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn two_pods_are_apart() {
-    on(Version::Installed, WASMVM, scenarios::two_pods);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_pod_may_be_in_the_hosts_network() {
-    on(Version::V2, WASMVM, scenarios::host_network);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_pod_has_a_network_with_its_parameters() {
-    on(Version::V2, WASMVM, scenarios::own_network);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_log_is_rotated() {
-    on(Version::Installed, WASMVM, scenarios::log_rotation);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn limits_change_while_a_container_runs() {
-    on(Version::V2, WASMVM, scenarios::live_limits);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn volumes_are_live() {
-    on(Version::Installed, WASMVM, scenarios::volumes);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_pod_lives_through_upgrades_of_containerd() {
-    on(Version::Installed, WASMVM, scenarios::upgrades);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_killed_container_leaves_its_siblings_alone() {
-    on(Version::Installed, WASMVM, scenarios::container_killed);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_pod_whose_own_process_was_killed_is_removed() {
-    on(Version::Installed, WASMVM, scenarios::sandbox_killed);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_container_without_memory_is_oom_killed() {
-    on(Version::V2, WASMVM, scenarios::out_of_memory);
-}
-
-#[test]
-#[ignore = "make pods"]
-fn a_container_that_cannot_start_leaves_its_pod_ready() {
-    on(Version::Installed, WASMVM, scenarios::failed_start);
-}
-
 /// As an operator's `kill -9`, or the host's want of memory, does: with two containers, one of which has ended.
 fn shim_killed(kind: super::Kind, _: &mut Node) {
     let pod = kind.pod().run();
@@ -245,4 +131,104 @@ fn propagation(kind: super::Kind, _: &mut Node) {
         .expect_err("it is refused")
         .expect_refusal(&["mountPropagation"]);
     pod.remove();
+}
+
+/// The tests that `make pods` runs and `make test` does not.
+mod more {
+    use super::*;
+
+    #[test]
+    fn a_pod_whose_shim_was_killed_is_removed_on_1_7() {
+        on(Version::V1_7, WASMVM, shim_killed);
+    }
+
+    #[test]
+    fn what_ends_without_containerd_keeps_its_exit_code_on_1_6() {
+        on(Version::Installed, WASMVM, ended_meanwhile);
+    }
+
+    #[test]
+    fn what_ends_without_containerd_keeps_its_exit_code_on_1_7() {
+        on(Version::V1_7, WASMVM, ended_meanwhile);
+    }
+
+    #[test]
+    fn what_ends_without_containerd_keeps_its_exit_code_on_2() {
+        on(Version::V2, WASMVM, ended_meanwhile);
+    }
+
+    #[test]
+    fn a_pods_containers_have_one_shim_and_a_vm_each() {
+        on(Version::V2, WASMVM, one_shim);
+    }
+
+    #[test]
+    fn an_elf_program_is_refused_in_a_pod() {
+        on(Version::V2, WASMVM, elf);
+    }
+
+    #[test]
+    fn a_shared_process_namespace_is_refused() {
+        on(Version::V2, WASMVM, shared_processes);
+    }
+
+    #[test]
+    fn mounts_that_propagate_are_refused() {
+        on(Version::V2, WASMVM, propagation);
+    }
+
+    #[test]
+    fn two_pods_are_apart() {
+        on(Version::Installed, WASMVM, scenarios::two_pods);
+    }
+
+    #[test]
+    fn a_pod_may_be_in_the_hosts_network() {
+        on(Version::V2, WASMVM, scenarios::host_network);
+    }
+
+    #[test]
+    fn a_pod_has_a_network_with_its_parameters() {
+        on(Version::V2, WASMVM, scenarios::own_network);
+    }
+
+    #[test]
+    fn a_log_is_rotated() {
+        on(Version::Installed, WASMVM, scenarios::log_rotation);
+    }
+
+    #[test]
+    fn limits_change_while_a_container_runs() {
+        on(Version::V2, WASMVM, scenarios::live_limits);
+    }
+
+    #[test]
+    fn volumes_are_live() {
+        on(Version::Installed, WASMVM, scenarios::volumes);
+    }
+
+    #[test]
+    fn a_pod_lives_through_upgrades_of_containerd() {
+        on(Version::Installed, WASMVM, scenarios::upgrades);
+    }
+
+    #[test]
+    fn a_killed_container_leaves_its_siblings_alone() {
+        on(Version::Installed, WASMVM, scenarios::container_killed);
+    }
+
+    #[test]
+    fn a_pod_whose_own_process_was_killed_is_removed() {
+        on(Version::Installed, WASMVM, scenarios::sandbox_killed);
+    }
+
+    #[test]
+    fn a_container_without_memory_is_oom_killed() {
+        on(Version::V2, WASMVM, scenarios::out_of_memory);
+    }
+
+    #[test]
+    fn a_container_that_cannot_start_leaves_its_pod_ready() {
+        on(Version::Installed, WASMVM, scenarios::failed_start);
+    }
 }
