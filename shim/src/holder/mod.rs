@@ -73,6 +73,8 @@ impl Holder {
             oom_score_adj: spec.oom_score_adj.unwrap_or(0),
         })
         .await?;
+        // From here on the holder is reaped, whatever fails.
+        let exit = watch_exit(process.host.clone());
         let pid = process.host.pid();
         let start_time = start_time(pid).map_err(|error| {
             let sentence = format!("cannot read the start time of the pod's holder: {error}");
@@ -86,7 +88,7 @@ impl Holder {
         Ok(Self {
             // A sandbox has no RAM that could be too small for a limit.
             accounting: Arc::new(Accounting::new(cgroup, RAM_MIB_MAX, memory_bytes_max)),
-            exit: watch_exit(process.host.clone()),
+            exit,
             order,
             spec,
             pod: Arc::new(pod),

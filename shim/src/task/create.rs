@@ -14,11 +14,12 @@ use crate::agent::AgentError;
 use crate::bundle::PodPlace;
 use crate::error::{self, Coded, ErrorCode, Refusal};
 use crate::events::Event;
+use crate::guest_deadline::GuestClock;
 use crate::log::spawn_in_span;
 use crate::pod::Pod;
 use crate::stdio::{GuestStreams, Pumps, Stdio, StdioError, StdioNames, StdioOwner};
 use crate::vm::{VmEnd, end_behind_silence};
-use crate::workload::{Membership, Workload, WorkloadMaker, WorkloadOrder};
+use crate::workload::{Membership, Workload, WorkloadOrder};
 
 /// The fields of a `Create` request that the shim uses.
 #[derive(Clone, Debug)]
@@ -95,12 +96,11 @@ impl Tasks {
     ///
     /// # Errors
     /// [`CreateError`], translated for containerd; then nothing is left of the task.
-    pub(crate) async fn create(&self, mut order: TaskOrder) -> Result<u32, Refusal> {
+    pub(crate) async fn create(&self, order: TaskOrder) -> Result<u32, Refusal> {
         let id = order.workload.id.clone();
-        order.workload.membership = self.membership(&order.workload).await?;
         let task = Arc::new(Task::new(order, self.events.clone()));
         let task = self.insert(&id, task)?;
-        let created = task.create(&*self.maker).await;
+        let created = task.create(self).await;
         if let Err(error) = &created {
             self.remove(&id, &task);
             // Releases a Delete that waits; no other move can have come before.
@@ -110,7 +110,17 @@ impl Tasks {
         created.map_err(Refusal::from)
     }
 
-    /// The place of a new task among pods.
+    /// Finds the task's place among pods, and makes its workload.
+    async fn make(
+        &self,
+        order: &WorkloadOrder,
+        clock: GuestClock,
+    ) -> Result<Arc<dyn Workload>, Refusal> {
+        let mut order = order.clone();
+        order.membership = self.membership(&order).await?;
+        self.maker.create(order, clock).await
+    }
+
     async fn membership(&self, order: &WorkloadOrder) -> Result<Membership, Refusal> {
         let place = self.maker.place(&order.bundle, &order.id).await?;
         Ok(match place {
@@ -159,16 +169,16 @@ impl Coded for PodError {
 
 impl Task {
     /// Boots the VM, loads the program and returns the task's pid.
-    async fn create(self: &Arc<Self>, maker: &dyn WorkloadMaker) -> Result<u32, CreateError> {
+    async fn create(self: &Arc<Self>, tasks: &Tasks) -> Result<u32, CreateError> {
         let owner = StdioOwner {
             namespace: &self.order.namespace,
             id: &self.order.id,
         };
         let stdio = Stdio::open(&self.init.stdio, &owner).await?;
         let workload = tokio::select! {
-            made = maker.create(self.order.clone(), self.flow.clock()) => made.map_err(CreateError::TaskVm)?,
+            made = tasks.make(&self.order, self.flow.clock()) => made.map_err(CreateError::TaskVm)?,
             error = self.aborted() => {
-                if let Err(left) = maker.undo(&self.order).await {
+                if let Err(left) = tasks.maker.undo(&self.order).await {
                     tracing::error!(task_id = %self.order.id, %left, "cannot undo an aborted create");
                 }
                 return Err(error);
@@ -319,12 +329,11 @@ mod tests {
         let sandbox = scene.tasks.get("pod").unwrap();
         soon(sandbox.start()).await.unwrap();
         scene.create("c").await.unwrap();
-        let container = scene.tasks.get("c").unwrap();
-        let Membership::Container(pod) = &container.order.membership else {
-            panic!("{:?}", container.order.membership);
+        let container = scene.maker.workload();
+        let Membership::Container(pod) = &container.membership else {
+            panic!("{:?}", container.membership);
         };
         assert_eq!((pod.id(), pod.hostname()), ("pod", "web-0"));
-        assert_eq!(container.order.pod_id(), Some("pod"));
     }
 
     #[tokio::test]

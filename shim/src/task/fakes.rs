@@ -581,6 +581,7 @@ pub(crate) struct FakeWorkload {
     pub loads: watch::Sender<bool>,
     /// The pod, for a sandbox.
     pub pod: Option<Arc<Pod>>,
+    pub membership: Membership,
 }
 
 impl FakeWorkload {
@@ -620,6 +621,7 @@ impl FakeWorkload {
             pause_fails: AtomicBool::new(false),
             compiled_again: AtomicU32::new(0),
             pod: None,
+            membership: Membership::Alone,
             loads: watch::Sender::new(true),
         }
     }
@@ -789,6 +791,7 @@ impl WorkloadMaker for FakeMaker {
             let journal = Journal::create(root, "ns", id, &order.bundle, Some(id)).unwrap();
             Arc::new(Pod::new(id, "web-0", &order.bundle, Arc::new(journal)))
         });
+        workload.membership = order.membership;
         let workload = Arc::new(workload);
         *self.last.lock().unwrap() = Some(workload.clone());
         Ok(workload)
