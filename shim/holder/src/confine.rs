@@ -10,8 +10,9 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 use crate::end::end_by_signals;
 
-/// User and group of the holder: the kernel's overflow ids, which own nothing.
-const NOBODY: u32 = 65534;
+/// User and group of all holders: they own nothing on the host. Not the overflow ids, as any process of user nobody may
+/// signal another one; and not the VMMs', which are the number before.
+const HOLDER_ID: u32 = 0x7761_736e;
 /// The system calls of a holder: to tell the shim, to wait for its end, to exit, and to return from a stop.
 const CALLS: [libc::c_long; 5] = [
     libc::SYS_write,
@@ -66,7 +67,7 @@ pub(super) fn confine() -> Result<(), ConfineError> {
     seccompiler::apply_filter(&filter).map_err(ConfineError::Filter)
 }
 
-/// Gives up every capability, also as a bound, and becomes nobody.
+/// Gives up every capability, also as a bound, and takes the holders' user and group.
 fn drop_rights() -> Result<(), ConfineError> {
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
@@ -78,10 +79,10 @@ fn drop_rights() -> Result<(), ConfineError> {
         }
     }
     rustix::thread::set_thread_groups(&[]).map_err(step("leave its groups"))?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(step("become nobody's group"))?;
+    let (uid, gid) = (Uid::from_raw(HOLDER_ID), Gid::from_raw(HOLDER_ID));
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(step("take its group"))?;
     // The step from uid 0 clears all sets of capabilities (capabilities(7)).
-    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(step("become nobody"))
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(step("take its user"))
 }
 
 fn filter() -> Result<BpfProgram, seccompiler::Error> {
